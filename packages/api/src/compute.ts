@@ -1,0 +1,98 @@
+/** Compute host HTTP surface (token: `service`). The host runs one agent process per compute and keeps one spare warm.
+ *
+ *    POST   /v1/templates/:major           initdb a pristine cluster and send it to the pageserver -> TemplateInfo
+ *    PUT    /v1/computes/:computeId        ComputeSpec -> ComputeStatus once it accepts connections, or an error with the reason
+ *    GET    /v1/computes                   -> { computes: ComputeStatus[] }
+ *    GET    /v1/computes/:computeId        -> ComputeStatus
+ *    PATCH  /v1/computes/:computeId        ComputeChange -> ComputeStatus      (applied to the running server)
+ *    POST   /v1/computes/:computeId/stop   { mode: 'fast' | 'immediate' } -> ComputeStatus when gone (idempotent)
+ *    GET    /v1/computes/:computeId/roles/:role  -> RoleSecret (from pg_authid) */
+import type { PeerAddress } from './safekeeper.ts';
+import { HttpClient, type HttpClientOptions } from './http-client.ts';
+
+export interface RoleSpec {
+  /** Postgres role name. */
+  readonly name: string;
+  /** SCRAM-SHA-256$… verifier; null: no password login. */
+  readonly verifier: string | null;
+  readonly login: boolean;
+  readonly createdb?: boolean;
+  readonly createrole?: boolean;
+  readonly bypassrls?: boolean;
+  readonly memberOf?: readonly string[];
+}
+export interface DatabaseSpec {
+  readonly name: string;
+  readonly owner: string;
+}
+
+export interface ComputeSpec {
+  readonly projectUid: string;
+  readonly timelineId: string;
+  readonly endpointId: string;
+  readonly pgVersion: number;
+  readonly systemId: string;
+  readonly safekeepers: readonly PeerAddress[];
+  readonly pageserver: { readonly httpUrl: string; readonly pageHost: string; readonly pagePort: number };
+  readonly roles: readonly RoleSpec[];
+  readonly databases: readonly DatabaseSpec[];
+  /** Names dropped through the API: removed at start when still there. */
+  readonly droppedRoles?: readonly string[];
+  readonly droppedDatabases?: readonly string[];
+  /** postgresql.conf settings asked for by the user; agent-owned ones are refused by the Manager. */
+  readonly settings: Readonly<Record<string, string>>;
+}
+export type ComputeChange = Partial<Pick<ComputeSpec, 'roles' | 'databases' | 'droppedRoles' | 'droppedDatabases' | 'settings'>>;
+
+export type ComputeState = 'STARTING' | 'RUNNING' | 'STOPPING' | 'STOPPED' | 'FAILED';
+
+export interface ComputeStatus {
+  readonly computeId: string;
+  readonly endpointId: string;
+  readonly state: ComputeState;
+  readonly error: string | null;
+  readonly term: number | null;
+  readonly startLsn: string | null;
+  /** Directory of the Unix socket and the port in its name (.s.PGSQL.<port>); null until RUNNING. */
+  readonly socketDir: string | null;
+  readonly port: number;
+  readonly pid: number | null;
+  /** Milliseconds from the request to the end of each stage. */
+  readonly stages: Readonly<Record<string, number>>;
+  /** ISO time when something was last active; null while never. `active` says whether something is now. */
+  readonly activity: { readonly active: boolean; readonly lastActiveAt: string | null; readonly reason: string | null };
+}
+export interface RoleSecret {
+  readonly name: string;
+  readonly verifier: string | null;
+  readonly login: boolean;
+}
+
+export class ComputeHostClient {
+  readonly http: HttpClient;
+  constructor(options: HttpClientOptions) {
+    this.http = new HttpClient(options);
+  }
+
+  start(id: string, spec: ComputeSpec): Promise<ComputeStatus> {
+    return this.http.call('PUT', `/v1/computes/${id}`, spec, { timeoutMs: 120_000 });
+  }
+  status(id: string): Promise<ComputeStatus> {
+    return this.http.call('GET', `/v1/computes/${id}`);
+  }
+  list(): Promise<{ computes: ComputeStatus[] }> {
+    return this.http.call('GET', '/v1/computes', undefined, { timeoutMs: 5_000 });
+  }
+  change(id: string, change: ComputeChange): Promise<ComputeStatus> {
+    return this.http.call('PATCH', `/v1/computes/${id}`, change);
+  }
+  stop(id: string, mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
+    return this.http.call('POST', `/v1/computes/${id}/stop`, { mode }, { timeoutMs: 120_000 });
+  }
+  role(id: string, role: string): Promise<RoleSecret> {
+    return this.http.call('GET', `/v1/computes/${id}/roles/${encodeURIComponent(role)}`);
+  }
+  makeTemplate(major: number): Promise<unknown> {
+    return this.http.call('POST', `/v1/templates/${major}`, {}, { timeoutMs: 120_000 });
+  }
+}

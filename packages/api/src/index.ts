@@ -1,0 +1,10 @@
+/** Contracts between processes: request and response types, typed clients, the page service codec, internal tokens.
+ *  Services import each other only through this package. */
+export * from './internal-auth.ts';
+export * from './http-client.ts';
+export * from './safekeeper.ts';
+export * from './pageserver.ts';
+export * from './compute.ts';
+export * from './manager-internal.ts';
+export * from './page-service.ts';
+export * from './start-bundle.ts';

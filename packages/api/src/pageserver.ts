@@ -1,0 +1,73 @@
+/** Pageserver HTTP surface. Token: `service`, or the timeline's own where marked (T).
+ *
+ *    PUT    /v1/templates/:major                     body: tar of a cleanly shut down data directory (base backup layout) -> TemplateInfo
+ *    GET    /v1/templates/:major                     -> TemplateInfo (404 when none)
+ *    PUT    /v1/timelines/:project/:timeline         CreatePageTimeline -> PageTimelineStatus     (idempotent)
+ *    GET    /v1/timelines/:project/:timeline         -> PageTimelineStatus                        (T)
+ *    DELETE /v1/timelines/:project/:timeline
+ *    PUT    /v1/timelines/:project/:timeline/suspend-state   body: SuspendState binary (docs/formats/start-bundle.md)   (T)
+ *    PUT    /v1/timelines/:project/:timeline/boot-set        body: boot set binary (docs/formats/start-bundle.md)       (T)
+ *    POST   /v1/timelines/:project/:timeline/checkpoint      flush the open layer and publish the index -> PageTimelineStatus
+ *
+ *  Pages and the start bundle travel on `pagePort` in the binary page service protocol: page-service.ts. */
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import { HttpClient, type HttpClientOptions } from './http-client.ts';
+import type { PeerAddress } from './safekeeper.ts';
+
+export interface TemplateInfo {
+  readonly major: number;
+  readonly endLsn: string;
+  readonly prevRecordLsn: string;
+  readonly layerBytes: number;
+}
+
+export interface CreatePageTimeline {
+  readonly pgVersion: number;
+  /** Decimal; the new cluster's own identifier. */
+  readonly systemId: string;
+  readonly safekeepers: readonly PeerAddress[];
+}
+
+export interface PageTimelineStatus {
+  readonly project: ProjectUid;
+  readonly timeline: TimelineId;
+  readonly pgVersion: number;
+  readonly systemId: string;
+  readonly startLsn: string;
+  /** xl_prev of the record at startLsn. */
+  readonly startPrevRecordLsn: string;
+  /** Ingested and readable up to here. */
+  readonly lastRecordLsn: string;
+  /** In layers that survive kill -9; WAL before it is not needed any more. */
+  readonly diskConsistentLsn: string;
+  readonly logicalSizeBytes: number;
+  readonly state: 'ACTIVE' | 'BROKEN';
+  readonly error: string | null;
+  readonly layers: number;
+}
+
+export class PageserverClient {
+  readonly http: HttpClient;
+  constructor(options: HttpClientOptions) {
+    this.http = new HttpClient(options);
+  }
+
+  #path(p: ProjectUid, t: TimelineId, verb = ''): string {
+    return `/v1/timelines/${p}/${t}${verb}`;
+  }
+  template(major: number): Promise<TemplateInfo> {
+    return this.http.call('GET', `/v1/templates/${major}`);
+  }
+  create(p: ProjectUid, t: TimelineId, body: CreatePageTimeline): Promise<PageTimelineStatus> {
+    return this.http.call('PUT', this.#path(p, t), body);
+  }
+  status(p: ProjectUid, t: TimelineId): Promise<PageTimelineStatus> {
+    return this.http.call('GET', this.#path(p, t), undefined, { timeoutMs: 5_000 });
+  }
+  remove(p: ProjectUid, t: TimelineId): Promise<void> {
+    return this.http.call('DELETE', this.#path(p, t));
+  }
+  checkpoint(p: ProjectUid, t: TimelineId): Promise<PageTimelineStatus> {
+    return this.http.call('POST', this.#path(p, t, '/checkpoint'), {});
+  }
+}

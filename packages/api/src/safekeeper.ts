@@ -1,0 +1,131 @@
+/** Safekeeper HTTP surface (all JSON; LSNs as Postgres text, terms as numbers). Token: `service` or the timeline's own.
+ *
+ *    PUT    /v1/timelines/:project/:timeline            CreateWalTimeline  -> WalTimelineStatus   (idempotent)
+ *    GET    /v1/timelines/:project/:timeline            -> WalTimelineStatus
+ *    DELETE /v1/timelines/:project/:timeline
+ *    POST   /v1/timelines/:project/:timeline/vote       VoteRequest     -> VoteResponse           (docs/protocols/election.md)
+ *    POST   /v1/timelines/:project/:timeline/elected    ElectedRequest  -> ElectedResponse
+ *    POST   /v1/timelines/:project/:timeline/subscribe  SubscribeRequest -> WalTimelineStatus     (idempotent per term)
+ *    GET    /v1/peer-stream                             ndjson of PeerStatus, one line per change (token: service)
+ *
+ *  WAL is served on `pgPort` by the Postgres replication protocol: SCRAM password = the token, user = any name,
+ *  start-up parameter `options='-c lakebase.project=<uid> -c lakebase.timeline=<id>'`. IDENTIFY_SYSTEM, TIMELINE_HISTORY, SHOW,
+ *  CREATE_REPLICATION_SLOT/READ_REPLICATION_SLOT as far as pg_receivewal needs, START_REPLICATION PHYSICAL. Nothing beyond the commit LSN,
+ *  except with `-c lakebase.peer=1` (token: service): then up to the flush LSN, for peer catch-up. */
+import type { ProjectUid, Term, TimelineId } from '@lakebase/ids';
+import { HttpClient, type HttpClientOptions } from './http-client.ts';
+
+export interface TermHistoryEntryJson {
+  readonly term: number;
+  readonly startLsn: string;
+}
+
+export interface CreateWalTimeline {
+  /** Decimal string: a 64-bit number. */
+  readonly systemId: string;
+  readonly pgVersion: number;
+  /** First byte this timeline will ever hold. */
+  readonly startLsn: string;
+  /** Start of the last record before startLsn (the first record's xl_prev). */
+  readonly prevRecordLsn: string;
+}
+
+export interface WalTimelineStatus extends CreateWalTimeline {
+  readonly id: string;
+  /** Highest term granted or adopted; persisted before any answer that shows it. */
+  readonly term: Term;
+  readonly termHistory: readonly TermHistoryEntryJson[];
+  /** End of durable bytes, possibly inside a record. */
+  readonly flushLsn: string;
+  /** End of the last complete durable record: what votes and the commit LSN are computed from. */
+  readonly flushRecordLsn: string;
+  /** Start of that last complete record (xl_prev of whatever follows). */
+  readonly lastRecordLsn: string;
+  readonly commitLsn: string;
+  /** Set while a receiver is connected to a compute. */
+  readonly streaming: { readonly term: Term } | null;
+  /** Set when the member refuses to vote until repaired (docs/formats/wal-segment.md, damage). */
+  readonly damaged: string | null;
+}
+
+export interface VoteRequest {
+  readonly term: Term;
+}
+export interface VoteResponse {
+  readonly granted: boolean;
+  /** The acceptor's term after the request. */
+  readonly term: Term;
+  readonly lastLogTerm: Term;
+  readonly flushRecordLsn: string;
+  readonly lastRecordLsn: string;
+  readonly commitLsn: string;
+  readonly termHistory: readonly TermHistoryEntryJson[];
+}
+
+export interface PeerAddress {
+  readonly id: string;
+  readonly httpUrl: string;
+  readonly pgHost: string;
+  readonly pgPort: number;
+}
+
+/** The acceptor truncates what diverges, copies what it lacks up to termStartLsn from the donor, then persists the history. */
+export interface ElectedRequest {
+  readonly term: Term;
+  readonly termStartLsn: string;
+  readonly lastRecordLsn: string;
+  readonly termHistory: readonly TermHistoryEntryJson[];
+  readonly donor: PeerAddress;
+}
+export interface ElectedResponse {
+  readonly term: Term;
+  readonly flushRecordLsn: string;
+}
+
+/** Where the compute of `term` serves replication: a Unix socket directory on one machine, or a host. Peer authentication. */
+export interface SubscribeRequest {
+  readonly term: Term;
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  /** Becomes application_name: the name the compute's synchronous_standby_names lists. */
+  readonly standbyName: string;
+}
+
+export interface PeerStatus {
+  readonly project: ProjectUid;
+  readonly timeline: TimelineId;
+  readonly lastLogTerm: Term;
+  readonly flushRecordLsn: string;
+  readonly commitLsn: string;
+}
+
+export class SafekeeperClient {
+  readonly http: HttpClient;
+  constructor(options: HttpClientOptions) {
+    this.http = new HttpClient(options);
+  }
+
+  #path(project: ProjectUid, timeline: TimelineId, verb = ''): string {
+    return `/v1/timelines/${project}/${timeline}${verb}`;
+  }
+
+  create(p: ProjectUid, t: TimelineId, body: CreateWalTimeline): Promise<WalTimelineStatus> {
+    return this.http.call('PUT', this.#path(p, t), body);
+  }
+  status(p: ProjectUid, t: TimelineId): Promise<WalTimelineStatus> {
+    return this.http.call('GET', this.#path(p, t), undefined, { timeoutMs: 5_000 });
+  }
+  remove(p: ProjectUid, t: TimelineId): Promise<void> {
+    return this.http.call('DELETE', this.#path(p, t));
+  }
+  vote(p: ProjectUid, t: TimelineId, body: VoteRequest, timeoutMs = 5_000): Promise<VoteResponse> {
+    return this.http.call('POST', this.#path(p, t, '/vote'), body, { timeoutMs });
+  }
+  elected(p: ProjectUid, t: TimelineId, body: ElectedRequest, timeoutMs = 60_000): Promise<ElectedResponse> {
+    return this.http.call('POST', this.#path(p, t, '/elected'), body, { timeoutMs });
+  }
+  subscribe(p: ProjectUid, t: TimelineId, body: SubscribeRequest): Promise<WalTimelineStatus> {
+    return this.http.call('POST', this.#path(p, t, '/subscribe'), body, { timeoutMs: 10_000 });
+  }
+}

@@ -1,0 +1,4 @@
+/** Byte readers and writers, CRC-32C. The only place allowed unchecked indexing. */
+export * from './reader.ts';
+export * from './writer.ts';
+export * from './crc32c.ts';

@@ -1,0 +1,5 @@
+/** What every service process shares: config file, logger, HTTP server with health, metrics and authentication, ordered start and stop. */
+export * from './config.ts';
+export * from './logger.ts';
+export * from './http-server.ts';
+export * from './main.ts';
