@@ -3,3 +3,4 @@ export * from './config.ts';
 export * from './logger.ts';
 export * from './http-server.ts';
 export * from './main.ts';
+export * from './postgres-installation.ts';
