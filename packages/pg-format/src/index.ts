@@ -1,1 +1,4 @@
+/** Postgres's on-disk and in-WAL formats as values: records, WAL reading, pages, checkpoints, the control file. Sans I/O. */
+export * from './constants.ts';
+export * from './page.ts';
 export * from './record.ts';
