@@ -1,0 +1,293 @@
+/** The resident map: which blocks of which relation segments are on the compute's local disk. The agent builds it before Postgres starts,
+ *  the preload shim (`native/pgshim`) maps it shared and changes it while Postgres runs. Layout: `docs/protocols/shim-agent.md`.
+ *
+ *  Invariants
+ *  - Little-endian here, native in the shim: the two run on one machine and we support little-endian machines only.
+ *  - Entries are sorted by (spc, db, rel, fork, segment); the index of an entry is what the shim sends in a request.
+ *  - After Postgres started only the shim writes the file. This side re-reads it ({@link ResidentMap.refresh}); what it sees is a snapshot. */
+import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
+import { endianness } from 'node:os';
+import { LakebaseError } from '@lakebase/base';
+import { DEFAULT_TABLESPACE, type ForkNumber, GLOBAL_TABLESPACE, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+
+const MAGIC = 0x4c42524d;
+const VERSION = 1;
+const HEADER_BYTES = 128;
+const ENTRY_BYTES = 32;
+const COUNTERS_OFFSET = 40;
+const FLAG_DROPPED = 1;
+/** The shim keeps entry numbers in 32-bit slots; this bound also keeps the map below 4 GiB of entries. */
+const MAX_ENTRIES = 0x400_0000;
+
+export const BLOCK_ABSENT = 0;
+export const BLOCK_BUSY = 1;
+export const BLOCK_CLEAN = 2;
+export const BLOCK_DIRTY = 3;
+export type BlockState = 0 | 1 | 2 | 3;
+
+/** One segment file as storage has it at the start LSN. `sourceFork` differs from the tag's fork for the main fork of an unlogged relation. */
+export interface ResidentSegment {
+  readonly tag: RelTag;
+  readonly segment: number;
+  readonly nblocks: number;
+  readonly sourceFork?: ForkNumber;
+}
+
+/** An entry as the shim has left it: `nblocks` may have shrunk, `dropped` means the file was unlinked. */
+export interface ResidentEntry extends ResidentSegment {
+  readonly index: number;
+  readonly sourceFork: ForkNumber;
+  readonly dropped: boolean;
+}
+
+export interface ShimCounters {
+  readonly faultRequests: number;
+  readonly blocksFetched: number;
+  readonly blocksWritten: number;
+  readonly waits: number;
+  readonly errors: number;
+}
+
+const compareSegments = (a: ResidentSegment, b: ResidentSegment): number =>
+  a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork || a.segment - b.segment;
+
+const bitmapBytes = (nblocks: number): number => Math.ceil(nblocks / 32) * 8;
+
+export class ResidentMap {
+  #bytes: Buffer;
+
+  private constructor(bytes: Buffer) {
+    this.#bytes = bytes;
+  }
+
+  /** A fresh map: every block absent. The order of `segments` does not matter; see {@link find} for the index an entry got. */
+  static build(segments: Iterable<ResidentSegment>): ResidentMap {
+    if (endianness() !== 'LE') throw new LakebaseError('UNSUPPORTED', 'the resident map needs a little-endian machine');
+    const sorted = [...segments].sort(compareSegments);
+    if (sorted.length > MAX_ENTRIES) throw new LakebaseError('RESOURCE_EXHAUSTED', `${sorted.length} relation files; the limit is ${MAX_ENTRIES}`);
+    const bitmapsOffset = HEADER_BYTES + sorted.length * ENTRY_BYTES;
+    let total = bitmapsOffset;
+    for (const s of sorted) {
+      checkSegment(s);
+      total += bitmapBytes(s.nblocks);
+    }
+    const bytes = Buffer.alloc(total);
+    bytes.writeUInt32LE(MAGIC, 0);
+    bytes.writeUInt32LE(VERSION, 4);
+    bytes.writeUInt32LE(sorted.length, 8);
+    writeU64(bytes, HEADER_BYTES, 16);
+    writeU64(bytes, bitmapsOffset, 24);
+    writeU64(bytes, total, 32);
+    let bitmap = bitmapsOffset;
+    let previous: ResidentSegment | undefined;
+    for (const [index, s] of sorted.entries()) {
+      if (previous !== undefined && compareSegments(previous, s) === 0)
+        throw new LakebaseError('INVALID_ARGUMENT', `relation ${s.tag.db}/${s.tag.rel} fork ${s.tag.fork} segment ${s.segment} is listed twice`);
+      previous = s;
+      const at = HEADER_BYTES + index * ENTRY_BYTES;
+      bytes.writeUInt32LE(s.tag.spc, at);
+      bytes.writeUInt32LE(s.tag.db, at + 4);
+      bytes.writeUInt32LE(s.tag.rel, at + 8);
+      bytes.writeUInt8(s.tag.fork, at + 12);
+      bytes.writeUInt8(s.sourceFork ?? s.tag.fork, at + 13);
+      bytes.writeUInt16LE(s.segment, at + 14);
+      bytes.writeUInt32LE(s.nblocks, at + 16);
+      writeU64(bytes, bitmap, at + 24);
+      bitmap += bitmapBytes(s.nblocks);
+    }
+    return new ResidentMap(bytes);
+  }
+
+  /** Checks header, entries and offsets; a map that fails was not made by {@link build}. */
+  static decode(bytes: Buffer): ResidentMap {
+    if (bytes.length < HEADER_BYTES || bytes.readUInt32LE(0) !== MAGIC || bytes.readUInt32LE(4) !== VERSION)
+      throw new LakebaseError('CORRUPT', 'resident map: wrong magic, version or length');
+    const count = bytes.readUInt32LE(8);
+    if (readU64(bytes, 16) !== HEADER_BYTES || readU64(bytes, 24) !== HEADER_BYTES + count * ENTRY_BYTES || readU64(bytes, 32) !== bytes.length)
+      throw new LakebaseError('CORRUPT', 'resident map: header offsets do not fit the file');
+    const map = new ResidentMap(bytes);
+    for (let i = 0; i < count; i++) {
+      const bitmap = readU64(bytes, HEADER_BYTES + i * ENTRY_BYTES + 24);
+      if (bitmap < HEADER_BYTES + count * ENTRY_BYTES || bitmap + bitmapBytes(map.entry(i).nblocks) > bytes.length)
+        throw new LakebaseError('CORRUPT', `resident map: bitmap of entry ${i} lies outside the file`);
+    }
+    return map;
+  }
+
+  /** Reads the file the shim shares; the page cache makes what other processes stored visible here. */
+  static open(path: string): ResidentMap {
+    return ResidentMap.decode(readWhole(path));
+  }
+
+  /** Re-reads the file into this snapshot (its layout never changes). */
+  refresh(path: string): void {
+    const fresh = readWhole(path);
+    if (fresh.length !== this.#bytes.length || fresh.readUInt32LE(8) !== this.length)
+      throw new LakebaseError('CORRUPT', `resident map ${path} is not the one this process made`);
+    this.#bytes = fresh;
+  }
+
+  /** Writes the map for the shim; only before Postgres starts. The file must be readable and writable for Postgres's user. */
+  write(path: string): void {
+    writeFileSync(path, this.#bytes, { mode: 0o600 });
+  }
+
+  get length(): number {
+    return this.#bytes.readUInt32LE(8);
+  }
+
+  get byteLength(): number {
+    return this.#bytes.length;
+  }
+
+  entry(index: number): ResidentEntry {
+    const at = this.#entryOffset(index);
+    const b = this.#bytes;
+    return {
+      index,
+      tag: { spc: b.readUInt32LE(at), db: b.readUInt32LE(at + 4), rel: b.readUInt32LE(at + 8), fork: b.readUInt8(at + 12) as ForkNumber },
+      sourceFork: b.readUInt8(at + 13) as ForkNumber,
+      segment: b.readUInt16LE(at + 14),
+      nblocks: b.readUInt32LE(at + 16),
+      dropped: (b.readUInt32LE(at + 20) & FLAG_DROPPED) !== 0,
+    };
+  }
+
+  *entries(): Generator<ResidentEntry> {
+    for (let i = 0; i < this.length; i++) yield this.entry(i);
+  }
+
+  /** Index of the entry of that segment file, or -1. */
+  find(tag: RelTag, segment: number): number {
+    let low = 0;
+    let high = this.length - 1;
+    while (low <= high) {
+      const middle = (low + high) >>> 1;
+      const order = this.#compareEntry(middle, tag, segment);
+      if (order === 0) return middle;
+      if (order < 0) low = middle + 1;
+      else high = middle - 1;
+    }
+    return -1;
+  }
+
+  state(index: number, block: number): BlockState {
+    const word = this.#bytes.readUInt32LE(this.#wordOffset(index, block));
+    return ((word >>> ((block % 16) * 2)) & 3) as BlockState;
+  }
+
+  /** For pages the agent lays down itself before Postgres starts (boot set): the bytes must be in the file before the map is written. */
+  setState(index: number, block: number, state: BlockState): void {
+    const at = this.#wordOffset(index, block);
+    const shift = (block % 16) * 2;
+    this.#bytes.writeUInt32LE(((this.#bytes.readUInt32LE(at) & ~(3 << shift)) | (state << shift)) >>> 0, at);
+  }
+
+  /** Blocks of one entry in any of `states`, ascending, below the entry's current length. Words without a hit cost one read. */
+  *blocks(index: number, ...states: BlockState[]): Generator<number> {
+    const { nblocks, dropped } = this.entry(index);
+    if (dropped) return;
+    const wanted = new Set<number>(states);
+    const skipZero = !wanted.has(BLOCK_ABSENT);
+    for (let first = 0; first < nblocks; first += 16) {
+      let word = this.#bytes.readUInt32LE(this.#wordOffset(index, first));
+      if (word === 0 && skipZero) continue;
+      for (let block = first; block < Math.min(first + 16, nblocks); block++, word >>>= 2) if (wanted.has(word & 3)) yield block;
+    }
+  }
+
+  /** How many blocks are in each state, over all entries that are not dropped. */
+  totals(): { absent: number; busy: number; clean: number; dirty: number } {
+    const n: [number, number, number, number] = [0, 0, 0, 0];
+    for (const { index, nblocks, dropped } of this.entries()) {
+      if (dropped) continue;
+      for (let block = 0; block < nblocks; block++) n[this.state(index, block)]++;
+    }
+    return { absent: n[0], busy: n[1], clean: n[2], dirty: n[3] };
+  }
+
+  counters(): ShimCounters {
+    return decodeCounters(this.#bytes);
+  }
+
+  #entryOffset(index: number): number {
+    if (!Number.isInteger(index) || index < 0 || index >= this.length)
+      throw new LakebaseError('INVALID_ARGUMENT', `resident map has ${this.length} entries, not one numbered ${index}`);
+    return HEADER_BYTES + index * ENTRY_BYTES;
+  }
+
+  #wordOffset(index: number, block: number): number {
+    const at = this.#entryOffset(index);
+    if (!Number.isInteger(block) || block < 0 || block >= this.#bytes.readUInt32LE(at + 16))
+      throw new LakebaseError('INVALID_ARGUMENT', `entry ${index} of the resident map has no block ${block}`);
+    return readU64(this.#bytes, at + 24) + (block >>> 4) * 4;
+  }
+
+  #compareEntry(index: number, tag: RelTag, segment: number): number {
+    const at = HEADER_BYTES + index * ENTRY_BYTES;
+    const b = this.#bytes;
+    return (
+      b.readUInt32LE(at) - tag.spc ||
+      b.readUInt32LE(at + 4) - tag.db ||
+      b.readUInt32LE(at + 8) - tag.rel ||
+      b.readUInt8(at + 12) - tag.fork ||
+      b.readUInt16LE(at + 14) - segment
+    );
+  }
+}
+
+/** The shim's counters without reading the bitmaps: for a metrics scrape. */
+export function readShimCounters(path: string): ShimCounters {
+  const fd = openSync(path, 'r');
+  try {
+    const header = Buffer.alloc(HEADER_BYTES);
+    if (readSync(fd, header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || header.readUInt32LE(0) !== MAGIC)
+      throw new LakebaseError('CORRUPT', `${path} is not a resident map`);
+    return decodeCounters(header);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function decodeCounters(b: Buffer): ShimCounters {
+  const at = (i: number): number => readU64(b, COUNTERS_OFFSET + i * 8);
+  return { faultRequests: at(0), blocksFetched: at(1), blocksWritten: at(2), waits: at(3), errors: at(4) };
+}
+
+function checkSegment(s: ResidentSegment): void {
+  const { spc, db, rel } = s.tag;
+  const u32 = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 0xffff_ffff;
+  if (!u32(db) || !u32(rel) || !u32(s.nblocks) || !Number.isInteger(s.segment) || s.segment < 0 || s.segment > 0xffff)
+    throw new LakebaseError('INVALID_ARGUMENT', `relation ${spc}/${db}/${rel}: a number of its segment ${s.segment} is out of range`);
+  if (spc !== DEFAULT_TABLESPACE && spc !== GLOBAL_TABLESPACE)
+    throw new LakebaseError('UNSUPPORTED', `relation ${spc}/${db}/${rel} lies in a user tablespace; only pg_default and pg_global are supported`);
+  if (s.nblocks > RELSEG_BLOCKS)
+    throw new LakebaseError('INVALID_ARGUMENT', `relation ${db}/${rel} segment ${s.segment} has ${s.nblocks} blocks, more than a segment holds`);
+}
+
+function readWhole(path: string): Buffer {
+  const fd = openSync(path, 'r');
+  try {
+    const header = Buffer.alloc(HEADER_BYTES);
+    if (readSync(fd, header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || header.readUInt32LE(0) !== MAGIC)
+      throw new LakebaseError('CORRUPT', `${path} is not a resident map`);
+    const total = readU64(header, 32);
+    if (total < HEADER_BYTES || total > 0x1_0000_0000) throw new LakebaseError('CORRUPT', `resident map ${path} claims ${total} bytes`);
+    const bytes = Buffer.allocUnsafe(total);
+    for (let at = 0; at < total; ) {
+      const n = readSync(fd, bytes, at, total - at, at);
+      if (n === 0) throw new LakebaseError('CORRUPT', `resident map ${path} ends at byte ${at} of ${total}`);
+      at += n;
+    }
+    return bytes;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function writeU64(b: Buffer, value: number, at: number): void {
+  b.writeUInt32LE(value % 0x1_0000_0000, at);
+  b.writeUInt32LE(Math.floor(value / 0x1_0000_0000), at + 4);
+}
+
+const readU64 = (b: Buffer, at: number): number => b.readUInt32LE(at) + b.readUInt32LE(at + 4) * 0x1_0000_0000;
