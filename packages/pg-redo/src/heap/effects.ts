@@ -1,0 +1,134 @@
+/** What heap and heap2 records do beside their own blocks: visibility map clears and free space hints.
+ *  Invariants: (1) every block a record names is emitted once; (2) a record that says it cleared PD_ALL_VISIBLE (or all-frozen) clears
+ *  the map, through the map page it names or else through a delta: never neither; (3) a free space hint is emitted exactly where redo may
+ *  call XLogRecordPageWithFreeSpace, and {@link freeSpaceAfter} says whether it does. */
+import { type DecodedRecord, freeSpace, heapFreeSpace, RM_HEAP2_ID } from '@lakebase/pg-format';
+import { BLCKSZ, FORK_MAIN, FORK_VM, type ForkNumber, type RelTag } from '@lakebase/ids';
+import type { EffectSink } from '../effects.ts';
+import * as c from './heap-codes.ts';
+import { vmClearDelta } from './heap-delta.ts';
+import * as t from './heap-page.ts';
+import { requirePruneFormat } from './heap2-redo.ts';
+import { VM_ALL_FROZEN, VM_VALID_BITS, vmPageOf } from './vm.ts';
+
+/** "Low on space" for inserts: below a fifth of a page. */
+const LOW_SPACE: number = Math.floor(BLCKSZ / 5);
+
+function emitBlocks(record: DecodedRecord, sink: EffectSink): void {
+  for (let i = 0; i <= record.maxBlockId; i++) if (record.blocks[i]?.inUse === true) sink.block(i);
+}
+
+function relOf(record: DecodedRecord, blockId: number, fork: ForkNumber): RelTag {
+  const block = t.blockOf(record, blockId);
+  return { spc: block.spc, db: block.db, rel: block.rel, fork };
+}
+
+export function heapEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+  emitBlocks(record, sink);
+  const op = record.info & c.XLOG_HEAP_OPMASK;
+  switch (op) {
+    case c.XLOG_HEAP_INSERT:
+      clearVm(record, record.buf[t.mainData(record, c.INSERT_BYTES) + 2] as number, c.XLH_INSERT_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.INSERT_VM_BLOCK, sink);
+      break;
+    case c.XLOG_HEAP_DELETE:
+      clearVm(record, record.buf[t.mainData(record, c.DELETE_BYTES) + 7] as number, c.XLH_DELETE_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.DELETE_VM_BLOCK, sink);
+      break;
+    case c.XLOG_HEAP_UPDATE:
+    case c.XLOG_HEAP_HOT_UPDATE:
+      clearVmOfUpdate(record, sink);
+      break;
+    case c.XLOG_HEAP_LOCK:
+      clearVm(record, record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number, c.XLH_LOCK_ALL_FROZEN_CLEARED, VM_ALL_FROZEN, c.LOCK_VM_BLOCK, sink);
+      break;
+    default:
+      break;
+  }
+  if (hintsFreeSpace(record, 0)) sink.freeSpaceHint(relOf(record, 0, FORK_MAIN), t.blockOf(record, 0).block);
+}
+
+export function heap2Effects(record: DecodedRecord, major: number, sink: EffectSink): void {
+  emitBlocks(record, sink);
+  let heapBlockId = 0;
+  switch (record.info & c.XLOG_HEAP_OPMASK) {
+    case c.XLOG_HEAP2_PRUNE_ON_ACCESS:
+    case c.XLOG_HEAP2_PRUNE_VACUUM_SCAN:
+    case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP:
+      requirePruneFormat(record, major);
+      break;
+    case c.XLOG_HEAP2_VISIBLE:
+      heapBlockId = 1;
+      break;
+    case c.XLOG_HEAP2_MULTI_INSERT:
+      clearVm(record, record.buf[t.mainData(record, c.MULTI_INSERT_BYTES)] as number, c.XLH_INSERT_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.MULTI_INSERT_VM_BLOCK, sink);
+      break;
+    case c.XLOG_HEAP2_LOCK_UPDATED:
+      clearVm(record, record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number, c.XLH_LOCK_ALL_FROZEN_CLEARED, VM_ALL_FROZEN, c.LOCK_VM_BLOCK, sink);
+      break;
+    default:
+      return;
+  }
+  if (hintsFreeSpace(record, heapBlockId)) sink.freeSpaceHint(relOf(record, heapBlockId, FORK_MAIN), t.blockOf(record, heapBlockId).block);
+}
+
+function clearVm(record: DecodedRecord, flags: number, flag: number, bits: number, vmBlockId: number, sink: EffectSink): void {
+  if ((flags & flag) === 0 || t.hasBlock(record, vmBlockId)) return;
+  const heapBlock = t.blockOf(record, 0).block;
+  sink.relDelta(relOf(record, 0, FORK_VM), vmPageOf(heapBlock), vmClearDelta(heapBlock, bits));
+}
+
+/** An update that names a map page names all it changed: the missing one, if any, had its bits clear already. */
+function clearVmOfUpdate(record: DecodedRecord, sink: EffectSink): void {
+  const flags = record.buf[t.mainData(record, c.UPDATE_BYTES) + 7] as number;
+  const newCleared = (flags & c.XLH_UPDATE_NEW_ALL_VISIBLE_CLEARED) !== 0;
+  const oldCleared = (flags & c.XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED) !== 0;
+  if (!newCleared && !oldCleared) return;
+  if (t.hasBlock(record, c.UPDATE_VM_NEW_BLOCK) || t.hasBlock(record, c.UPDATE_VM_OLD_BLOCK)) return;
+  const tag = relOf(record, 0, FORK_VM);
+  const newBlock = t.blockOf(record, 0).block;
+  const oldBlock = t.hasBlock(record, c.UPDATE_OLD_BLOCK) ? t.blockOf(record, c.UPDATE_OLD_BLOCK).block : newBlock;
+  if (oldCleared && newCleared && oldBlock !== newBlock && vmPageOf(oldBlock) === vmPageOf(newBlock)) {
+    // One delta for one page at one LSN.
+    sink.relDelta(tag, vmPageOf(newBlock), Buffer.concat([vmClearDelta(oldBlock, VM_VALID_BITS), vmClearDelta(newBlock, VM_VALID_BITS).subarray(1)]));
+    return;
+  }
+  if (oldCleared) sink.relDelta(tag, vmPageOf(oldBlock), vmClearDelta(oldBlock, VM_VALID_BITS));
+  if (newCleared && !(oldCleared && oldBlock === newBlock)) sink.relDelta(tag, vmPageOf(newBlock), vmClearDelta(newBlock, VM_VALID_BITS));
+}
+
+/** Whether redo of this record may record free space for heap block `blockId`, as far as the record alone tells. */
+export function hintsFreeSpace(record: DecodedRecord, blockId: number): boolean {
+  const block = record.blocks[blockId];
+  if (blockId > record.maxBlockId || block === undefined || !block.inUse) return false;
+  const op = record.info & c.XLOG_HEAP_OPMASK;
+  if (record.rmid !== RM_HEAP2_ID) {
+    // Not when the page came from an image, and never for HOT updates: their space returns with the next pruning.
+    return blockId === 0 && !block.applyImage && (op === c.XLOG_HEAP_INSERT || op === c.XLOG_HEAP_UPDATE);
+  }
+  switch (op) {
+    case c.XLOG_HEAP2_MULTI_INSERT:
+      return blockId === 0 && !block.applyImage;
+    case c.XLOG_HEAP2_VISIBLE:
+      return blockId === 1 && ((record.buf[t.mainData(record, c.VISIBLE_BYTES) + 4] as number) & VM_VALID_BITS) !== 0;
+    case c.XLOG_HEAP2_PRUNE_ON_ACCESS:
+    case c.XLOG_HEAP2_PRUNE_VACUUM_SCAN:
+    case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP: {
+      const freed = c.XLHP_HAS_REDIRECTIONS | c.XLHP_HAS_DEAD_ITEMS | c.XLHP_HAS_NOW_UNUSED_ITEMS;
+      return blockId === 0 && ((record.buf[t.mainData(record, c.PRUNE_BYTES) + 1] as number) & freed) !== 0;
+    }
+    default:
+      return false;
+  }
+}
+
+/** Free bytes that redo of this record puts into the FSM for heap block `blockId`, given the page after it; undefined when it does not.
+ *  The FSM slot becomes `fsmCategory` of it. */
+export function freeSpaceAfter(record: DecodedRecord, blockId: number, pageAfter: Buffer, _major: number): number | undefined {
+  if (!hintsFreeSpace(record, blockId)) return undefined;
+  if (record.rmid === RM_HEAP2_ID) {
+    const op = record.info & c.XLOG_HEAP_OPMASK;
+    if (op === c.XLOG_HEAP2_VISIBLE) return freeSpace(pageAfter);
+    if (op !== c.XLOG_HEAP2_MULTI_INSERT) return heapFreeSpace(pageAfter);
+  }
+  const space = heapFreeSpace(pageAfter);
+  return space < LOW_SPACE ? space : undefined;
+}

@@ -1,0 +1,255 @@
+/** Redo of the heap resource manager: insert, delete, update, lock, confirm and in-place update, on one 8 KiB page in place.
+ *  Invariants: (1) the result has the bytes heapam_xlog.c leaves, pd_lsn included; (2) a full-page image is never seen here, the caller
+ *  restores it; (3) nothing is changed before the lengths of that step were checked; a record that does not fit the page is CORRUPT. */
+import { clearPdFlag, type DecodedRecord, initPage, isNewPage, itemId, itemLength, PAI_IS_HEAP, PAI_OVERWRITE, PD_ALL_VISIBLE, pageAddItem, setPageLsn, setPrunable } from '@lakebase/pg-format';
+import { BLCKSZ } from '@lakebase/ids';
+import * as c from './heap-codes.ts';
+import * as t from './heap-page.ts';
+import { VM_ALL_FROZEN, VM_VALID_BITS, vmClear, vmPageOf } from './vm.ts';
+
+/** Where new tuples are put together before they go onto the page; redo is synchronous, one is enough. */
+const tuple = Buffer.alloc(BLCKSZ * 2);
+
+export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
+  switch (record.info & c.XLOG_HEAP_OPMASK) {
+    case c.XLOG_HEAP_INSERT:
+      if (blockId === c.INSERT_VM_BLOCK) return redoVmClear(page, record, VM_VALID_BITS);
+      return redoInsert(page, record);
+    case c.XLOG_HEAP_DELETE:
+      if (blockId === c.DELETE_VM_BLOCK) return redoVmClear(page, record, VM_VALID_BITS);
+      return redoDelete(page, record);
+    case c.XLOG_HEAP_UPDATE:
+      return redoUpdate(page, record, blockId, false);
+    case c.XLOG_HEAP_HOT_UPDATE:
+      return redoUpdate(page, record, blockId, true);
+    case c.XLOG_HEAP_TRUNCATE:
+      return;
+    case c.XLOG_HEAP_CONFIRM:
+      return redoConfirm(page, record);
+    case c.XLOG_HEAP_LOCK:
+      if (blockId === c.LOCK_VM_BLOCK) return redoVmClear(page, record, VM_ALL_FROZEN);
+      return redoLock(page, record);
+    default:
+      return redoInplace(page, record);
+  }
+}
+
+/** The map page of block 0's bits, when the record names it. The LSN moves only with the bits, as in Postgres. */
+export function redoVmClear(page: Buffer, record: DecodedRecord, bits: number): void {
+  if (vmClear(page, t.blockOf(record, 0).block, bits)) setPageLsn(page, record.endLsn);
+}
+
+/** fix_infomask_from_infobits after the bits that go with every new xmax were dropped from the tuple at `at`. */
+export function replaceXmaxBits(page: Buffer, at: number, infobits: number): void {
+  let mask = page.readUInt16LE(at + t.T_INFOMASK) & ~(t.HEAP_XMAX_BITS | t.HEAP_MOVED);
+  let mask2 = page.readUInt16LE(at + t.T_INFOMASK2) & ~t.HEAP_KEYS_UPDATED;
+  if ((infobits & c.XLHL_XMAX_IS_MULTI) !== 0) mask |= t.HEAP_XMAX_IS_MULTI;
+  if ((infobits & c.XLHL_XMAX_LOCK_ONLY) !== 0) mask |= t.HEAP_XMAX_LOCK_ONLY;
+  if ((infobits & c.XLHL_XMAX_EXCL_LOCK) !== 0) mask |= t.HEAP_XMAX_EXCL_LOCK;
+  if ((infobits & c.XLHL_XMAX_KEYSHR_LOCK) !== 0) mask |= t.HEAP_XMAX_KEYSHR_LOCK;
+  if ((infobits & c.XLHL_KEYS_UPDATED) !== 0) mask2 |= t.HEAP_KEYS_UPDATED;
+  page.writeUInt16LE(mask, at + t.T_INFOMASK);
+  page.writeUInt16LE(mask2, at + t.T_INFOMASK2);
+}
+
+/** HeapTupleHeaderSetCmax(FirstCommandId): redo forgets command ids. */
+function resetCommandId(page: Buffer, at: number): void {
+  page.writeUInt32LE(0, at + t.T_FIELD3);
+  page.writeUInt16LE(page.readUInt16LE(at + t.T_INFOMASK) & ~t.HEAP_COMBOCID, at + t.T_INFOMASK);
+}
+
+function setHotUpdated(page: Buffer, at: number, hot: boolean): void {
+  const mask2 = page.readUInt16LE(at + t.T_INFOMASK2);
+  page.writeUInt16LE(hot ? mask2 | t.HEAP_HOT_UPDATED : mask2 & ~t.HEAP_HOT_UPDATED, at + t.T_INFOMASK2);
+}
+
+/** Header of the tuple in the scratch buffer: what WAL stores of it plus what redo knows. */
+function fillHeader(infomask2: number, infomask: number, hoff: number, xmin: number, xmax: number, block: number, offnum: number): void {
+  tuple.writeUInt32LE(xmin, t.T_XMIN);
+  tuple.writeUInt32LE(xmax, t.T_XMAX);
+  tuple.writeUInt32LE(0, t.T_FIELD3);
+  t.setCtid(tuple, 0, block, offnum);
+  tuple.writeUInt16LE(infomask2, t.T_INFOMASK2);
+  tuple.writeUInt16LE(infomask & ~t.HEAP_COMBOCID, t.T_INFOMASK);
+  tuple[t.T_HOFF] = hoff;
+}
+
+function addTuple(page: Buffer, record: DecodedRecord, bytes: number, offnum: number): void {
+  if (pageAddItem(page, tuple, 0, bytes, offnum, PAI_OVERWRITE | PAI_IS_HEAP) === 0 || offnum === 0)
+    throw t.corruptRecord(record, `its tuple does not fit at item ${offnum}`);
+}
+
+/** Adds the tuple whose WAL form (header, then bitmap and data) is at buf[at, at + length). Shared with multi-insert. */
+export function addTupleFromWal(page: Buffer, record: DecodedRecord, header: number, data: number, length: number, block: number, offnum: number): void {
+  if (length < 0 || t.TUPLE_HEADER_BYTES + length > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `a tuple of ${length} bytes`);
+  const buf = record.buf;
+  buf.copy(tuple, t.TUPLE_HEADER_BYTES, data, data + length);
+  fillHeader(buf.readUInt16LE(header), buf.readUInt16LE(header + 2), buf[header + 4] as number, record.xid, 0, block, offnum);
+  addTuple(page, record, t.TUPLE_HEADER_BYTES + length, offnum);
+}
+
+function redoInsert(page: Buffer, record: DecodedRecord): void {
+  const main = t.mainData(record, c.INSERT_BYTES);
+  const block = t.blockOf(record, 0);
+  const offnum = record.buf.readUInt16LE(main);
+  if (block.dataLength < c.TUPLE_HEADER_IN_WAL_BYTES) throw t.corruptRecord(record, 'has no tuple');
+  if ((record.info & c.XLOG_HEAP_INIT_PAGE) !== 0) initPage(page, 0);
+  else if (isNewPage(page)) throw t.corruptRecord(record, 'the page it inserts into was never initialised');
+  const data = block.dataOffset + c.TUPLE_HEADER_IN_WAL_BYTES;
+  addTupleFromWal(page, record, block.dataOffset, data, block.dataLength - c.TUPLE_HEADER_IN_WAL_BYTES, block.block, offnum);
+  setPageLsn(page, record.endLsn);
+  if (((record.buf[main + 2] as number) & c.XLH_INSERT_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
+}
+
+function redoDelete(page: Buffer, record: DecodedRecord): void {
+  const main = t.mainData(record, c.DELETE_BYTES);
+  const buf = record.buf;
+  const offnum = buf.readUInt16LE(main + 4);
+  const flags = buf[main + 7] as number;
+  const at = t.tupleAt(page, record, offnum);
+  replaceXmaxBits(page, at, buf[main + 6] as number);
+  setHotUpdated(page, at, false);
+  if ((flags & c.XLH_DELETE_IS_SUPER) === 0) page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
+  else page.writeUInt32LE(0, at + t.T_XMIN);
+  resetCommandId(page, at);
+  setPrunable(page, record.xid);
+  if ((flags & c.XLH_DELETE_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
+  // A row that moved to another partition has a t_ctid that names no tuple (ItemPointerSetMovedPartitions).
+  if ((flags & c.XLH_DELETE_IS_PARTITION_MOVE) !== 0) t.setCtid(page, at, 0xffff_ffff, 0xfffd);
+  else t.setCtid(page, at, t.blockOf(record, 0).block, offnum);
+  setPageLsn(page, record.endLsn);
+}
+
+function redoUpdate(page: Buffer, record: DecodedRecord, blockId: number, hot: boolean): void {
+  const main = t.mainData(record, c.UPDATE_BYTES);
+  const samePage = !t.hasBlock(record, c.UPDATE_OLD_BLOCK);
+  if (blockId >= c.UPDATE_VM_NEW_BLOCK) return redoUpdateVm(page, record, blockId, record.buf[main + 7] as number);
+  let oldTuple = 0;
+  let oldLength = 0;
+  if (samePage || blockId === c.UPDATE_OLD_BLOCK) {
+    const offnum = record.buf.readUInt16LE(main + 4);
+    oldTuple = t.tupleAt(page, record, offnum);
+    oldLength = itemLength(itemId(page, offnum));
+    if (samePage) buildNewTuple(page, record, main, oldTuple, oldLength);
+    redoUpdateOld(page, record, main, oldTuple, hot);
+  } else {
+    if ((record.info & c.XLOG_HEAP_INIT_PAGE) !== 0) initPage(page, 0);
+    else if (isNewPage(page)) throw t.corruptRecord(record, 'the page it updates was never initialised');
+    buildNewTuple(page, record, main, 0, 0);
+  }
+  if (blockId === 0) {
+    addTuple(page, record, newTupleBytes, record.buf.readUInt16LE(main + 12));
+    if (((record.buf[main + 7] as number) & c.XLH_UPDATE_NEW_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
+  }
+  setPageLsn(page, record.endLsn);
+}
+
+function redoUpdateOld(page: Buffer, record: DecodedRecord, main: number, at: number, hot: boolean): void {
+  const buf = record.buf;
+  replaceXmaxBits(page, at, buf[main + 6] as number);
+  setHotUpdated(page, at, hot);
+  page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
+  resetCommandId(page, at);
+  t.setCtid(page, at, t.blockOf(record, 0).block, buf.readUInt16LE(main + 12));
+  setPrunable(page, record.xid);
+  if (((buf[main + 7] as number) & c.XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
+}
+
+/** Length of the tuple {@link buildNewTuple} left in the scratch buffer. */
+let newTupleBytes = 0;
+
+/** The new version: WAL leaves out what it shares with the start and the end of the old one when both are on one page. */
+function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTuple: number, oldLength: number): void {
+  const buf = record.buf;
+  const flags = buf[main + 7] as number;
+  const block = t.blockOf(record, 0);
+  const end = block.dataOffset + block.dataLength;
+  let at = block.dataOffset;
+  let prefix = 0;
+  let suffix = 0;
+  const lengths = ((flags & c.XLH_UPDATE_PREFIX_FROM_OLD) !== 0 ? 2 : 0) + ((flags & c.XLH_UPDATE_SUFFIX_FROM_OLD) !== 0 ? 2 : 0);
+  if (block.dataLength < lengths + c.TUPLE_HEADER_IN_WAL_BYTES) throw t.corruptRecord(record, 'has no new tuple');
+  if (lengths !== 0 && oldLength === 0) throw t.corruptRecord(record, 'borrows from a tuple on another page');
+  if ((flags & c.XLH_UPDATE_PREFIX_FROM_OLD) !== 0) {
+    prefix = buf.readUInt16LE(at);
+    at += 2;
+  }
+  if ((flags & c.XLH_UPDATE_SUFFIX_FROM_OLD) !== 0) {
+    suffix = buf.readUInt16LE(at);
+    at += 2;
+  }
+  const header = at;
+  const hoff = buf[header + 4] as number;
+  at += c.TUPLE_HEADER_IN_WAL_BYTES;
+  const stored = end - at;
+  const bytes = t.TUPLE_HEADER_BYTES + stored + prefix + suffix;
+  if (bytes > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `its new tuple has ${bytes} bytes`);
+  let to = t.TUPLE_HEADER_BYTES;
+  if (prefix > 0) {
+    const bitmap = hoff - t.TUPLE_HEADER_BYTES;
+    const oldHoff = page[oldTuple + t.T_HOFF] as number;
+    if (bitmap < 0 || bitmap > stored || oldHoff + prefix > oldLength) throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
+    to += buf.copy(tuple, to, at, at + bitmap);
+    at += bitmap;
+    to += page.copy(tuple, to, oldTuple + oldHoff, oldTuple + oldHoff + prefix);
+  }
+  to += buf.copy(tuple, to, at, end);
+  if (suffix > 0) {
+    if (suffix > oldLength) throw t.corruptRecord(record, `its suffix of ${suffix} bytes does not fit`);
+    page.copy(tuple, to, oldTuple + oldLength - suffix, oldTuple + oldLength);
+  }
+  fillHeader(
+    buf.readUInt16LE(header), buf.readUInt16LE(header + 2), hoff, record.xid, buf.readUInt32LE(main + 8), block.block, buf.readUInt16LE(main + 12),
+  );
+  newTupleBytes = bytes;
+}
+
+/** Map pages an update names: the one of the new heap block also stands for the old block when both lie on it. */
+function redoUpdateVm(page: Buffer, record: DecodedRecord, blockId: number, flags: number): void {
+  const newBlock = t.blockOf(record, 0).block;
+  const oldBlock = t.hasBlock(record, c.UPDATE_OLD_BLOCK) ? t.blockOf(record, c.UPDATE_OLD_BLOCK).block : newBlock;
+  const mapBlock = t.blockOf(record, blockId).block;
+  let cleared = false;
+  const coversOld = vmPageOf(oldBlock) === mapBlock && (flags & c.XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED) !== 0;
+  if (coversOld) cleared = vmClear(page, oldBlock, VM_VALID_BITS);
+  if (blockId === c.UPDATE_VM_NEW_BLOCK && vmClear(page, newBlock, VM_VALID_BITS)) cleared = true;
+  if (cleared) setPageLsn(page, record.endLsn);
+}
+
+function redoConfirm(page: Buffer, record: DecodedRecord): void {
+  const offnum = record.buf.readUInt16LE(t.mainData(record, 2));
+  t.setCtid(page, t.tupleAt(page, record, offnum), t.blockOf(record, 0).block, offnum);
+  setPageLsn(page, record.endLsn);
+}
+
+function redoLock(page: Buffer, record: DecodedRecord): void {
+  const main = t.mainData(record, c.LOCK_BYTES);
+  const buf = record.buf;
+  const offnum = buf.readUInt16LE(main + 4);
+  const at = t.tupleAt(page, record, offnum);
+  replaceXmaxBits(page, at, buf[main + 6] as number);
+  if (isLockedOnly(page.readUInt16LE(at + t.T_INFOMASK))) {
+    setHotUpdated(page, at, false);
+    t.setCtid(page, at, t.blockOf(record, 0).block, offnum);
+  }
+  page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
+  resetCommandId(page, at);
+  setPageLsn(page, record.endLsn);
+}
+
+/** HEAP_XMAX_IS_LOCKED_ONLY. */
+function isLockedOnly(infomask: number): boolean {
+  if ((infomask & t.HEAP_XMAX_LOCK_ONLY) !== 0) return true;
+  return (infomask & (t.HEAP_XMAX_IS_MULTI | t.HEAP_XMAX_EXCL_LOCK | t.HEAP_XMAX_KEYSHR_LOCK)) === t.HEAP_XMAX_EXCL_LOCK;
+}
+
+function redoInplace(page: Buffer, record: DecodedRecord): void {
+  const offnum = record.buf.readUInt16LE(t.mainData(record, 2));
+  const block = t.blockOf(record, 0);
+  const at = t.tupleAt(page, record, offnum);
+  const hoff = page[at + t.T_HOFF] as number;
+  if (itemLength(itemId(page, offnum)) - hoff !== block.dataLength)
+    throw t.corruptRecord(record, `overwrites item ${offnum} with ${block.dataLength} bytes, which is not its length`);
+  record.buf.copy(page, at + hoff, block.dataOffset, block.dataOffset + block.dataLength);
+  setPageLsn(page, record.endLsn);
+}
