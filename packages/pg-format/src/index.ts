@@ -2,3 +2,5 @@
 export * from './constants.ts';
 export * from './page.ts';
 export * from './record.ts';
+export * from './decode.ts';
+export * from './wal-reader.ts';
