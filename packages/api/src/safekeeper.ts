@@ -11,7 +11,8 @@
  *  WAL is served on `pgPort` by the Postgres replication protocol: SCRAM password = the token, user = any name,
  *  start-up parameter `options='-c lakebase.project=<uid> -c lakebase.timeline=<id>'`. IDENTIFY_SYSTEM, TIMELINE_HISTORY, SHOW,
  *  CREATE_REPLICATION_SLOT/READ_REPLICATION_SLOT as far as pg_receivewal needs, START_REPLICATION PHYSICAL. Nothing beyond the commit LSN,
- *  except with `-c lakebase.peer=1` (token: service): then up to the flush LSN, for peer catch-up. */
+ *  except with `-c lakebase.peer=1` (token: service): then up to the flush LSN, for peer catch-up. Such a stream also carries
+ *  `-c lakebase.term=<n>` and ends as soon as the serving member's term is not n: what it holds may be replaced then (docs/protocols/election.md). */
 import type { ProjectUid, Term, TimelineId } from '@lakebase/ids';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
 
@@ -76,6 +77,8 @@ export interface ElectedRequest {
   readonly lastRecordLsn: string;
   readonly termHistory: readonly TermHistoryEntryJson[];
   readonly donor: PeerAddress;
+  /** Ids of the members that granted the term: a rebuilt member joins only when all others did. */
+  readonly voters: readonly string[];
 }
 export interface ElectedResponse {
   readonly term: Term;
@@ -95,6 +98,8 @@ export interface SubscribeRequest {
 export interface PeerStatus {
   readonly project: ProjectUid;
   readonly timeline: TimelineId;
+  /** The member's term. It counts towards the commit LSN only when this equals lastLogTerm (wal-quorum, commit.ts). */
+  readonly term: Term;
   readonly lastLogTerm: Term;
   readonly flushRecordLsn: string;
   readonly commitLsn: string;

@@ -1,0 +1,147 @@
+/** One member's side of the election: what it may grant, adopt and stream. Pure: the safekeeper does the I/O in the order given here.
+ *
+ *  Invariants the caller must keep, all under one lock per timeline:
+ *  - Vote: stop appending, flush, `handleVote` on the state after that flush, persist `next`, then answer; drop streams of lower terms.
+ *  - Elected: `planElected`, then its steps in order: persist the term (drop streams of lower terms, flush), lower the flush hint, truncate durably,
+ *    persist the history, copy and flush up to `copyTo`, only then answer. History after truncation: or old bytes would be named as the
+ *    new term's. History before copying: or new bytes would be named as the old term's.
+ *  - Every append checks `mayStream` (or `mayCopy`) again; a position is reported only after its fdatasync.
+ *  - `term` never falls. Nothing below `commitLsn` is ever truncated. */
+import { LakebaseError, assert } from '@lakebase/base';
+import { type Lsn, type Term, formatLsn } from '@lakebase/ids';
+import { commonPoint, lastLogTerm, validateHistory } from './history.ts';
+import type { Elected, MemberPosition, TermHistory, Vote } from './types.ts';
+
+/** A damaged member does not vote. `lost`: durable WAL is missing, promises are known. `rebuilt`: the control file is new, so promises are
+ *  forgotten as well. */
+export interface Damage {
+  readonly kind: 'lost' | 'rebuilt';
+  /** The member's term when the damage was found: what it acknowledged in that term may be gone, so only a later term repairs it. */
+  readonly term: Term;
+  /** For people. */
+  readonly reason: string;
+}
+
+export interface AcceptorState {
+  /** Highest term granted or adopted. Durable before any answer shows it. */
+  readonly term: Term;
+  /** Describes the log; may name a term that begins beyond its end while it is being copied. Durable. */
+  readonly history: TermHistory;
+  /** End of durable bytes, possibly inside a record. */
+  readonly flushLsn: Lsn;
+  /** End of the last complete durable record: all votes and positions use this one. */
+  readonly flushRecordLsn: Lsn;
+  /** Start of that record. */
+  readonly lastRecordLsn: Lsn;
+  /** Known committed *and* present here: the limit of what is served to readers. Persisted lazily; never falls while running. */
+  readonly commitLsn: Lsn;
+  readonly damage: Damage | null;
+}
+
+/** How far readers may be served. A member that lost WAL may know of a commit beyond its own end. */
+export const readableLsn = (state: AcceptorState): Lsn => Math.min(state.commitLsn, state.flushRecordLsn) as Lsn;
+
+export const positionOf = (state: AcceptorState): MemberPosition => ({
+  term: state.term,
+  lastLogTerm: lastLogTerm(state.history, state.flushRecordLsn),
+  flushRecordLsn: state.flushRecordLsn,
+});
+
+/** The vote of a member that has just persisted `state.term`. */
+export const voteOf = (state: AcceptorState, voter: string): Vote => ({
+  voter,
+  term: state.term,
+  lastLogTerm: lastLogTerm(state.history, state.flushRecordLsn),
+  flushRecordLsn: state.flushRecordLsn,
+  lastRecordLsn: state.lastRecordLsn,
+  commitLsn: state.commitLsn,
+  termHistory: state.history,
+});
+
+export type VoteDecision =
+  | { readonly granted: true; readonly next: AcceptorState }
+  | { readonly granted: false; readonly term: Term; readonly reason: string };
+
+/** A term is granted once, to whoever asks first; a candidate whose answer got lost asks again with a higher term. */
+export function handleVote(state: AcceptorState, term: Term): VoteDecision {
+  if (state.damage !== null) {
+    return { granted: false, term: state.term, reason: `damaged, does not vote until a later term has repaired it (${state.damage.reason})` };
+  }
+  if (term <= state.term) return { granted: false, term: state.term, reason: `term ${state.term} is already granted` };
+  return { granted: true, next: { ...state, term } };
+}
+
+export type ElectedPlan =
+  | { readonly kind: 'refused'; readonly term: Term; readonly reason: string }
+  /** Already part of the term and complete: answer again. */
+  | { readonly kind: 'adopted' }
+  | {
+      readonly kind: 'adopt';
+      /** Step 1, when set: a term above the one held; persist it before anything else and fence lower streams. */
+      readonly raiseTerm: Term | null;
+      /** Step 2, when set: cut the log to end here, durably. */
+      readonly truncateTo: Lsn | null;
+      /** Step 3: persist. */
+      readonly history: TermHistory;
+      /** Step 4: copy [copyFrom, copyTo) from the donor; equal when nothing is missing. */
+      readonly copyFrom: Lsn;
+      readonly copyTo: Lsn;
+    };
+
+/** What adopting a term takes. Throws CORRUPT rather than cut committed WAL: that would mean the protocol itself is broken. */
+export function planElected(state: AcceptorState, request: Elected, self: string, memberCount = 3): ElectedPlan {
+  checkElected(request);
+  if (request.term < state.term) return { kind: 'refused', term: state.term, reason: `term ${state.term} is newer` };
+  if (state.damage?.kind === 'rebuilt' && (request.voters.includes(self) || request.voters.length < memberCount - 1)) {
+    const reason = 'this member was rebuilt and has forgotten its promises: it joins only a term that all other members granted';
+    return { kind: 'refused', term: state.term, reason };
+  }
+  const { termStartLsn, termHistory: history } = request;
+  const raiseTerm = request.term > state.term ? request.term : null;
+  if (raiseTerm === null && state.history.at(-1)?.term === request.term) {
+    if (state.flushRecordLsn >= termStartLsn) return { kind: 'adopted' };
+    // An earlier attempt got as far as step 3. What follows the last complete record is cut and copied again.
+    const truncateTo = state.flushLsn > state.flushRecordLsn ? state.flushRecordLsn : null;
+    return { kind: 'adopt', raiseTerm, truncateTo, history, copyFrom: state.flushRecordLsn, copyTo: termStartLsn };
+  }
+  const keep = Math.min(commonPoint(state.history, state.flushRecordLsn, history), termStartLsn) as Lsn;
+  if (keep < readableLsn(state)) {
+    throw new LakebaseError(
+      'CORRUPT',
+      `term ${request.term} would truncate committed WAL: cut at ${formatLsn(keep)}, committed up to ${formatLsn(state.commitLsn)}; ` +
+        'the members of this timeline disagree about committed data, do not remove any of them',
+    );
+  }
+  return { kind: 'adopt', raiseTerm, truncateTo: state.flushLsn > keep ? keep : null, history, copyFrom: keep, copyTo: termStartLsn };
+}
+
+function checkElected(request: Elected): void {
+  const last = validateHistory(request.termHistory).at(-1);
+  if (last === undefined || last.term !== request.term || last.startLsn !== request.termStartLsn) {
+    throw new LakebaseError('INVALID_ARGUMENT', 'the term history must end with the elected term and its start LSN');
+  }
+}
+
+/** The state after the last step; persist it when it differs. The log holds everything committed before the term: a term later than the
+ *  damage repairs it. */
+export function finishElected(state: AcceptorState, request: Elected): AcceptorState {
+  assert(state.term === request.term, 'the term changed while it was being adopted');
+  assert(state.flushRecordLsn >= request.termStartLsn, 'adopted before the copy was complete');
+  const { damage } = state;
+  if (damage === null || (damage.kind === 'lost' && damage.term >= request.term)) return state;
+  return { ...state, damage: null };
+}
+
+/** May WAL of the compute of `term` be appended here? True only once the term is adopted up to its start LSN. */
+export function mayStream(state: AcceptorState, term: Term): boolean {
+  const last = state.history.at(-1);
+  const adopted = state.term === term && last?.term === term && state.flushRecordLsn >= last.startLsn;
+  return adopted && state.damage?.kind !== 'rebuilt';
+}
+
+/** May bytes copied from a peer for `term` be appended here? The history of the term must be durable first. */
+export const mayCopy = (state: AcceptorState, term: Term): boolean => state.term === term && state.history.at(-1)?.term === term;
+
+/** May this member serve uncommitted WAL to a peer that adopts `term`? A donor that has granted a higher term may be about to lose what it
+ *  promised. Checked for every chunk, after reading it. */
+export const mayServePeer = (state: AcceptorState, term: Term): boolean => state.term === term;

@@ -1,0 +1,168 @@
+/** One candidacy for one term, run by the agent of a compute that is about to start. Sans-I/O: answers go in, actions come out.
+ *
+ *  Invariants: the donor is the most advanced of a majority of voters, so its log holds everything committed; `elected` goes out once, the same to
+ *  all; the term is won when a majority has adopted it. After `won` the compute may start at startLsn; answers of the remaining members
+ *  may still arrive and are counted. An Election is used for one term only: losing means a new one with a higher term. */
+import { LakebaseError, assert } from '@lakebase/base';
+import type { Lsn, Term } from '@lakebase/ids';
+import { appendTerm, historyUpTo, lastLogTerm, pruneHistory, validateHistory } from './history.ts';
+import type { Elected, TermHistory, Vote } from './types.ts';
+
+export interface ElectionWon {
+  readonly term: Term;
+  readonly startLsn: Lsn;
+  readonly lastRecordLsn: Lsn;
+  readonly history: TermHistory;
+  readonly donor: string;
+  readonly voters: readonly string[];
+  /** At the moment of winning; `election.adopted` grows after it. */
+  readonly adopted: readonly string[];
+}
+
+export type ElectionAction =
+  | { readonly kind: 'elected'; readonly to: string; readonly request: Elected }
+  | { readonly kind: 'won'; readonly result: ElectionWon }
+  /** No majority is left that could make us win. `highestTerm` is what the next attempt must exceed. */
+  | { readonly kind: 'lost'; readonly highestTerm: Term; readonly reason: string };
+
+export interface ElectionOptions {
+  readonly members: readonly string[];
+  readonly term: Term;
+  /** Default: majority. */
+  readonly quorum?: number;
+  /** Lowest commit LSN of *all* members, when all of them told theirs: the history is pruned below it. */
+  readonly commitFloor?: Lsn;
+}
+
+export type ElectionPhase = 'voting' | 'electing' | 'won' | 'lost';
+
+/** Term to campaign for, and how far the history may be pruned, from the status answers that came. */
+export function planCandidacy(
+  members: readonly string[],
+  statuses: ReadonlyMap<string, { readonly term: Term; readonly commitLsn: Lsn }>,
+): { term: Term; commitFloor: Lsn } {
+  let term = 0;
+  let floor = Number.MAX_SAFE_INTEGER;
+  for (const id of members) {
+    const status = statuses.get(id);
+    term = Math.max(term, status?.term ?? 0);
+    floor = Math.min(floor, status?.commitLsn ?? 0);
+  }
+  return { term: (term + 1) as Term, commitFloor: floor as Lsn };
+}
+
+/** The most advanced voter: last log term first, then the end of its last complete record; the first of equals. */
+export function chooseDonor(votes: readonly Vote[]): Vote {
+  const donor = votes.reduce((best, vote) => (isAhead(vote, best) ? vote : best));
+  return donor;
+}
+
+const isAhead = (a: Vote, b: Vote): boolean =>
+  a.lastLogTerm !== b.lastLogTerm ? a.lastLogTerm > b.lastLogTerm : a.flushRecordLsn > b.flushRecordLsn;
+
+export class Election {
+  readonly term: Term;
+  readonly quorum: number;
+  readonly #members: readonly string[];
+  readonly #commitFloor: Lsn;
+  readonly #votes = new Map<string, Vote>();
+  readonly #refused = new Map<string, string>();
+  readonly #adopted = new Set<string>();
+  #highestTerm: Term;
+  #request: Elected | undefined;
+  #phase: ElectionPhase = 'voting';
+
+  constructor(options: ElectionOptions) {
+    const { members, term, quorum = Math.floor(members.length / 2) + 1 } = options;
+    if (members.length === 0 || new Set(members).size !== members.length) {
+      throw new LakebaseError('INVALID_ARGUMENT', 'an election needs distinct members');
+    }
+    assert(quorum * 2 > members.length && quorum <= members.length, 'two quorums must share a member');
+    assert(term > 0, 'term 0 is before the first election');
+    this.term = term;
+    this.quorum = quorum;
+    this.#members = [...members];
+    this.#commitFloor = options.commitFloor ?? (0 as Lsn);
+    this.#highestTerm = term;
+  }
+
+  get phase(): ElectionPhase {
+    return this.#phase;
+  }
+  /** Members that have adopted the term so far. */
+  get adopted(): readonly string[] {
+    return [...this.#adopted];
+  }
+  /** What members were, or are to be, told; undefined while voting. */
+  get request(): Elected | undefined {
+    return this.#request;
+  }
+
+  /** A granted vote. Late votes are ignored: `elected` reaches their voters all the same. */
+  onVote(vote: Vote): readonly ElectionAction[] {
+    this.#known(vote.voter);
+    if (vote.term !== this.term || this.#phase !== 'voting') return [];
+    validateHistory(vote.termHistory);
+    if (lastLogTerm(vote.termHistory, vote.flushRecordLsn) !== vote.lastLogTerm) {
+      throw new LakebaseError('CORRUPT', `vote of ${vote.voter}: its last log term does not follow from its history`);
+    }
+    this.#refused.delete(vote.voter);
+    this.#votes.set(vote.voter, vote);
+    if (this.#votes.size < this.quorum) return [];
+    this.#phase = 'electing';
+    const request = this.#elect([...this.#votes.values()]);
+    this.#request = request;
+    return this.#members.map((to) => ({ kind: 'elected', to, request }));
+  }
+
+  /** A refusal of the vote or of `elected`, or an answer given up on (pass no term). */
+  onRefusal(member: string, refusal: { readonly term?: Term; readonly reason: string }): readonly ElectionAction[] {
+    this.#known(member);
+    if (refusal.term !== undefined && refusal.term > this.#highestTerm) this.#highestTerm = refusal.term;
+    if (this.#phase === 'won' || this.#phase === 'lost') return [];
+    if (this.#phase === 'voting' && this.#votes.has(member)) return []; // a duplicate of our own request was refused
+    if (this.#adopted.has(member)) return [];
+    this.#refused.set(member, refusal.reason);
+    if (this.#members.length - this.#refused.size >= this.quorum) return [];
+    this.#phase = 'lost';
+    const why = [...this.#refused].map(([id, reason]) => `${id}: ${reason}`).join('; ');
+    return [{ kind: 'lost', highestTerm: this.#highestTerm, reason: why }];
+  }
+
+  /** A member has adopted the term: its log is complete up to the start LSN and durable. */
+  onElected(member: string, answer: { readonly term: Term; readonly flushRecordLsn: Lsn }): readonly ElectionAction[] {
+    this.#known(member);
+    const request = this.#request;
+    if (answer.term !== this.term || request === undefined) return [];
+    if (answer.flushRecordLsn < request.termStartLsn) {
+      throw new LakebaseError('CORRUPT', `${member} claims to have adopted term ${this.term} with an incomplete log`);
+    }
+    this.#refused.delete(member);
+    this.#adopted.add(member);
+    if (this.#phase !== 'electing' || this.#adopted.size < this.quorum) return [];
+    this.#phase = 'won';
+    const { termStartLsn: startLsn, lastRecordLsn, termHistory: history, donor, voters } = request;
+    return [{ kind: 'won', result: { term: this.term, startLsn, lastRecordLsn, history, donor, voters, adopted: this.adopted } }];
+  }
+
+  /** A refused or unanswered member is asked to adopt again: forget the refusal. */
+  retry(member: string): readonly ElectionAction[] {
+    this.#known(member);
+    if (this.#request === undefined || this.#phase === 'lost' || this.#adopted.has(member)) return [];
+    this.#refused.delete(member);
+    return [{ kind: 'elected', to: member, request: this.#request }];
+  }
+
+  #elect(votes: readonly Vote[]): Elected {
+    const donor = chooseDonor(votes);
+    const termStartLsn = donor.flushRecordLsn;
+    const log = historyUpTo(donor.termHistory, termStartLsn);
+    const termHistory = pruneHistory(appendTerm(log, this.term, termStartLsn), this.#commitFloor);
+    const voters = votes.map((vote) => vote.voter);
+    return { term: this.term, termStartLsn, lastRecordLsn: donor.lastRecordLsn, termHistory, donor: donor.voter, voters };
+  }
+
+  #known(member: string): void {
+    if (!this.#members.includes(member)) throw new LakebaseError('INVALID_ARGUMENT', `${member} is not a member of this timeline`);
+  }
+}
