@@ -1,0 +1,277 @@
+/** One compute, from start to stop: the agent's state machine.
+ *
+ *    STARTING ── elect → bundle → lay out → Postgres → catalog ──► RUNNING ── stop / crash / fenced ──► STOPPED | FAILED
+ *
+ *  Invariants
+ *  - a compute starts once: every start is a fresh start in an empty directory under a new term;
+ *  - Postgres runs only after a majority adopted that term;
+ *  - when the compute is fenced it is stopped at once, without a checkpoint: nothing it writes can be acknowledged;
+ *  - after a fast stop that succeeded, the suspend state is durable in storage before the stop is answered. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { type ComputeChange, type ComputeStatus, type RoleSecret, SafekeeperClient, type StartBundle, encodeBootSet, encodeSuspendState } from '@lakebase/api';
+import { LakebaseError, type Logger, errorMessage, must } from '@lakebase/base';
+import { formatLsn, lsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { readControlFile, shutdownCheckpointEnd } from '@lakebase/pg-format';
+import { Client } from 'pg';
+import { ResidentMap, readShimCounters } from '../resident-map.ts';
+import { type Activity, readActivity } from './activity.ts';
+import { BootSet } from './boot-set.ts';
+import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
+import { layOut } from './data-directory.ts';
+import { type ElectionResult, elect } from './elect.ts';
+import { PageClient } from './page-client.ts';
+import { PageRelay } from './page-relay.ts';
+import { PostgresProcess } from './postgres-process.ts';
+import type { AgentSetup, AgentStart } from './protocol.ts';
+import { ADMIN_ROLE, COMPUTE_PORT, pgHbaConf, pgIdentConf, postgresqlConf } from './settings.ts';
+import { Subscriptions } from './subscriptions.ts';
+import { collectSuspendState } from './suspend-state.ts';
+import { putBinary } from './upload.ts';
+
+const BUNDLE_WAIT_MS = 30_000;
+const READY_MS = 60_000;
+const STOP_MS = 60_000;
+const ACTIVITY_POLL_MS = 2_000;
+const BOOT_SET_AFTER_MS = 4_000;
+
+export class Compute {
+  readonly #setup: AgentSetup;
+  readonly #start: AgentStart;
+  readonly #log: Logger;
+  readonly #onStatus: (status: ComputeStatus) => void;
+  readonly #pages: PageClient;
+  readonly #pgdata: string;
+  readonly #mapPath: string;
+  readonly #begun = performance.now();
+  #state: ComputeStatus['state'] = 'STARTING';
+  #error: string | null = null;
+  #stages: Record<string, number> = {};
+  #activity: Activity = { active: false, lastActiveAt: null, reason: null };
+  #election: ElectionResult | undefined;
+  #spec: AgentStart['spec'];
+  #postgres: PostgresProcess | undefined;
+  #relay: PageRelay | undefined;
+  #subscriptions: Subscriptions | undefined;
+  #sql: Client | undefined;
+  #bootSet: BootSet | undefined;
+  #timers: NodeJS.Timeout[] = [];
+  #stopping: Promise<void> | undefined;
+
+  constructor(setup: AgentSetup, start: AgentStart, log: Logger, onStatus: (status: ComputeStatus) => void) {
+    this.#setup = setup;
+    this.#start = start;
+    this.#spec = start.spec;
+    this.#log = log;
+    this.#onStatus = onStatus;
+    this.#pgdata = join(start.directory, 'pgdata');
+    this.#mapPath = join(start.directory, 'resident.map');
+    const { pageHost, pagePort } = start.spec.pageserver;
+    this.#pages = new PageClient({ host: pageHost, port: pagePort, token: start.token, project: this.#project, timeline: this.#timeline, log });
+  }
+
+  get #project() { return parseProjectUid(this.#start.spec.projectUid); }
+  get #timeline() { return parseTimelineId(this.#start.spec.timelineId); }
+
+  status(): ComputeStatus {
+    const running = this.#state === 'RUNNING';
+    return {
+      computeId: this.#start.computeId, endpointId: this.#spec.endpointId, state: this.#state, error: this.#error,
+      term: this.#election?.term ?? null, startLsn: this.#election === undefined ? null : formatLsn(this.#election.startLsn),
+      socketDir: running ? this.#start.socketDir : null, port: COMPUTE_PORT, pid: this.#postgres?.pid ?? null,
+      stages: { ...this.#stages, ...this.#shimCounters() }, activity: this.#activity,
+    };
+  }
+
+  async start(): Promise<ComputeStatus> {
+    try {
+      this.#pages.warm();
+      const members = this.#spec.safekeepers.map((peer) => ({ peer, client: new SafekeeperClient({ baseUrl: peer.httpUrl, token: this.#start.token }) }));
+      const election = await elect(members, { project: this.#project, timeline: this.#timeline }, this.#log);
+      this.#election = election;
+      this.#stage('elected');
+      const bundle = await this.#pages.getStartBundle(election.startLsn, BUNDLE_WAIT_MS);
+      this.#stage('bundle');
+      await this.#layOut(bundle, election);
+      this.#stage('laidOut');
+      await this.#startPostgres();
+      this.#stage('postgres');
+      this.#subscriptions = new Subscriptions({
+        members, project: this.#project, timeline: this.#timeline, term: election.term, host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, log: this.#log,
+        onFenced: (term) => this.#fenced(term),
+      });
+      this.#subscriptions.start();
+      await this.#openCatalog();
+      this.#stage('catalog');
+      this.#enter('RUNNING');
+      this.#watch();
+      return this.status();
+    } catch (error) {
+      this.#log.error({ err: errorMessage(error) }, 'compute did not start');
+      this.#error = errorMessage(error);
+      await this.#tearDown();
+      this.#enter('FAILED');
+      throw error;
+    }
+  }
+
+  async change(change: ComputeChange): Promise<ComputeStatus> {
+    this.#spec = { ...this.#spec, ...change };
+    const sql = must(this.#sql, 'connection to Postgres');
+    if (change.settings !== undefined) {
+      const { writeFile } = await import('node:fs/promises');
+      await writeFile(join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
+      await sql.query('SELECT pg_reload_conf()');
+    }
+    await applyCatalog(sql, this.#catalog());
+    return this.status();
+  }
+
+  role(name: string): Promise<RoleSecret> {
+    if (this.#sql === undefined) throw new LakebaseError('CONFLICT', 'the compute is not running');
+    return readRoleSecret(this.#sql, name);
+  }
+
+  async stop(mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
+    this.#stopping ??= this.#stop(mode);
+    await this.#stopping;
+    return this.status();
+  }
+
+  async #stop(mode: 'fast' | 'immediate'): Promise<void> {
+    this.#enter('STOPPING');
+    for (const timer of this.#timers) clearInterval(timer);
+    await this.#sql?.end().catch(() => {});
+    const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
+    this.#subscriptions?.stop();
+    if (clean) await this.#keepSuspendState().catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'));
+    await this.#tearDown();
+    this.#enter('STOPPED');
+  }
+
+  async #layOut(bundle: StartBundle, election: ElectionResult): Promise<void> {
+    const layout = layOut({
+      pgdata: this.#pgdata, mapPath: this.#mapPath, bundle: { ...bundle, prevRecordLsn: election.lastRecordLsn },
+      conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
+    });
+    const bootSet = new BootSet(bundle.bootPages, performance.now());
+    this.#bootSet = bootSet;
+    this.#relay = new PageRelay({
+      socketPath: join(this.#start.socketDir, 'agent.sock'), entries: layout.entries, pages: this.#pages, lsn: election.startLsn, log: this.#log,
+      onFault: (tag, block, count) => bootSet.record(tag, block, count, performance.now()),
+    });
+    await this.#relay.listen();
+  }
+
+  #conf(election: ElectionResult): string {
+    return postgresqlConf({
+      term: election.term, socketDir: this.#start.socketDir, safekeeperNames: this.#spec.safekeepers.map((s) => s.id), sharedBuffers: this.#setup.sharedBuffers, settings: this.#spec.settings,
+    });
+  }
+
+  #catalog(): CatalogSpec {
+    const { roles, databases, droppedRoles = [], droppedDatabases = [] } = this.#spec;
+    return { roles, databases, droppedRoles, droppedDatabases };
+  }
+
+  async #startPostgres(): Promise<void> {
+    this.#postgres = PostgresProcess.start({
+      binDir: this.#setup.binDir, libDir: this.#setup.libDir, pgdata: this.#pgdata, logPath: this.#start.logPath,
+      env: {
+        LD_PRELOAD: this.#setup.shimPath, LAKEBASE_SHIM_DATADIR: this.#pgdata, LAKEBASE_SHIM_MAP: this.#mapPath,
+        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'), LAKEBASE_SHIM_LAYOUT: '1',
+      },
+    });
+    void this.#postgres.exited.then(({ code, signal }) => this.#postgresGone(code, signal));
+    await this.#postgres.ready(READY_MS);
+  }
+
+  /** One connection for our own work, kept for the compute's life. */
+  async #openCatalog(): Promise<void> {
+    const sql = new Client({ host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, database: 'postgres', application_name: 'lakebase-agent' });
+    sql.on('error', () => {}); // its end is seen through the postmaster's exit
+    await sql.connect();
+    this.#sql = sql;
+    const changed = await applyCatalog(sql, this.#catalog());
+    if (changed > 0) this.#log.info({ statements: changed }, 'roles and databases applied');
+  }
+
+  #watch(): void {
+    const names = this.#spec.safekeepers.map((s) => s.id);
+    this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
+    let reading = false;
+    this.#timers.push(setInterval(() => {
+      if (reading || this.#sql === undefined) return;
+      reading = true;
+      readActivity(this.#sql, names, this.#activity)
+        .then((activity) => {
+          this.#activity = activity;
+          this.#onStatus(this.status());
+        })
+        .catch(() => {})
+        .finally(() => { reading = false; });
+    }, ACTIVITY_POLL_MS));
+    this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
+  }
+
+  async #keepBootSet(): Promise<void> {
+    if (this.#bootSet?.grown !== true) return;
+    try {
+      await putBinary(this.#storageUrl('boot-set'), this.#start.token, encodeBootSet(this.#bootSet.blocks()));
+    } catch (error) {
+      this.#log.debug({ err: errorMessage(error) }, 'boot set not kept');
+    }
+  }
+
+  async #keepSuspendState(): Promise<void> {
+    await this.#keepBootSet();
+    const control = readControlFile(join(this.#pgdata, 'global', 'pg_control'), this.#spec.pgVersion);
+    const end = lsn(shutdownCheckpointEnd(control));
+    const state = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end);
+    await putBinary(this.#storageUrl('suspend-state'), this.#start.token, encodeSuspendState(state));
+    this.#log.info({ lsn: formatLsn(end), files: state.files.length, pages: state.pages.length }, 'suspend state kept');
+  }
+
+  #storageUrl(verb: string): string {
+    return `${this.#spec.pageserver.httpUrl}/v1/timelines/${this.#project}/${this.#timeline}/${verb}`;
+  }
+
+  #fenced(term: number): void {
+    if (this.#stopping !== undefined) return;
+    this.#log.error({ term }, 'fenced by a newer compute of this branch: stopping without a checkpoint');
+    this.#error = `fenced by term ${term}: a newer compute of this branch has started`;
+    this.#stopping = this.#stop('immediate').then(() => this.#enter('FAILED'));
+  }
+
+  #postgresGone(code: number | null, signal: string | null): void {
+    if (this.#stopping !== undefined || this.#state !== 'RUNNING') return;
+    this.#error = `Postgres ended by itself (${signal ?? `exit code ${code}`}): ${this.#postgres?.logTail() ?? ''}`;
+    this.#log.error({ err: this.#error }, 'compute crashed');
+    this.#stopping = this.#tearDown().then(() => this.#enter('FAILED'));
+  }
+
+  async #tearDown(): Promise<void> {
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#subscriptions?.stop();
+    if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);
+    this.#relay?.close();
+    this.#pages.close();
+    this.#sql = undefined;
+  }
+
+  #shimCounters(): Record<string, number> {
+    if (!existsSync(this.#mapPath)) return {};
+    const { faultRequests, blocksFetched } = readShimCounters(this.#mapPath);
+    return { faultRequests, blocksFetched };
+  }
+
+  #stage(name: string): void {
+    this.#stages[name] = Math.round((performance.now() - this.#begun) * 10) / 10;
+  }
+
+  #enter(state: ComputeStatus['state']): void {
+    this.#state = state;
+    this.#log.info({ state, ...this.#stages }, 'compute state');
+    this.#onStatus(this.status());
+  }
+}

@@ -1,0 +1,119 @@
+/** Lays out a data directory from a start bundle: small files by value, relation segments as entries of the resident map (the shim makes the
+ *  sparse files in the postmaster), one WAL segment with a synthesised shutdown checkpoint, and pg_control that points at it.
+ *  Invariant: the directory was empty; every start is a fresh start. */
+import { closeSync, ftruncateSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import type { BundlePage, BundleRelation, StartBundle } from '@lakebase/api';
+import { BLCKSZ, FORK_INIT, FORK_MAIN, type ForkNumber, RELSEG_BLOCKS, type RelTag, WAL_SEGMENT_BYTES, relPath } from '@lakebase/ids';
+import { patchControlFile, synthesiseStart } from '@lakebase/pg-format';
+import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
+import type { RelayEntry } from './page-relay.ts';
+
+/** Empty directories initdb makes; Postgres expects them all. */
+const DIRECTORIES = [
+  'base', 'global', 'pg_commit_ts', 'pg_dynshmem', 'pg_logical', 'pg_logical/mappings', 'pg_logical/snapshots', 'pg_multixact', 'pg_multixact/members', 'pg_multixact/offsets', 'pg_notify', 'pg_replslot',
+  'pg_serial', 'pg_snapshots', 'pg_stat', 'pg_stat_tmp', 'pg_subtrans', 'pg_tblspc', 'pg_twophase', 'pg_wal', 'pg_wal/archive_status', 'pg_wal/summaries', 'pg_xact',
+];
+
+export interface Layout {
+  /** Where the synthesised checkpoint record starts. */
+  readonly recordLsn: number;
+  /** By index in the resident map. */
+  readonly entries: readonly RelayEntry[];
+}
+
+export interface LayoutOptions {
+  readonly pgdata: string;
+  readonly mapPath: string;
+  readonly bundle: StartBundle;
+  readonly conf: { readonly postgresql: string; readonly hba: string; readonly ident: string };
+}
+
+export function layOut(options: LayoutOptions): Layout {
+  const { pgdata, bundle } = options;
+  mkdirSync(pgdata, { mode: 0o700 });
+  for (const dir of DIRECTORIES) mkdirSync(join(pgdata, dir), { mode: 0o700 });
+  writeSmallFiles(pgdata, bundle);
+  for (const db of new Set(bundle.relations.map((r) => r.tag.db))) if (db !== 0) mkdirSync(join(pgdata, 'base', String(db)), { recursive: true, mode: 0o700 });
+  const map = ResidentMap.build(segments(bundle.relations));
+  writeBootPages(pgdata, map, bundle.bootPages);
+  map.write(options.mapPath);
+  const recordLsn = writeWalAndControl(pgdata, bundle);
+  writeFileSync(join(pgdata, 'postgresql.conf'), options.conf.postgresql, { mode: 0o600 });
+  writeFileSync(join(pgdata, 'postgresql.auto.conf'), '', { mode: 0o600 });
+  writeFileSync(join(pgdata, 'pg_hba.conf'), options.conf.hba, { mode: 0o600 });
+  writeFileSync(join(pgdata, 'pg_ident.conf'), options.conf.ident, { mode: 0o600 });
+  return { recordLsn, entries: [...map.entries()].map((e) => ({ tag: e.tag, source: { ...e.tag, fork: e.sourceFork }, segment: e.segment })) };
+}
+
+function writeSmallFiles(pgdata: string, bundle: StartBundle): void {
+  const made = new Set<string>();
+  for (const file of bundle.files) {
+    if (file.path === 'global/pg_control') continue; // written last, patched
+    const path = join(pgdata, file.path);
+    const dir = dirname(path);
+    if (!made.has(dir)) {
+      mkdirSync(dir, { recursive: true, mode: 0o700 });
+      made.add(dir);
+    }
+    writeFileSync(path, file.bytes, { mode: 0o600 });
+  }
+}
+
+/** One entry per 1 GiB segment; an unlogged relation's main fork comes from its init fork, since nothing resets it in a clean start. */
+function* segments(relations: readonly BundleRelation[]): Generator<ResidentSegment> {
+  for (const { tag, nblocks } of relations) {
+    yield* segmentsOf(tag, nblocks, tag.fork);
+    if (tag.fork === FORK_INIT) yield* segmentsOf({ ...tag, fork: FORK_MAIN }, nblocks, FORK_INIT);
+  }
+}
+
+function* segmentsOf(tag: RelTag, nblocks: number, sourceFork: ForkNumber): Generator<ResidentSegment> {
+  for (let segment = 0; ; segment++) {
+    const blocks = Math.min(nblocks - segment * RELSEG_BLOCKS, RELSEG_BLOCKS);
+    yield { tag, segment, nblocks: blocks, sourceFork };
+    if (blocks < RELSEG_BLOCKS) return; // md.c wants a last segment that is not full, possibly empty
+  }
+}
+
+/** Pages that earlier starts touched first are in place before Postgres asks. */
+function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly BundlePage[]): void {
+  const open = new Map<number, number>();
+  try {
+    for (const page of pages) {
+      const segment = Math.floor(page.block / RELSEG_BLOCKS);
+      const block = page.block % RELSEG_BLOCKS;
+      const index = map.find(page.tag, segment);
+      if (index < 0) continue;
+      const entry = map.entry(index);
+      if (block >= entry.nblocks || entry.sourceFork !== page.tag.fork) continue;
+      let fd = open.get(index);
+      if (fd === undefined) {
+        fd = openSync(join(pgdata, relPath(page.tag, segment)), 'w', 0o600);
+        ftruncateSync(fd, entry.nblocks * BLCKSZ);
+        open.set(index, fd);
+      }
+      writeSync(fd, page.bytes, 0, BLCKSZ, block * BLCKSZ);
+      map.setState(index, block, BLOCK_CLEAN);
+    }
+  } finally {
+    for (const fd of open.values()) closeSync(fd);
+  }
+}
+
+function writeWalAndControl(pgdata: string, bundle: StartBundle): number {
+  const control = bundle.files.find((file) => file.path === 'global/pg_control');
+  if (control === undefined) throw new Error('start bundle without pg_control');
+  const start = synthesiseStart({ lsn: bundle.lsn, prevRecordLsn: bundle.prevRecordLsn, systemId: bundle.systemId, major: bundle.major, checkpoint: bundle.checkpoint });
+  for (const segment of start.segments) {
+    const fd = openSync(join(pgdata, 'pg_wal', segment.fileName), 'w', 0o600);
+    try {
+      ftruncateSync(fd, WAL_SEGMENT_BYTES);
+      for (const piece of segment.pieces) writeSync(fd, piece.bytes, 0, piece.bytes.length, piece.offset);
+    } finally {
+      closeSync(fd);
+    }
+  }
+  writeFileSync(join(pgdata, 'global', 'pg_control'), patchControlFile(control.bytes, { major: bundle.major, systemId: bundle.systemId, checkPointLsn: start.recordLsn, checkpoint: start.checkpoint }), { mode: 0o600 });
+  return start.recordLsn;
+}

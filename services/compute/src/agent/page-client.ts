@@ -1,0 +1,140 @@
+/** Client of the page service: one connection, pipelined requests, reconnect with back-off.
+ *  Invariants: every request ends in exactly one answer or error; a request is sent again after a reconnect (reads are idempotent)
+ *  until its deadline passes; answers are matched by id, so a stale connection's answer can never reach a newer request. */
+import { type Socket, connect } from 'node:net';
+import {
+  ANSWER_FRAME_BYTES_MAX, type Frame, FrameParser, MSG, type PageRequest, type StartBundle, decodeErrorFrame, decodeStartBundle, encodeHello, encodeRequest,
+} from '@lakebase/api';
+import { LakebaseError, type Logger, backoffDelay, errorMessage } from '@lakebase/base';
+import { BLCKSZ, type Lsn, type ProjectUid, type RelTag, type TimelineId } from '@lakebase/ids';
+
+export interface PageClientOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly token: string;
+  readonly project: ProjectUid;
+  readonly timeline: TimelineId;
+  readonly log: Logger;
+  /** How long a request is retried over broken connections. */
+  readonly retryMs?: number;
+}
+
+interface Pending {
+  readonly request: PageRequest;
+  readonly deadline: number;
+  readonly resolve: (frame: Frame) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class PageClient {
+  readonly #options: PageClientOptions;
+  readonly #pending = new Map<number, Pending>();
+  #socket: Socket | undefined;
+  #ready = false;
+  #nextId = 1;
+  #attempt = 0;
+  #retryTimer: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  constructor(options: PageClientOptions) {
+    this.#options = options;
+  }
+
+  /** Up to `count` pages of one run, as one buffer; shorter when the relation ends. */
+  async getPages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer> {
+    const frame = await this.#send({ type: 'getPages', id: this.#nextId++, tag, block, count, requestLsn: lsn, notModifiedSince: lsn });
+    const pages = frame.payload.subarray(2);
+    if (pages.length !== frame.payload.readUInt16BE(0) * BLCKSZ) throw new LakebaseError('CORRUPT', 'page answer of a wrong length');
+    return pages;
+  }
+
+  async getStartBundle(lsn: Lsn, waitMs: number): Promise<StartBundle> {
+    const frame = await this.#send({ type: 'getStartBundle', id: this.#nextId++, lsn, waitMs });
+    return decodeStartBundle(frame.payload);
+  }
+
+  /** Connects before the first request needs it. */
+  warm(): void {
+    this.#connect();
+  }
+
+  close(): void {
+    this.#closed = true;
+    clearTimeout(this.#retryTimer);
+    this.#socket?.destroy();
+    for (const [id, pending] of this.#pending) {
+      this.#pending.delete(id);
+      pending.reject(new LakebaseError('CLOSED', 'page client closed'));
+    }
+  }
+
+  #send(request: PageRequest): Promise<Frame> {
+    if (this.#closed) return Promise.reject(new LakebaseError('CLOSED', 'page client closed'));
+    return new Promise((resolve, reject) => {
+      const extra = request.type === 'getStartBundle' ? request.waitMs : 0;
+      this.#pending.set(request.id, { request, resolve, reject, deadline: performance.now() + extra + (this.#options.retryMs ?? 60_000) });
+      if (this.#ready) this.#socket?.write(encodeRequest(request));
+      else this.#connect();
+    });
+  }
+
+  #connect(): void {
+    if (this.#socket !== undefined || this.#closed || this.#retryTimer !== undefined) return;
+    const { host, port, token, project, timeline } = this.#options;
+    const socket = connect({ host, port, noDelay: true });
+    const parser = new FrameParser(ANSWER_FRAME_BYTES_MAX);
+    this.#socket = socket;
+    socket.on('connect', () => socket.write(encodeHello({ token, project, timeline })));
+    socket.on('data', (chunk) => {
+      try {
+        parser.push(chunk, (frame) => this.#onFrame(frame));
+      } catch (error) {
+        socket.destroy(error as Error);
+      }
+    });
+    socket.on('error', (error) => this.#options.log.debug({ err: errorMessage(error) }, 'page service connection failed'));
+    socket.on('close', () => this.#onClose(socket));
+  }
+
+  #onFrame(frame: Frame): void {
+    if (frame.type === MSG.HELLO_OK) {
+      this.#ready = true;
+      this.#attempt = 0;
+      for (const pending of this.#pending.values()) this.#socket?.write(encodeRequest(pending.request));
+      return;
+    }
+    if (frame.type === MSG.ERROR && !this.#ready) {
+      this.#failAll(decodeErrorFrame(frame));
+      return;
+    }
+    const pending = this.#pending.get(frame.id);
+    if (pending === undefined) return;
+    this.#pending.delete(frame.id);
+    if (frame.type === MSG.ERROR) pending.reject(decodeErrorFrame(frame));
+    else pending.resolve(frame);
+  }
+
+  #onClose(socket: Socket): void {
+    if (this.#socket !== socket) return;
+    this.#socket = undefined;
+    this.#ready = false;
+    const now = performance.now();
+    for (const [id, pending] of this.#pending) {
+      if (pending.deadline > now) continue;
+      this.#pending.delete(id);
+      pending.reject(new LakebaseError('UNAVAILABLE', 'the pageserver does not answer'));
+    }
+    if (this.#closed || this.#pending.size === 0) return;
+    this.#retryTimer = setTimeout(() => {
+      this.#retryTimer = undefined;
+      this.#connect();
+    }, backoffDelay(this.#attempt++, { baseMs: 10, maxMs: 500 }));
+  }
+
+  #failAll(error: LakebaseError): void {
+    for (const [id, pending] of this.#pending) {
+      this.#pending.delete(id);
+      pending.reject(error);
+    }
+  }
+}

@@ -1,0 +1,101 @@
+/** The agent's side of the shim protocol (docs/protocols/shim-agent.md): Postgres processes ask for blocks of a segment file, we ask the
+ *  page service at the start LSN. A page this compute never changed is the same at every LSN from the start on, so one LSN serves for good.
+ *  Invariants: answers on one connection keep the order of its requests' arrival (the shim has one in flight); an error is an errno for
+ *  that read only; nothing here is cached, the file is the cache. */
+import { type Server, type Socket, createServer } from 'node:net';
+import { type Logger, errorMessage, isCode } from '@lakebase/base';
+import { BLCKSZ, type Lsn, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+import type { PageClient } from './page-client.ts';
+
+const REQUEST_MAGIC = 0x4c425251;
+const ANSWER_MAGIC = 0x4c425253;
+const REQUEST_BYTES = 32;
+const ANSWER_BYTES = 24;
+const BLOCKS_MAX = 128;
+const EIO = 5;
+
+/** What an entry of the resident map stands for. */
+export interface RelayEntry {
+  readonly tag: RelTag;
+  /** Fork the pages come from in storage: the init fork for the main fork of an unlogged relation. */
+  readonly source: RelTag;
+  readonly segment: number;
+}
+
+export interface PageRelayOptions {
+  readonly socketPath: string;
+  readonly entries: readonly RelayEntry[];
+  readonly pages: Pick<PageClient, 'getPages'>;
+  readonly lsn: Lsn;
+  readonly log: Logger;
+  /** Called for each run of blocks fetched: input of the boot set. */
+  readonly onFault?: (tag: RelTag, block: number, count: number) => void;
+}
+
+export class PageRelay {
+  readonly #options: PageRelayOptions;
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+
+  constructor(options: PageRelayOptions) {
+    this.#options = options;
+    this.#server = createServer((socket) => this.#serve(socket));
+  }
+
+  listen(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#server.once('error', reject);
+      this.#server.listen(this.#options.socketPath, resolve);
+    });
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  #serve(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.on('close', () => this.#sockets.delete(socket));
+    socket.on('error', () => socket.destroy());
+    let pending: Buffer = Buffer.alloc(0);
+    socket.on('data', (chunk) => {
+      pending = pending.length === 0 ? chunk : Buffer.concat([pending, chunk]);
+      while (pending.length >= REQUEST_BYTES) {
+        const request = pending.subarray(0, REQUEST_BYTES);
+        pending = pending.subarray(REQUEST_BYTES);
+        if (request.readUInt32LE(0) !== REQUEST_MAGIC) {
+          this.#options.log.error({}, 'shim sent a request without magic; closing its connection');
+          socket.destroy();
+          return;
+        }
+        void this.#answer(socket, request);
+      }
+    });
+  }
+
+  async #answer(socket: Socket, request: Buffer): Promise<void> {
+    const index = request.readUInt32LE(4);
+    const block = request.readUInt32LE(8);
+    const count = request.readUInt16LE(12);
+    const head = Buffer.alloc(ANSWER_BYTES);
+    head.writeUInt32LE(ANSWER_MAGIC, 0);
+    request.copy(head, 8, 16, 24);
+    let body: Buffer | undefined;
+    try {
+      const entry = this.#options.entries[index];
+      if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS) throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
+      const first = entry.segment * RELSEG_BLOCKS + block;
+      body = await this.#options.pages.getPages(entry.source, first, count, this.#options.lsn);
+      head.writeUInt32LE(body.length / BLCKSZ, 16);
+      this.#options.onFault?.(entry.tag, first, count);
+    } catch (error) {
+      head.writeUInt32LE(EIO, 4);
+      if (!isCode(error, 'CLOSED')) this.#options.log.error({ entry: this.#options.entries[index]?.tag, block, count, err: errorMessage(error) }, 'cannot fetch pages: the read fails with an I/O error');
+    }
+    socket.cork();
+    socket.write(head);
+    if (body !== undefined) socket.write(body);
+    socket.uncork();
+  }
+}

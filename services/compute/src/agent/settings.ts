@@ -1,0 +1,72 @@
+/** The configuration files of a compute. Agent-owned settings come last, so nothing a user asks for overrides them.
+ *  Local files are scratch: no fsync, no torn-page protection, no checksums; durability is the quorum's (synchronous standbys). */
+import type { Term } from '@lakebase/ids';
+
+/** Role the agent, safekeepers and proxy connect as for their own work; made by initdb in the template. */
+export const ADMIN_ROLE = 'lakebase_admin';
+/** Directory-local port: only names the socket file. */
+export const COMPUTE_PORT = 5432;
+
+/** Settings a user may not set: storage depends on them. The Manager refuses them too. */
+export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
+  'fsync', 'full_page_writes', 'data_checksums', 'synchronous_standby_names', 'listen_addresses', 'unix_socket_directories', 'unix_socket_permissions', 'port', 'hba_file', 'ident_file',
+  'data_directory', 'restart_after_crash', 'archive_mode', 'wal_level_minimal', 'lakebase.term', 'external_pid_file', 'config_file', 'max_wal_senders', 'wal_keep_size',
+  'shared_preload_library_path', 'ssl', 'wal_sync_method', 'wal_log_hints', 'unix_socket_group', 'primary_conninfo', 'restore_command', 'recovery_target',
+]);
+
+export interface PostgresConfInput {
+  readonly term: Term;
+  readonly socketDir: string;
+  readonly safekeeperNames: readonly string[];
+  readonly sharedBuffers: string;
+  readonly settings: Readonly<Record<string, string>>;
+}
+
+const quote = (value: string): string => `'${value.replaceAll("'", "''")}'`;
+const SETTING_NAME = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/;
+
+export function userSettings(settings: Readonly<Record<string, string>>): [string, string][] {
+  return Object.entries(settings).filter(([name, value]) => SETTING_NAME.test(name) && !AGENT_OWNED_SETTINGS.has(name) && !/[\r\n\0]/.test(value));
+}
+
+export function postgresqlConf(input: PostgresConfInput): string {
+  const quorum = Math.floor(input.safekeeperNames.length / 2) + 1;
+  const lines: [string, string][] = [
+    ['shared_buffers', input.sharedBuffers],
+    ['max_connections', '200'],
+    ['wal_level', 'replica'],
+    ['max_wal_size', '1GB'],
+    ['checkpoint_timeout', '5min'],
+    ['timezone', 'UTC'],
+    ['log_timezone', 'UTC'],
+    ['password_encryption', 'scram-sha-256'],
+    ...userSettings(input.settings),
+    ['listen_addresses', ''],
+    ['unix_socket_directories', input.socketDir],
+    ['port', String(COMPUTE_PORT)],
+    ['fsync', 'off'],
+    ['full_page_writes', 'off'],
+    ['wal_init_zero', 'off'],
+    ['synchronous_commit', 'on'],
+    ['synchronous_standby_names', `ANY ${quorum} (${input.safekeeperNames.map((name) => `"${name}"`).join(',')})`],
+    ['max_wal_senders', '16'],
+    ['wal_keep_size', '512MB'],
+    ['wal_sender_timeout', '30s'],
+    ['archive_mode', 'off'],
+    ['restart_after_crash', 'off'],
+    ['logging_collector', 'off'],
+    ['log_destination', 'stderr'],
+    ['log_line_prefix', '%m [%p] '],
+    ['lakebase.term', String(input.term)],
+  ];
+  return `# Written by the Lakebase agent at every start; changes are lost.\n${lines.map(([name, value]) => `${name} = ${quote(value)}\n`).join('')}`;
+}
+
+/** Only the proxy, the safekeepers and the agent reach this server, by their operating system account over the Unix socket. */
+export function pgHbaConf(): string {
+  return 'local replication all peer map=lakebase\nlocal all all peer map=lakebase\n';
+}
+
+export function pgIdentConf(accounts: readonly string[]): string {
+  return [...new Set(accounts)].map((account) => `lakebase ${quote(account)} all\n`).join('');
+}

@@ -1,0 +1,66 @@
+/** Collects, after a fast shutdown, the small state that WAL does not carry: cumulative statistics, sequence pages (WAL runs up to 32 values
+ *  ahead), free space maps, replication slots. Read from the stopped data directory. */
+import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import type { BundleFile, BundlePage, SuspendState } from '@lakebase/api';
+import { BLCKSZ, FORK_FSM, FORK_INIT, FORK_MAIN, type Lsn, RELSEG_BLOCKS, type RelTag, parseRelPath, relPath } from '@lakebase/ids';
+import { BLOCK_DIRTY, type ResidentMap } from '../resident-map.ts';
+
+/** SEQ_MAGIC, sequence.c: in the 8-byte special area at the end of the page. */
+const SEQUENCE_MAGIC = 0x1717;
+const FSM_PAGES_MAX = 4_096;
+
+export function collectSuspendState(pgdata: string, map: ResidentMap, lsn: Lsn): SuspendState {
+  return { lsn, files: stateFiles(pgdata), pages: statePages(pgdata, map) };
+}
+
+function stateFiles(pgdata: string): BundleFile[] {
+  const files: BundleFile[] = [];
+  const take = (path: string): void => {
+    if (existsSync(join(pgdata, path))) files.push({ path, bytes: readFileSync(join(pgdata, path)) });
+  };
+  take('pg_stat/pgstat.stat');
+  for (const slot of readdirSync(join(pgdata, 'pg_replslot'))) take(`pg_replslot/${slot}/state`);
+  return files;
+}
+
+function statePages(pgdata: string, map: ResidentMap): BundlePage[] {
+  const pages: BundlePage[] = [];
+  let fsmPages = 0;
+  for (const path of relationFiles(pgdata)) {
+    const parsed = parseRelPath(path);
+    if (parsed === undefined || isUnlogged(pgdata, parsed.tag)) continue;
+    const { tag, segment } = parsed;
+    if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
+    const bytes = readFileSync(join(pgdata, path));
+    if (tag.fork === FORK_MAIN && !isSequence(bytes)) continue;
+    for (let block = 0; block * BLCKSZ + BLCKSZ <= bytes.length; block++) {
+      if (!isDirty(map, tag, segment, block)) continue;
+      if (tag.fork === FORK_FSM && fsmPages++ >= FSM_PAGES_MAX) break; // a lost free space map costs space, never answers
+      pages.push({ tag, block: segment * RELSEG_BLOCKS + block, bytes: bytes.subarray(block * BLCKSZ, (block + 1) * BLCKSZ) });
+    }
+  }
+  return pages;
+}
+
+/** Written by this compute: marked so in the map, or in a file or beyond a length that storage never had. */
+function isDirty(map: ResidentMap, tag: RelTag, segment: number, block: number): boolean {
+  const index = map.find(tag, segment);
+  if (index < 0) return true;
+  const entry = map.entry(index);
+  return entry.dropped || block >= entry.nblocks || map.state(index, block) === BLOCK_DIRTY;
+}
+
+/** A sequence is one page. */
+const maybeSequence = (pgdata: string, path: string): boolean => statSync(join(pgdata, path)).size === BLCKSZ;
+
+function* relationFiles(pgdata: string): Generator<string> {
+  for (const name of readdirSync(join(pgdata, 'global'))) yield `global/${name}`;
+  for (const db of readdirSync(join(pgdata, 'base'))) {
+    for (const name of readdirSync(join(pgdata, 'base', db))) yield `base/${db}/${name}`;
+  }
+}
+
+const isUnlogged = (pgdata: string, tag: RelTag): boolean => existsSync(join(pgdata, relPath({ ...tag, fork: FORK_INIT })));
+
+const isSequence = (page: Buffer): boolean => page.length === BLCKSZ && page.readUInt16LE(16) === BLCKSZ - 8 && page.readUInt32LE(BLCKSZ - 8) === SEQUENCE_MAGIC;

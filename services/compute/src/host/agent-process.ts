@@ -1,0 +1,70 @@
+/** One agent process seen from the host: requests with ids over IPC, status events, its end.
+ *  Invariant: every request settles; when the process ends, what is open fails with UNAVAILABLE. */
+import { type ChildProcess, fork } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import type { ComputeStatus, RoleSecret } from '@lakebase/api';
+import { ERROR_CODES, type ErrorCode, LakebaseError } from '@lakebase/base';
+import type { AgentMessage, AgentRequest, AgentSetup } from '../agent/protocol.ts';
+
+// The agent runs from where we run: dist in production, src in tests.
+const AGENT_MAIN = fileURLToPath(new URL(`../agent-main.${import.meta.url.endsWith('.ts') ? 'ts' : 'js'}`, import.meta.url));
+
+type Body<T extends AgentRequest['type']> = Extract<AgentRequest, { type: T }>['body'];
+interface Waiter { resolve: (body: never) => void; reject: (error: unknown) => void }
+
+export class AgentProcess {
+  readonly #child: ChildProcess;
+  readonly #waiters = new Map<number, Waiter>();
+  readonly exited: Promise<void>;
+  #nextId = 1;
+  onStatus: (status: ComputeStatus) => void = () => {};
+
+  constructor(setup: AgentSetup) {
+    this.#child = fork(AGENT_MAIN, [JSON.stringify(setup)], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], serialization: 'json' });
+    this.#child.on('message', (message: AgentMessage) => this.#onMessage(message));
+    this.exited = new Promise((resolve) => {
+      const ended = (): void => {
+        for (const waiter of this.#waiters.values()) waiter.reject(new LakebaseError('UNAVAILABLE', 'the agent process ended'));
+        this.#waiters.clear();
+        resolve();
+      };
+      this.#child.once('exit', ended);
+      this.#child.once('error', ended);
+    });
+  }
+
+  request<T extends AgentRequest['type']>(type: T, body: Body<T>): Promise<T extends 'role' ? RoleSecret : ComputeStatus> {
+    return new Promise((resolve, reject) => {
+      const id = this.#nextId++;
+      this.#waiters.set(id, { resolve: resolve as Waiter['resolve'], reject });
+      this.#child.send({ id, type, body } as AgentRequest, (error) => {
+        if (error === null) return;
+        this.#waiters.delete(id);
+        reject(new LakebaseError('UNAVAILABLE', 'the agent process does not take requests', { cause: error }));
+      });
+    });
+  }
+
+  /** Ends the process; whatever it runs dies with it. */
+  async end(): Promise<void> {
+    if (this.#child.connected) this.#child.disconnect();
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), 10_000);
+    await this.exited;
+    clearTimeout(timer);
+  }
+
+  get pid(): number | undefined {
+    return this.#child.pid;
+  }
+
+  #onMessage(message: AgentMessage): void {
+    if ('event' in message) {
+      this.onStatus(message.status);
+      return;
+    }
+    const waiter = this.#waiters.get(message.id);
+    this.#waiters.delete(message.id);
+    if (message.ok) waiter?.resolve(message.body as never);
+    else waiter?.reject(new LakebaseError(message.code in ERROR_CODES ? (message.code as ErrorCode) : 'INTERNAL', message.message));
+  }
+}
