@@ -4,3 +4,6 @@ export * from './page.ts';
 export * from './record.ts';
 export * from './decode.ts';
 export * from './wal-reader.ts';
+export * from './checkpoint.ts';
+export * from './control-file.ts';
+export * from './synth.ts';
