@@ -69,12 +69,12 @@ export interface SynthesisedStart {
 }
 
 /** 24 header, 2 data header, 88 CheckPoint. */
-const RECORD_BYTES = RECORD_HEADER_BYTES + 2 + CHECKPOINT_BYTES;
+export const SHUTDOWN_CHECKPOINT_BYTES: number = RECORD_HEADER_BYTES + 2 + CHECKPOINT_BYTES;
 
 /** A shutdown-checkpoint record. */
 export function encodeShutdownCheckpoint(checkpoint: CheckPoint, prev: Lsn): Buffer {
-  const record = Buffer.alloc(RECORD_BYTES);
-  record.writeUInt32LE(RECORD_BYTES, 0);
+  const record = Buffer.alloc(SHUTDOWN_CHECKPOINT_BYTES);
+  record.writeUInt32LE(SHUTDOWN_CHECKPOINT_BYTES, 0);
   record.writeUInt32LE(lsnLow(prev), 8);
   record.writeUInt32LE(lsnHigh(prev), 12);
   record[16] = XLOG_CHECKPOINT_SHUTDOWN;
@@ -82,7 +82,7 @@ export function encodeShutdownCheckpoint(checkpoint: CheckPoint, prev: Lsn): Buf
   record[24] = XLR_BLOCK_ID_DATA_SHORT;
   record[25] = CHECKPOINT_BYTES;
   encodeCheckPoint(checkpoint).copy(record, 26);
-  record.writeUInt32LE(recordCrc(record, 0, RECORD_BYTES), 20);
+  record.writeUInt32LE(recordCrc(record, 0, SHUTDOWN_CHECKPOINT_BYTES), 20);
   return record;
 }
 
@@ -136,9 +136,9 @@ export function synthesiseStart(options: StartOptions): SynthesisedStart {
   const room = XLOG_BLCKSZ - (recordLsn % XLOG_BLCKSZ);
   write(recordLsn, record.subarray(0, room));
   fromLsn.push(record.subarray(0, room));
-  if (room < RECORD_BYTES) {
+  if (room < SHUTDOWN_CHECKPOINT_BYTES) {
     const page = (recordLsn + room) as Lsn;
-    const header = encodePageHeader(page, { ...options, remaining: RECORD_BYTES - room });
+    const header = encodePageHeader(page, { ...options, remaining: SHUTDOWN_CHECKPOINT_BYTES - room });
     write(page, header);
     write(page + header.length, record.subarray(room));
     fromLsn.push(header, record.subarray(room));
@@ -146,7 +146,7 @@ export function synthesiseStart(options: StartOptions): SynthesisedStart {
 
   return {
     recordLsn,
-    endLsn: endOfRecord(recordLsn, RECORD_BYTES),
+    endLsn: endOfRecord(recordLsn, SHUTDOWN_CHECKPOINT_BYTES),
     walFromLsn: Buffer.concat(fromLsn),
     segments: [...writes].map(([segment, pieces]) => ({
       fileName: walFileName(segment),

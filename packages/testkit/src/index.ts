@@ -1,1 +1,2 @@
 export * from './stock-postgres.ts';
+export * from './cluster.ts';

@@ -7,12 +7,12 @@
  *  - Postgres runs only after a majority adopted that term;
  *  - when the compute is fenced it is stopped at once, without a checkpoint: nothing it writes can be acknowledged;
  *  - after a fast stop that succeeded, the suspend state is durable in storage before the stop is answered. */
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type ComputeChange, type ComputeStatus, type RoleSecret, SafekeeperClient, type StartBundle, encodeBootSet, encodeSuspendState } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, must } from '@lakebase/base';
-import { formatLsn, lsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
-import { readControlFile, shutdownCheckpointEnd } from '@lakebase/pg-format';
+import { formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { Client } from 'pg';
 import { ResidentMap, readShimCounters } from '../resident-map.ts';
 import { type Activity, readActivity } from './activity.ts';
@@ -225,8 +225,9 @@ export class Compute {
 
   async #keepSuspendState(): Promise<void> {
     await this.#keepBootSet();
-    const control = readControlFile(join(this.#pgdata, 'global', 'pg_control'), this.#spec.pgVersion);
-    const end = lsn(shutdownCheckpointEnd(control));
+    const control = readControlFile(readFileSync(join(this.#pgdata, CONTROL_FILE_PATH)));
+    if (control.state !== DB_SHUTDOWNED) throw new LakebaseError('CONFLICT', 'Postgres did not shut down cleanly');
+    const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES);
     const state = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end);
     await putBinary(this.#storageUrl('suspend-state'), this.#start.token, encodeSuspendState(state));
     this.#log.info({ lsn: formatLsn(end), files: state.files.length, pages: state.pages.length }, 'suspend state kept');

@@ -3,9 +3,10 @@
  *  Invariant: the directory was empty; every start is a fresh start. */
 import { closeSync, ftruncateSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { must } from '@lakebase/base';
 import type { BundlePage, BundleRelation, StartBundle } from '@lakebase/api';
-import { BLCKSZ, FORK_INIT, FORK_MAIN, type ForkNumber, RELSEG_BLOCKS, type RelTag, WAL_SEGMENT_BYTES, relPath } from '@lakebase/ids';
-import { patchControlFile, synthesiseStart } from '@lakebase/pg-format';
+import { BLCKSZ, FORK_INIT, FORK_MAIN, type ForkNumber, type Lsn, RELSEG_BLOCKS, type RelTag, WAL_SEGMENT_BYTES, relPath } from '@lakebase/ids';
+import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, synthesiseStart } from '@lakebase/pg-format';
 import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
 import type { RelayEntry } from './page-relay.ts';
 
@@ -17,7 +18,7 @@ const DIRECTORIES = [
 
 export interface Layout {
   /** Where the synthesised checkpoint record starts. */
-  readonly recordLsn: number;
+  readonly recordLsn: Lsn;
   /** By index in the resident map. */
   readonly entries: readonly RelayEntry[];
 }
@@ -49,7 +50,7 @@ export function layOut(options: LayoutOptions): Layout {
 function writeSmallFiles(pgdata: string, bundle: StartBundle): void {
   const made = new Set<string>();
   for (const file of bundle.files) {
-    if (file.path === 'global/pg_control') continue; // written last, patched
+    if (file.path === CONTROL_FILE_PATH) continue; // written last, patched
     const path = join(pgdata, file.path);
     const dir = dirname(path);
     if (!made.has(dir)) {
@@ -101,10 +102,10 @@ function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly Bundle
   }
 }
 
-function writeWalAndControl(pgdata: string, bundle: StartBundle): number {
-  const control = bundle.files.find((file) => file.path === 'global/pg_control');
-  if (control === undefined) throw new Error('start bundle without pg_control');
-  const start = synthesiseStart({ lsn: bundle.lsn, prevRecordLsn: bundle.prevRecordLsn, systemId: bundle.systemId, major: bundle.major, checkpoint: bundle.checkpoint });
+function writeWalAndControl(pgdata: string, bundle: StartBundle): Lsn {
+  const control = must(bundle.files.find((file) => file.path === CONTROL_FILE_PATH), 'pg_control in the start bundle');
+  const { lsn, prevRecordLsn, systemId, major } = bundle;
+  const start = synthesiseStart({ lsn, prevRecordLsn, systemId, major, checkpoint: decodeCheckPoint(bundle.checkpoint) });
   for (const segment of start.segments) {
     const fd = openSync(join(pgdata, 'pg_wal', segment.fileName), 'w', 0o600);
     try {
@@ -114,6 +115,6 @@ function writeWalAndControl(pgdata: string, bundle: StartBundle): number {
       closeSync(fd);
     }
   }
-  writeFileSync(join(pgdata, 'global', 'pg_control'), patchControlFile(control.bytes, { major: bundle.major, systemId: bundle.systemId, checkPointLsn: start.recordLsn, checkpoint: start.checkpoint }), { mode: 0o600 });
+  writeFileSync(join(pgdata, CONTROL_FILE_PATH), patchControlFile(control.bytes, start.controlPatch), { mode: 0o600 });
   return start.recordLsn;
 }
