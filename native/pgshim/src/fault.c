@@ -1,0 +1,261 @@
+/* Faults: turning absent blocks into resident ones, and the claims of writes and truncations on the same blocks.
+ *
+ * Invariants (docs/protocols/shim-agent.md, Rules)
+ * - A fault fetches without holding anything, then installs only into blocks that are still absent: whoever wrote meanwhile wins.
+ * - While this process owns a busy block every signal is held, so it always gets to the release.
+ * - A fault never waits while it owns a block; writes and truncations wait upwards only. */
+#define _GNU_SOURCE
+#include "fault.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "agent_client.h"
+#include "libc.h"
+
+/* Guards the connection and the buffer. Postgres's processes have one thread that does file calls; the lock is for the day they do not. */
+static pthread_mutex_t fault_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Alignas(4096) char fetched[FETCH_BLOCKS_MAX * BLCKSZ];
+
+void fault_after_fork(void)
+{
+    fault_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+/* Rule 1: writes fetched pages into blocks that are still absent. */
+static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t count)
+{
+    uint32_t end = first + count;
+    for (uint32_t block = first; block < end;) {
+        if (!map_swap(entry, block, BLOCK_ABSENT, BLOCK_BUSY)) {
+            block++;
+            continue;
+        }
+        uint32_t run_end = block + 1;
+        while (run_end < end && map_swap(entry, run_end, BLOCK_ABSENT, BLOCK_BUSY))
+            run_end++;
+        int error = pwrite_all(fd, fetched + (size_t)(block - first) * BLCKSZ, (size_t)(run_end - block) * BLCKSZ, (off_t)block * BLCKSZ);
+        map_finish(entry, block, run_end, error == 0 ? BLOCK_RESIDENT : BLOCK_ABSENT);
+        if (error != 0)
+            return error;
+        block = run_end;
+    }
+    return 0;
+}
+
+/* Length of the run of absent blocks from `block` on, below `end`. */
+static uint32_t absent_run(struct map_entry *entry, uint32_t block, uint32_t end)
+{
+    uint32_t run = 0;
+    while (block + run < end && map_state(entry, block + run) == BLOCK_ABSENT)
+        run++;
+    return run;
+}
+
+/* How many blocks to ask for: what is needed, plus as many again as lie resident right before it. A scan thus doubles its requests,
+ * whichever process or descriptor it came through (I/O workers share a scan), and a random read asks for little more than its block. */
+static uint32_t request_length(struct map_entry *entry, uint32_t block, uint32_t needed_end)
+{
+    uint32_t nblocks = map_nblocks(entry);
+    uint32_t need = absent_run(entry, block, needed_end < block + FETCH_BLOCKS_MAX ? needed_end : block + FETCH_BLOCKS_MAX);
+    if (need == 0 || block + need < needed_end || need == FETCH_BLOCKS_MAX)
+        return need;
+    uint32_t ahead = map_run_before(entry, block, FETCH_BLOCKS_MAX - need);
+    uint32_t limit = nblocks - block < need + ahead ? nblocks : block + need + ahead;
+    return need + (limit > block + need ? absent_run(entry, block + need, limit) : 0);
+}
+
+static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, uint32_t count)
+{
+    uint32_t index = (uint32_t)(entry - map_entries);
+    pthread_mutex_lock(&fault_lock);
+    int error = agent_fetch(index, block, count, fetched);
+    if (error == 0) {
+        map_count(&map->fault_requests, 1);
+        map_count(&map->blocks_fetched, count);
+        error = install(entry, fd, block, count);
+    }
+    pthread_mutex_unlock(&fault_lock);
+    if (error != 0) {
+        map_count(&map->errors, 1);
+        shim_log("cannot fetch %u blocks from block %u of segment %u of relation %u/%u fork %u: %s", count, block, entry->segno, entry->db,
+                 entry->rel, entry->fork, strerror(error));
+    }
+    return error;
+}
+
+static int fault_held(struct map_entry *entry, int fd, struct block_range range)
+{
+    for (uint32_t block = range.first; block < range.end;) {
+        enum block_state state = map_state(entry, block);
+        int error = 0;
+        if (state >= BLOCK_RESIDENT) {
+            block++;
+        } else if (state == BLOCK_BUSY) {
+            error = map_wait(entry, block);
+        } else if (map_nblocks(entry) <= block) {
+            return 0; /* truncated away meanwhile: local from now on */
+        } else {
+            uint32_t count = request_length(entry, block, range.end);
+            if (count > 0) /* 0: somebody else was faster; look again */
+                error = fetch_and_install(entry, fd, block, count);
+        }
+        if (error != 0)
+            return error;
+    }
+    return 0;
+}
+
+int fault_blocks(struct map_entry *entry, int fd, struct block_range range)
+{
+    sigset_t saved;
+    int saved_errno = errno;
+    signals_hold(&saved);
+    int error = fault_held(entry, fd, range);
+    signals_release(&saved);
+    errno = saved_errno;
+    return error;
+}
+
+/* A write that covers only part of its first or last block needs the rest of that block from storage. */
+static int fault_partial_ends(struct map_entry *entry, int fd, struct block_range range, off_t offset, size_t length)
+{
+    int error = 0;
+    uint32_t last = range.end - 1;
+    off_t end = offset + (off_t)length;
+    if (offset % BLCKSZ != 0)
+        error = fault_held(entry, fd, (struct block_range){range.first, range.first + 1});
+    if (error == 0 && end < ((off_t)last + 1) * BLCKSZ)
+        error = fault_held(entry, fd, (struct block_range){last, last + 1});
+    return error;
+}
+
+/* Rule 2 for one block: after it, the block is either busy by us (true) or written already. */
+static int claim_block(struct write_claim *claim, uint32_t block)
+{
+    for (;;) {
+        if (map_swap(claim->entry, block, BLOCK_ABSENT, BLOCK_BUSY)) {
+            uint32_t at = block - claim->first;
+            claim->claimed[at / 64] |= (uint64_t)1 << (at % 64);
+            claim->claimed_count = at + 1;
+            return 0;
+        }
+        if (map_swap(claim->entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN)) {
+            map_count(&map->blocks_written, 1);
+            return 0;
+        }
+        if (map_state(claim->entry, block) == BLOCK_WRITTEN)
+            return 0;
+        int error = map_wait(claim->entry, block);
+        if (error != 0)
+            return error;
+    }
+}
+
+static bool is_claimed(const struct write_claim *claim, uint32_t at)
+{
+    return (claim->claimed[at / 64] >> (at % 64) & 1) != 0;
+}
+
+int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length)
+{
+    struct block_range range = tracked_blocks(entry, offset, length);
+    claim->held = false;
+    if (likely(map_all_written(entry, range.first, range.end)))
+        return 0;
+    int saved_errno = errno;
+    *claim = (struct write_claim){.entry = entry, .offset = offset, .first = range.first, .held = true};
+    signals_hold(&claim->saved);
+    bool too_long = range.end - range.first > CLAIM_BLOCKS_MAX;
+    int error = too_long ? fault_held(entry, fd, range) : fault_partial_ends(entry, fd, range, offset, length);
+    if (too_long)
+        for (uint32_t block = range.first; error == 0 && block < range.end; block++)
+            if (map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN))
+                map_count(&map->blocks_written, 1);
+    for (uint32_t block = range.first; error == 0 && !too_long && block < range.end; block++)
+        error = claim_block(claim, block);
+    errno = saved_errno;
+    if (error != 0) {
+        fault_end_write(claim, -1);
+        errno = saved_errno;
+    }
+    return error;
+}
+
+ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
+{
+    if (!claim->held)
+        return result;
+    int error = errno;
+    off_t written_end = claim->offset + (result > 0 ? result : 0);
+    for (uint32_t at = 0; at < claim->claimed_count; at++) {
+        if (!is_claimed(claim, at))
+            continue;
+        uint32_t block = claim->first + at;
+        off_t block_end = ((off_t)block + 1) * BLCKSZ;
+        bool whole = block_end <= written_end;
+        /* A torn block stays absent, so its bytes must not count as written: the caller writes them again. */
+        if (!whole && result > 0 && claim->offset + result > block_end - BLCKSZ) {
+            result = (ssize_t)(block_end - BLCKSZ - claim->offset);
+            if (result <= 0) {
+                result = -1;
+                error = ENOSPC;
+            }
+        }
+        if (whole)
+            map_count(&map->blocks_written, 1);
+        map_finish(claim->entry, block, block + 1, whole ? BLOCK_WRITTEN : BLOCK_ABSENT);
+    }
+    signals_release(&claim->saved);
+    claim->held = false;
+    errno = error;
+    return result;
+}
+
+/* Rule 3, so that a failed ftruncate loses nothing: absent blocks are busy during the call, and written (or absent again) after it. */
+int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, int fd, off_t length)
+{
+    uint32_t nblocks = map_nblocks(entry);
+    uint32_t first = length < 0 || length >= (off_t)nblocks * BLCKSZ ? nblocks : (uint32_t)((length + BLCKSZ - 1) / BLCKSZ);
+    int saved_errno = errno;
+    *claim = (struct truncate_claim){.entry = entry, .first = first, .end = nblocks};
+    signals_hold(&claim->saved);
+    int error = 0;
+    claim->cut = length > 0 && length % BLCKSZ != 0 && length / BLCKSZ < (off_t)nblocks;
+    if (claim->cut)
+        error = fault_held(entry, fd, (struct block_range){first - 1, first});
+    uint32_t block = first;
+    while (error == 0 && block < nblocks) {
+        if (map_swap(entry, block, BLOCK_ABSENT, BLOCK_BUSY) || map_state(entry, block) >= BLOCK_RESIDENT)
+            block++;
+        else
+            error = map_wait(entry, block);
+    }
+    errno = saved_errno;
+    if (error != 0) {
+        claim->end = block;
+        fault_end_truncate(claim, false);
+    }
+    return error;
+}
+
+void fault_end_truncate(struct truncate_claim *claim, bool worked)
+{
+    int saved_errno = errno;
+    struct map_entry *entry = claim->entry;
+    /* Every busy block of the range is ours: there was no absent one left that anybody else could have taken. */
+    for (uint32_t block = claim->first; block < claim->end; block++) {
+        if (map_state(entry, block) == BLOCK_BUSY)
+            map_finish(entry, block, block + 1, worked ? BLOCK_WRITTEN : BLOCK_ABSENT);
+        else if (worked)
+            map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN);
+    }
+    if (worked && claim->cut)
+        map_swap(entry, claim->first - 1, BLOCK_RESIDENT, BLOCK_WRITTEN);
+    uint32_t old = map_nblocks(entry);
+    while (worked && claim->first < old && !atomic_compare_exchange_weak(&entry->nblocks, &old, claim->first))
+        ;
+    signals_release(&claim->saved);
+    errno = saved_errno;
+}

@@ -1,0 +1,256 @@
+/* The interposed read and write calls: each asks the fd table whether the descriptor is a tracked segment, does what fault.h says before and
+ * after, and calls libc. Calls on everything else cost one array read. Opening, renaming and truncating are in interpose_files.c. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "export.h"
+#include "fault.h"
+#include "fd_table.h"
+#include "libc.h"
+
+/* Longest range a single call is cut to where the caller accepts a short count anyway. */
+#define COPY_BYTES_MAX ((size_t)1024 * BLCKSZ)
+
+static struct map_entry *entry_of(int fd)
+{
+    libc_resolve();
+    return fd_table_entry(fd);
+}
+
+static size_t vector_length(const struct iovec *vector, int count)
+{
+    size_t length = 0;
+    for (int i = 0; i < count; i++)
+        length += vector[i].iov_len;
+    return length;
+}
+
+/* Where a call without an offset reads; -1 lets libc report what is wrong. */
+static off_t position_of(int fd)
+{
+    int saved = errno;
+    off_t at = lseek(fd, 0, SEEK_CUR);
+    errno = saved;
+    return at;
+}
+
+/* Where a call without an offset writes. */
+static off_t write_position_of(int fd)
+{
+    int saved = errno;
+    int flags = fcntl(fd, F_GETFL);
+    off_t at;
+    if (flags >= 0 && (flags & O_APPEND) != 0) {
+        off_t here = lseek(fd, 0, SEEK_CUR);
+        at = lseek(fd, 0, SEEK_END);
+        lseek(fd, here, SEEK_SET);
+    } else {
+        at = lseek(fd, 0, SEEK_CUR);
+    }
+    errno = saved;
+    return at;
+}
+
+static bool read_fails(struct map_entry *entry, int fd, off_t offset, size_t length)
+{
+    int error = fault_before_read(entry, fd, offset, length);
+    if (likely(error == 0))
+        return false;
+    errno = error;
+    return true;
+}
+
+/* Reads */
+
+EXPORT ssize_t read(int fd, void *to, size_t length)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), length))
+        return -1;
+    return real.read(fd, to, length);
+}
+
+EXPORT ssize_t readv(int fd, const struct iovec *vector, int count)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), vector_length(vector, count)))
+        return -1;
+    return real.readv(fd, vector, count);
+}
+
+EXPORT ssize_t pread(int fd, void *to, size_t length, off_t offset)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry != NULL && read_fails(entry, fd, offset, length))
+        return -1;
+    return real.pread(fd, to, length, offset);
+}
+
+EXPORT ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry != NULL && read_fails(entry, fd, offset, vector_length(vector, count)))
+        return -1;
+    return real.preadv(fd, vector, count, offset);
+}
+
+EXPORT ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry != NULL && read_fails(entry, fd, offset == -1 ? position_of(fd) : offset, vector_length(vector, count)))
+        return -1;
+    return real.preadv2(fd, vector, count, offset, flags);
+}
+
+/* Compiled-in length checks (_FORTIFY_SOURCE) come through these names. */
+extern void __chk_fail(void) __attribute__((noreturn));
+
+EXPORT ssize_t __read_chk(int fd, void *to, size_t length, size_t room)
+{
+    if (length > room)
+        __chk_fail();
+    return read(fd, to, length);
+}
+
+EXPORT ssize_t __pread_chk(int fd, void *to, size_t length, off_t offset, size_t room)
+{
+    if (length > room)
+        __chk_fail();
+    return pread(fd, to, length, offset);
+}
+
+/* Writes */
+
+static bool write_fails(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length)
+{
+    int error = fault_begin_write(claim, entry, fd, offset, length);
+    if (likely(error == 0))
+        return false;
+    errno = error;
+    return true;
+}
+
+/* After a write at the file position whose result was cut short, the position must agree with the result. */
+static ssize_t end_positioned_write(struct write_claim *claim, int fd, off_t offset, ssize_t result)
+{
+    ssize_t reported = fault_end_write(claim, result);
+    if (reported != result) {
+        int saved = errno;
+        lseek(fd, offset + (reported > 0 ? reported : 0), SEEK_SET);
+        errno = saved;
+    }
+    return reported;
+}
+
+EXPORT ssize_t write(int fd, const void *from, size_t length)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (likely(entry == NULL))
+        return real.write(fd, from, length);
+    struct write_claim claim;
+    off_t offset = write_position_of(fd);
+    if (write_fails(&claim, entry, fd, offset, length))
+        return -1;
+    return end_positioned_write(&claim, fd, offset, real.write(fd, from, length));
+}
+
+EXPORT ssize_t writev(int fd, const struct iovec *vector, int count)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (likely(entry == NULL))
+        return real.writev(fd, vector, count);
+    struct write_claim claim;
+    off_t offset = write_position_of(fd);
+    if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
+        return -1;
+    return end_positioned_write(&claim, fd, offset, real.writev(fd, vector, count));
+}
+
+EXPORT ssize_t pwrite(int fd, const void *from, size_t length, off_t offset)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry == NULL)
+        return real.pwrite(fd, from, length, offset);
+    struct write_claim claim;
+    if (write_fails(&claim, entry, fd, offset, length))
+        return -1;
+    return fault_end_write(&claim, real.pwrite(fd, from, length, offset));
+}
+
+EXPORT ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry == NULL)
+        return real.pwritev(fd, vector, count, offset);
+    struct write_claim claim;
+    if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
+        return -1;
+    return fault_end_write(&claim, real.pwritev(fd, vector, count, offset));
+}
+
+EXPORT ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry == NULL)
+        return real.pwritev2(fd, vector, count, offset, flags);
+    struct write_claim claim;
+    off_t at = offset == -1 ? write_position_of(fd) : offset;
+    if (write_fails(&claim, entry, fd, at, vector_length(vector, count)))
+        return -1;
+    ssize_t result = real.pwritev2(fd, vector, count, offset, flags);
+    return offset == -1 ? end_positioned_write(&claim, fd, at, result) : fault_end_write(&claim, result);
+}
+
+/* Copies inside the kernel */
+
+/* Makes the source resident; cuts *length so that one call does not fault a gigabyte before the first byte moves. */
+static bool copy_source_fails(int fd, const off_t *offset, size_t *length)
+{
+    struct map_entry *entry = entry_of(fd);
+    if (entry == NULL)
+        return false;
+    off_t at = offset != NULL ? *offset : position_of(fd);
+    struct block_range range = tracked_blocks(entry, at, *length);
+    if (*length > COPY_BYTES_MAX && !map_all_resident(entry, range.first, range.end))
+        *length = COPY_BYTES_MAX;
+    return read_fails(entry, fd, at, *length);
+}
+
+EXPORT ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t length, unsigned flags)
+{
+    if (copy_source_fails(in, in_offset, &length))
+        return -1;
+    struct map_entry *entry = entry_of(out);
+    if (likely(entry == NULL))
+        return real.copy_file_range(in, in_offset, out, out_offset, length, flags);
+    /* Into a tracked file: an unusual caller, who pays for faulting the target so that a short copy leaves nothing torn. */
+    off_t at = out_offset != NULL ? *out_offset : position_of(out);
+    if (length > COPY_BYTES_MAX)
+        length = COPY_BYTES_MAX;
+    struct write_claim claim;
+    if (read_fails(entry, out, at, length) || write_fails(&claim, entry, out, at, length))
+        return -1;
+    return fault_end_write(&claim, real.copy_file_range(in, in_offset, out, out_offset, length, flags));
+}
+
+EXPORT ssize_t sendfile(int out, int in, off_t *offset, size_t length)
+{
+    if (copy_source_fails(in, offset, &length))
+        return -1;
+    return real.sendfile(out, in, offset, length);
+}
+
+/* off_t is 64 bits wide on the machines we build for: the names for large files are the same functions. */
+_Static_assert(sizeof(off_t) == 8, "64-bit file offsets");
+EXPORT_ALIAS(pread, pread64);
+EXPORT_ALIAS(preadv, preadv64);
+EXPORT_ALIAS(preadv2, preadv64v2);
+EXPORT_ALIAS(__pread_chk, __pread64_chk);
+EXPORT_ALIAS(pwrite, pwrite64);
+EXPORT_ALIAS(pwritev, pwritev64);
+EXPORT_ALIAS(pwritev2, pwritev64v2);
+EXPORT_ALIAS(sendfile, sendfile64);

@@ -1,0 +1,199 @@
+/* The resident map: lookups, block states, waiting. See resident_map.h for the invariants. */
+#define _GNU_SOURCE
+#include "resident_map.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "libc.h"
+#include "util.h"
+
+#define HIGH_BITS 0xAAAAAAAAu
+/* A process holds a block for one pwrite. One that does not let go in this time was killed, and Postgres is restarting anyway. */
+#define OWNER_GONE_MS 60000
+
+struct map_header *map;
+struct map_entry *map_entries;
+
+static const char *check(const struct map_header *header, uint64_t size)
+{
+    if (header->magic != MAP_MAGIC || header->version != MAP_VERSION)
+        return "wrong magic or version";
+    if (header->total_bytes != size || header->entries_offset != sizeof *header)
+        return "header does not fit the file";
+    uint64_t entries_end = header->entries_offset + (uint64_t)header->entry_count * sizeof(struct map_entry);
+    if (entries_end > size || header->bitmaps_offset != entries_end || header->entry_count > INT32_MAX - 1)
+        return "entries lie outside the file";
+    const struct map_entry *entry = (const void *)((const char *)header + header->entries_offset);
+    for (uint32_t i = 0; i < header->entry_count; i++, entry++) {
+        uint64_t bitmap = ((uint64_t)atomic_load_explicit(&entry->nblocks, memory_order_relaxed) + 31) / 32 * 8;
+        if (entry->bitmap_offset < entries_end || entry->bitmap_offset > size || bitmap > size - entry->bitmap_offset ||
+            entry->bitmap_offset % 8 != 0)
+            return "a bitmap lies outside the file";
+    }
+    return NULL;
+}
+
+const char *map_open(const char *path)
+{
+    libc_resolve();
+    int fd = real.open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return "cannot open";
+    struct stat st;
+    if (fstat(fd, &st) != 0 || st.st_size < (off_t)sizeof(struct map_header)) {
+        real.close(fd);
+        return "too short";
+    }
+    void *at = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    real.close(fd);
+    if (at == MAP_FAILED)
+        return "cannot map";
+    const char *wrong = check(at, (uint64_t)st.st_size);
+    if (wrong != NULL) {
+        munmap(at, (size_t)st.st_size);
+        return wrong;
+    }
+    map = at;
+    map_entries = (void *)((char *)at + map->entries_offset);
+    return NULL;
+}
+
+void map_close(void)
+{
+    if (map != NULL)
+        munmap(map, map->total_bytes);
+    map = NULL;
+    map_entries = NULL;
+}
+
+#define ORDER(a, b)        \
+    if ((a) != (b))        \
+        return (a) < (b) ? -1 : 1
+
+static int compare(const struct map_entry *entry, const struct segment_name *name)
+{
+    ORDER(entry->spc, name->spc);
+    ORDER(entry->db, name->db);
+    ORDER(entry->rel, name->rel);
+    ORDER(entry->fork, name->fork);
+    ORDER(entry->segno, name->segno);
+    return 0;
+}
+
+int32_t map_find(const struct segment_name *name)
+{
+    int32_t low = 0;
+    int32_t high = (int32_t)map->entry_count - 1;
+    while (low <= high) {
+        int32_t middle = low + (high - low) / 2;
+        int order = compare(&map_entries[middle], name);
+        if (order == 0)
+            return middle;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle - 1;
+    }
+    return -1;
+}
+
+/* The bits of blocks [first, end) that lie in first's word. */
+static uint32_t word_mask(uint32_t first, uint32_t end)
+{
+    uint32_t low = first % 16;
+    uint32_t count = end - first < 16 - low ? end - first : 16 - low;
+    uint32_t ones = count == 16 ? UINT32_MAX : (1u << (count * 2)) - 1;
+    return ones << (low * 2);
+}
+
+static bool all_set(struct map_entry *entry, uint32_t first, uint32_t end, uint32_t bits)
+{
+    for (; first < end; first = (first / 16 + 1) * 16) {
+        uint32_t mask = word_mask(first, end) & bits;
+        if ((atomic_load_explicit(map_word(entry, first), memory_order_acquire) & mask) != mask)
+            return false;
+    }
+    return true;
+}
+
+bool map_all_resident(struct map_entry *entry, uint32_t first, uint32_t end)
+{
+    return all_set(entry, first, end, HIGH_BITS);
+}
+
+bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end)
+{
+    return all_set(entry, first, end, UINT32_MAX);
+}
+
+bool map_swap(struct map_entry *entry, uint32_t block, enum block_state from, enum block_state to)
+{
+    _Atomic uint32_t *word = map_word(entry, block);
+    unsigned shift = block % 16 * 2;
+    uint32_t old = atomic_load_explicit(word, memory_order_acquire);
+    do {
+        if (((old >> shift) & 3) != (uint32_t)from)
+            return false;
+    } while (!atomic_compare_exchange_weak(word, &old, (old & ~(3u << shift)) | (uint32_t)to << shift));
+    return true;
+}
+
+static void wake(_Atomic uint32_t *word)
+{
+    /* Sequentially consistent with the increment in map_wait: either we see the waiter or it sees the new state. */
+    if (atomic_load(&map->waiters) != 0)
+        syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+void map_finish(struct map_entry *entry, uint32_t first, uint32_t end, enum block_state to)
+{
+    while (first < end) {
+        _Atomic uint32_t *word = map_word(entry, first);
+        uint32_t mask = word_mask(first, end);
+        /* Ours are all 01, so one exclusive-or turns them into `to` and leaves the neighbours alone. */
+        atomic_fetch_xor(word, mask & (((uint32_t)to ^ BLOCK_BUSY) * 0x55555555u));
+        wake(word);
+        first = (first / 16 + 1) * 16;
+    }
+}
+
+int map_wait(struct map_entry *entry, uint32_t block)
+{
+    if (map_state(entry, block) != BLOCK_BUSY)
+        return 0;
+    _Atomic uint32_t *word = map_word(entry, block);
+    int saved = errno;
+    int64_t deadline = now_ms() + OWNER_GONE_MS;
+    bool gone = false;
+    map_count(&map->waits, 1);
+    atomic_fetch_add(&map->waiters, 1);
+    for (;;) {
+        uint32_t value = atomic_load(word);
+        if (((value >> (block % 16 * 2)) & 3) != BLOCK_BUSY)
+            break;
+        if ((gone = now_ms() > deadline))
+            break;
+        struct timespec timeout = {.tv_sec = 1};
+        syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, NULL, 0);
+    }
+    atomic_fetch_sub(&map->waiters, 1);
+    errno = saved;
+    if (gone)
+        shim_log("block %u of relation %u is held by a process that does not come back", block, entry->rel);
+    return gone ? EIO : 0;
+}
+
+uint32_t map_run_before(struct map_entry *entry, uint32_t block, uint32_t limit)
+{
+    uint32_t run = 0;
+    while (run < limit && run < block && map_state(entry, block - run - 1) != BLOCK_ABSENT)
+        run++;
+    return run;
+}

@@ -1,0 +1,137 @@
+/* From a path as Postgres writes it to an entry of the resident map, and back. Postgres runs in its data directory and mostly uses
+ * relative paths: `base/5/16384`, `./base/5/16384` in a base backup, absolute ones before it changes directory. */
+#define _GNU_SOURCE
+#include "segment_path.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DEFAULT_TABLESPACE 1663
+#define GLOBAL_TABLESPACE 1664
+
+static const char *const fork_suffixes[] = {"", "_fsm", "_vm", "_init"};
+#define FORKS 4
+
+static char given_datadir[PATH_MAX];    /* as the agent wrote it */
+static char resolved_datadir[PATH_MAX]; /* without symbolic links */
+static bool cwd_is_datadir;             /* once seen; Postgres never leaves it */
+
+static const char *parse_number(const char *at, uint32_t max, uint32_t *value)
+{
+    if (*at < '0' || *at > '9' || (*at == '0' && at[1] >= '0' && at[1] <= '9'))
+        return NULL;
+    uint64_t n = 0;
+    for (; *at >= '0' && *at <= '9'; at++) {
+        n = n * 10 + (uint64_t)(*at - '0');
+        if (n > max)
+            return NULL;
+    }
+    *value = (uint32_t)n;
+    return at;
+}
+
+bool segment_parse(const char *at, struct segment_name *name)
+{
+    if (strncmp(at, "base/", 5) == 0) {
+        name->spc = DEFAULT_TABLESPACE;
+        at = parse_number(at + 5, UINT32_MAX, &name->db);
+        if (at == NULL || *at++ != '/')
+            return false;
+    } else if (strncmp(at, "global/", 7) == 0) {
+        name->spc = GLOBAL_TABLESPACE;
+        name->db = 0;
+        at += 7;
+    } else {
+        return false;
+    }
+    at = parse_number(at, UINT32_MAX, &name->rel);
+    if (at == NULL)
+        return false;
+    name->fork = 0;
+    for (uint8_t fork = 1; fork < FORKS; fork++) {
+        size_t length = strlen(fork_suffixes[fork]);
+        if (strncmp(at, fork_suffixes[fork], length) == 0) {
+            name->fork = fork;
+            at += length;
+            break;
+        }
+    }
+    uint32_t segno = 0;
+    if (*at == '.') {
+        at = parse_number(at + 1, UINT16_MAX, &segno);
+        if (at == NULL || segno == 0)
+            return false;
+    }
+    name->segno = (uint16_t)segno;
+    return *at == '\0';
+}
+
+size_t segment_format(const struct map_entry *entry, char *to, size_t size)
+{
+    if (entry->fork >= FORKS || (entry->spc != DEFAULT_TABLESPACE && entry->spc != GLOBAL_TABLESPACE))
+        return 0;
+    const char *suffix = fork_suffixes[entry->fork];
+    char segment[8] = "";
+    if (entry->segno != 0)
+        snprintf(segment, sizeof segment, ".%u", entry->segno);
+    int n = entry->spc == GLOBAL_TABLESPACE ? snprintf(to, size, "global/%u%s%s", entry->rel, suffix, segment)
+                                            : snprintf(to, size, "base/%u/%u%s%s", entry->db, entry->rel, suffix, segment);
+    return n > 0 && (size_t)n < size ? (size_t)n : 0;
+}
+
+bool segment_path_start(const char *datadir)
+{
+    cwd_is_datadir = false;
+    size_t length = strlen(datadir);
+    while (length > 1 && datadir[length - 1] == '/')
+        length--;
+    if (length >= sizeof given_datadir || datadir[0] != '/')
+        return false;
+    memcpy(given_datadir, datadir, length);
+    given_datadir[length] = '\0';
+    return realpath(given_datadir, resolved_datadir) != NULL;
+}
+
+static const char *below(const char *path, const char *directory)
+{
+    size_t length = strlen(directory);
+    return strncmp(path, directory, length) == 0 && path[length] == '/' ? path + length + 1 : NULL;
+}
+
+static bool in_datadir(void)
+{
+    if (!cwd_is_datadir) {
+        int saved = errno;
+        char cwd[PATH_MAX];
+        cwd_is_datadir = getcwd(cwd, sizeof cwd) != NULL && strcmp(cwd, resolved_datadir) == 0;
+        errno = saved;
+    }
+    return cwd_is_datadir;
+}
+
+int32_t segment_path_entry(const char *path)
+{
+    if (map == NULL || path == NULL)
+        return -1;
+    bool absolute = path[0] == '/';
+    if (absolute) {
+        const char *relative = below(path, given_datadir);
+        if (relative == NULL)
+            relative = below(path, resolved_datadir);
+        if (relative == NULL)
+            return -1;
+        path = relative;
+    }
+    while (path[0] == '.' && path[1] == '/')
+        for (path += 2; *path == '/'; path++)
+            ;
+    struct segment_name name;
+    if ((path[0] != 'b' && path[0] != 'g') || !segment_parse(path, &name))
+        return -1;
+    int32_t index = map_find(&name);
+    return index >= 0 && (absolute || in_datadir()) ? index : -1;
+}

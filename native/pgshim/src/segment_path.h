@@ -1,0 +1,21 @@
+/* From a path as Postgres writes it to an entry of the resident map, and back. */
+#ifndef PGSHIM_SEGMENT_PATH_H
+#define PGSHIM_SEGMENT_PATH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "resident_map.h"
+
+/* `base/5/16384_vm.1` or `global/1262`; false for everything else (temporary relations included). */
+bool segment_parse(const char *relative, struct segment_name *name);
+/* The inverse; the length, or 0 when the entry is in a tablespace we do not serve or the buffer is too small. */
+size_t segment_format(const struct map_entry *entry, char *to, size_t size);
+
+/* Sets the data directory that absolute paths are measured against; false: no such directory. */
+bool segment_path_start(const char *datadir);
+/* Index of the entry that `path` names, or -1. Relative paths count only while the working directory is the data directory. */
+int32_t segment_path_entry(const char *path);
+
+#endif
