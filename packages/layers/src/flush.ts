@@ -1,0 +1,40 @@
+/** Writes a frozen open layer as an L0 delta layer. The work is cut by the writer's disk writes (about half a megabyte each), so reads and
+ *  ingest go on between the pieces. */
+import { join } from 'node:path';
+import { assert } from '@lakebase/base';
+import type { CipherProvider } from '@lakebase/envelope';
+import { KEY_BYTES } from './key.ts';
+import { layerName } from './layer-name.ts';
+import { type LayerDescriptor, LayerWriter } from './layer-writer.ts';
+import type { OpenLayer } from './open-layer.ts';
+
+const DRAIN_BYTES = 512 * 1024;
+
+export interface FlushTarget {
+  readonly directory: string;
+  readonly project: string;
+  readonly timeline: string;
+  readonly generation: number;
+  readonly number: number;
+  readonly ciphers: CipherProvider;
+}
+
+export async function flushLayer(layer: OpenLayer, target: FlushTarget): Promise<LayerDescriptor> {
+  assert(layer.frozen && !layer.empty, 'only a frozen layer with entries is flushed');
+  const { startLsn, endLsn } = layer;
+  const path = join(target.directory, layerName('delta', startLsn, endLsn, target.number, 0, target.generation));
+  const identity = { ...target, kind: 'delta' as const, level: 0, startLsn, endLsn };
+  const writer = await LayerWriter.create(path, identity, target.ciphers);
+  try {
+    const key = Buffer.alloc(KEY_BYTES);
+    for (const row of layer.sortedKeys()) {
+      layer.writeKeyOf(row, key);
+      for (const entry of layer.entriesOf(row)) writer.add(key, entry.lsn, entry.kind, entry.arg, entry.bytes);
+      if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
+    }
+    return await writer.finish();
+  } catch (error) {
+    await writer.abandon();
+    throw error;
+  }
+}

@@ -1,0 +1,248 @@
+/** Reads one layer file. Frames are read with synchronous preads: a frame is 32 KiB on a local disk, mostly in the operating system's cache, and a
+ *  read path without awaits sees one consistent set of layers by construction. The frame index is loaded at the first use.
+ *  Every check failure is CORRUPT and names the file. */
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { basename } from 'node:path';
+import { LakebaseError, assert } from '@lakebase/base';
+import { type CipherProvider, type FrameCipher, TAG_BYTES, frameNonce } from '@lakebase/envelope';
+import type { Lsn } from '@lakebase/ids';
+import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
+import { type CachedFrame, FrameCache } from './frame-cache.ts';
+import { KEY_BYTES } from './key.ts';
+import {
+  ENTRY_HEADER_BYTES,
+  FOOTER_BYTES,
+  FRAME_BYTES_MAX,
+  FRAME_INDEX_ENTRY_BYTES,
+  GROUP_HEADER_BYTES,
+  HEADER_BYTES_MAX,
+  type LayerFooter,
+  type LayerHeader,
+  type LayerKind,
+  asCorrupt,
+  associatedData,
+  corrupt,
+  decodeFooter,
+  decodeHeader,
+} from './layer-format.ts';
+
+export class LayerReader implements LayerView {
+  readonly path: string;
+  readonly header: LayerHeader;
+  readonly footer: LayerFooter;
+  readonly #name: string;
+  readonly #cache: FrameCache;
+  readonly #cacheBase: number;
+  readonly #cipher: FrameCipher;
+  readonly #aad: Buffer;
+  readonly #headerBytes: number;
+  #fd: number;
+  #index: Buffer | undefined;
+
+  constructor(path: string, ciphers: CipherProvider, cache: FrameCache) {
+    this.path = path;
+    this.#name = basename(path);
+    this.#cache = cache;
+    this.#cacheBase = FrameCache.newLayerNumber() * 0x100_0000;
+    try {
+      this.#fd = openSync(path, 'r');
+    } catch (cause) {
+      throw new LakebaseError('CORRUPT', `layer ${path} cannot be opened: ${(cause as Error).message}`, { cause });
+    }
+    try {
+      const size = fstatSync(this.#fd).size;
+      const head = this.#read(0, Math.min(size, HEADER_BYTES_MAX));
+      const { header, headerBytes } = decodeHeader(head, path);
+      this.header = header;
+      this.#headerBytes = headerBytes;
+      if (size < headerBytes + FOOTER_BYTES) throw corrupt(path, 'is cut short');
+      this.footer = decodeFooter(this.#read(size - FOOTER_BYTES, FOOTER_BYTES), size, path);
+      this.#aad = associatedData(header);
+      this.#cipher = ciphers.restore(header.project, header.algorithm, header.keyReference);
+    } catch (error) {
+      closeSync(this.#fd);
+      throw asCorrupt(path, error);
+    }
+  }
+
+  get kind(): LayerKind {
+    return this.header.kind;
+  }
+  get startLsn(): Lsn {
+    return this.header.startLsn;
+  }
+  get endLsn(): Lsn {
+    return this.header.endLsn;
+  }
+  get frames(): number {
+    return this.footer.frames;
+  }
+
+  close(): void {
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
+  }
+
+  covers(key: Buffer): boolean {
+    return key.compare(this.footer.keyMin) >= 0 && key.compare(this.footer.keyMax) <= 0;
+  }
+
+  collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
+    if (!this.covers(key)) return false;
+    let n = this.#frameBefore(key, upTo);
+    const index = this.#frameIndex();
+    for (; n >= 0; n--) {
+      const frame = this.frame(n);
+      const group = findGroup(frame, key);
+      if (group >= 0) {
+        const first = out.length;
+        let stop = -1;
+        let belowFloor = false;
+        forEachEntry(frame.bytes, frame.groups[group] as number, (entry) => {
+          if (entry.lsn > upTo) return false;
+          if (entry.lsn <= floor) {
+            belowFloor = true;
+            return true;
+          }
+          if ((entry.arg & ARG_STOP) !== 0) stop = out.length;
+          out.push(entry);
+          return true;
+        });
+        if (stop >= 0) out.splice(first, stop - first);
+        reverseTail(out, first);
+        if (stop >= 0) return true;
+        if (belowFloor) return false;
+      }
+      if (index.compare(key, 0, KEY_BYTES, n * FRAME_INDEX_ENTRY_BYTES, n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES) !== 0) break;
+    }
+    return false;
+  }
+
+  /** Opened and checked frame `n`. */
+  frame(n: number): CachedFrame {
+    const cached = this.#cache.get(this.#cacheBase + n);
+    if (cached !== undefined) return cached;
+    const frame = this.loadFrame(n);
+    this.#cache.set(this.#cacheBase + n, frame);
+    return frame;
+  }
+
+  /** {@link frame} without the cache: for scans. */
+  loadFrame(n: number): CachedFrame {
+    const index = this.#frameIndex();
+    const at = n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
+    const offset = index.readUInt32BE(at) * 0x1_0000_0000 + index.readUInt32BE(at + 4);
+    const bytes = this.#open(offset, index.readUInt32BE(at + 8), n);
+    return { bytes, groups: groupOffsets(bytes, this.path) };
+  }
+
+  /** Number of the last frame whose first (key, lsn) is at or before the given; -1 when none is. */
+  #frameBefore(key: Buffer, lsn: Lsn): number {
+    const index = this.#frameIndex();
+    let low = 0,
+      high = this.footer.frames;
+    while (low < high) {
+      const mid = (low + high) >>> 1;
+      const at = mid * FRAME_INDEX_ENTRY_BYTES;
+      const order = index.compare(key, 0, KEY_BYTES, at, at + KEY_BYTES);
+      const after = order > 0 || (order === 0 && readLsn(index, at + KEY_BYTES) > lsn);
+      if (after) high = mid;
+      else low = mid + 1;
+    }
+    return low - 1;
+  }
+
+  /** First frame that may hold keys >= key. */
+  frameAtOrBefore(key: Buffer): number {
+    return Math.max(0, this.#frameBefore(key, 0 as Lsn));
+  }
+
+  #frameIndex(): Buffer {
+    if (this.#index === undefined) {
+      this.#index = this.#open(this.footer.indexOffset, this.footer.indexBytes - TAG_BYTES, this.footer.frames);
+    }
+    return this.#index;
+  }
+
+  #open(offset: number, length: number, n: number): Buffer {
+    if (length > FRAME_BYTES_MAX || offset < this.#headerBytes || offset + length + TAG_BYTES > this.footer.indexOffset + this.footer.indexBytes)
+      throw corrupt(this.path, `has frame ${n} outside the file`);
+    const stored = this.#read(offset, length + TAG_BYTES);
+    try {
+      return this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), this.#aad);
+    } catch (error) {
+      throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n}: ${(error as Error).message}`, { cause: error });
+    }
+  }
+
+  #read(offset: number, length: number): Buffer {
+    assert(this.#fd >= 0, () => `layer ${this.#name} is closed`);
+    const bytes = Buffer.allocUnsafeSlow(length);
+    let done = 0;
+    while (done < length) {
+      const n = readSync(this.#fd, bytes, done, length - done, offset + done);
+      if (n === 0) throw corrupt(this.path, 'is cut short');
+      done += n;
+    }
+    return bytes;
+  }
+}
+
+const readLsn = (b: Buffer, at: number): Lsn => (b.readUInt32BE(at) * 0x1_0000_0000 + b.readUInt32BE(at + 4)) as Lsn;
+
+function groupOffsets(bytes: Buffer, path: string): Uint32Array {
+  const offsets: number[] = [];
+  let at = 0;
+  while (at < bytes.length) {
+    if (at + GROUP_HEADER_BYTES > bytes.length) throw corrupt(path, 'has a malformed frame');
+    offsets.push(at);
+    const length = bytes.readUInt32BE(at + KEY_BYTES + 4);
+    if (length < GROUP_HEADER_BYTES + ENTRY_HEADER_BYTES || at + length > bytes.length) throw corrupt(path, 'has a malformed frame');
+    at += length;
+  }
+  return Uint32Array.from(offsets);
+}
+
+function findGroup(frame: CachedFrame, key: Buffer): number {
+  let low = 0,
+    high = frame.groups.length - 1;
+  while (low <= high) {
+    const mid = (low + high) >>> 1;
+    const at = frame.groups[mid] as number;
+    const order = frame.bytes.compare(key, 0, KEY_BYTES, at, at + KEY_BYTES);
+    if (order === 0) return mid;
+    if (order < 0) low = mid + 1;
+    else high = mid - 1;
+  }
+  return -1;
+}
+
+/** Calls `visit` for the entries of the group at `at`, oldest first, until it returns false. Entry bytes are views of the frame. */
+export function forEachEntry(bytes: Buffer, at: number, visit: (entry: Entry) => boolean): void {
+  const n = bytes.readUInt32BE(at + KEY_BYTES);
+  const end = at + bytes.readUInt32BE(at + KEY_BYTES + 4);
+  let p = at + GROUP_HEADER_BYTES;
+  for (let i = 0; i < n; i++) {
+    if (p + ENTRY_HEADER_BYTES > end) throw new LakebaseError('CORRUPT', 'a layer frame is malformed');
+    const length = bytes.readUInt32BE(p + 10);
+    const start = p + ENTRY_HEADER_BYTES;
+    if (start + length > end) throw new LakebaseError('CORRUPT', 'a layer frame is malformed');
+    p = start + length;
+    const header = start - ENTRY_HEADER_BYTES;
+    const entry = {
+      kind: bytes[header] as number,
+      arg: bytes[header + 1] as number,
+      lsn: readLsn(bytes, header + 2),
+      bytes: bytes.subarray(start, p),
+    };
+    if (!visit(entry)) return;
+  }
+}
+
+function reverseTail(list: Entry[], from: number): void {
+  for (let i = from, j = list.length - 1; i < j; i++, j--) {
+    const a = list[i] as Entry;
+    list[i] = list[j] as Entry;
+    list[j] = a;
+  }
+}

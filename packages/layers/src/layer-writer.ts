@@ -1,0 +1,220 @@
+/** Writes one layer file from entries given in (key, LSN, filing) order. Frames collect in memory; the caller awaits {@link LayerWriter.drain}
+ *  now and then (it writes what is full) and {@link LayerWriter.finish} at the end, which makes the file durable under its name.
+ *  Buffer ownership: `add` copies what it is given. */
+import { createHash, type Hash } from 'node:crypto';
+import type { FileHandle } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { assert } from '@lakebase/base';
+import { type CipherProvider, type FrameCipher, frameNonce } from '@lakebase/envelope';
+import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
+import { abandonFile, commitFile, createTemp, writeFully } from './durable.ts';
+import { KEY_BYTES } from './key.ts';
+import {
+  ENTRY_HEADER_BYTES,
+  FRAME_INDEX_ENTRY_BYTES,
+  FRAME_TARGET_BYTES,
+  GROUP_HEADER_BYTES,
+  type LayerHeader,
+  type LayerKind,
+  associatedData,
+  encodeFooter,
+  encodeHeader,
+  newObjectId,
+} from './layer-format.ts';
+
+/** What the index keeps of a finished layer. */
+export interface LayerDescriptor {
+  readonly name: string;
+  readonly kind: LayerKind;
+  readonly level: number;
+  readonly generation: number;
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+  /** Hexadecimal keys. */
+  readonly keyMin: string;
+  readonly keyMax: string;
+  readonly bytes: number;
+  readonly entries: number;
+  /** SHA-256 of the file. */
+  readonly hash: string;
+}
+
+export interface LayerIdentity {
+  readonly project: string;
+  readonly timeline: string;
+  readonly kind: LayerKind;
+  readonly level: number;
+  readonly generation: number;
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+}
+
+export class LayerWriter {
+  readonly #path: string;
+  readonly #identity: LayerIdentity;
+  readonly #cipher: FrameCipher;
+  readonly #aad: Buffer;
+  readonly #hash: Hash = createHash('sha256');
+  readonly #handle: FileHandle;
+  #offset = 0;
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
+
+  #frame: Buffer = Buffer.allocUnsafeSlow(FRAME_TARGET_BYTES * 2);
+  #frameUsed = 0;
+  #frames = 0;
+  #entries = 0;
+  #frameIndex: Buffer = Buffer.alloc(FRAME_INDEX_ENTRY_BYTES * 1024);
+  readonly #keyMin: Buffer = Buffer.alloc(KEY_BYTES, 0xff);
+  readonly #keyLast: Buffer = Buffer.alloc(KEY_BYTES);
+  #lsnLast = 0;
+  #groupAt = -1;
+
+  static async create(path: string, identity: LayerIdentity, ciphers: CipherProvider): Promise<LayerWriter> {
+    return new LayerWriter(path, identity, ciphers.create(identity.project), await createTemp(path));
+  }
+
+  private constructor(path: string, identity: LayerIdentity, cipher: FrameCipher, handle: FileHandle) {
+    this.#path = path;
+    this.#identity = identity;
+    this.#cipher = cipher;
+    this.#handle = handle;
+    const header: LayerHeader = {
+      ...identity,
+      objectId: newObjectId(),
+      algorithm: cipher.algorithm,
+      keyReference: cipher.keyReference,
+    };
+    this.#aad = associatedData(header);
+    this.#emit(encodeHeader(header));
+  }
+
+  get bytesWritten(): number {
+    return this.#offset + this.#frameUsed;
+  }
+  /** Bytes waiting for {@link drain}. */
+  get pendingBytes(): number {
+    return this.#pendingBytes;
+  }
+
+  add(key: Buffer, lsn: Lsn, kind: number, arg: number, bytes: Buffer): void {
+    const order = this.#entries === 0 ? 1 : key.compare(this.#keyLast);
+    assert(order > 0 || (order === 0 && lsn >= this.#lsnLast), 'layer entries must come in key and LSN order');
+    if (this.#entries === 0) key.copy(this.#keyMin);
+    const need = ENTRY_HEADER_BYTES + bytes.length + (order === 0 && this.#groupAt >= 0 ? 0 : GROUP_HEADER_BYTES);
+    if (this.#frameUsed > 0 && this.#frameUsed + need > FRAME_TARGET_BYTES) this.#closeFrame();
+    if (this.#frameUsed === 0) this.#openFrame(key, lsn);
+    this.#reserve(GROUP_HEADER_BYTES + ENTRY_HEADER_BYTES + bytes.length);
+    if (order !== 0 || this.#groupAt < 0) {
+      this.#groupAt = this.#frameUsed;
+      key.copy(this.#frame, this.#groupAt, 0, KEY_BYTES);
+      this.#frame.fill(0, this.#groupAt + KEY_BYTES, this.#groupAt + GROUP_HEADER_BYTES);
+      this.#frameUsed += GROUP_HEADER_BYTES;
+      key.copy(this.#keyLast);
+    }
+    const f = this.#frame,
+      at = this.#frameUsed;
+    f[at] = kind;
+    f[at + 1] = arg;
+    f.writeUInt32BE(lsnHigh(lsn), at + 2);
+    f.writeUInt32BE(lsnLow(lsn), at + 6);
+    f.writeUInt32BE(bytes.length, at + 10);
+    bytes.copy(f, at + ENTRY_HEADER_BYTES);
+    this.#frameUsed = at + ENTRY_HEADER_BYTES + bytes.length;
+    const g = this.#groupAt;
+    f.writeUInt32BE(f.readUInt32BE(g + KEY_BYTES) + 1, g + KEY_BYTES);
+    f.writeUInt32BE(this.#frameUsed - g, g + KEY_BYTES + 4);
+    this.#entries++;
+    this.#lsnLast = lsn;
+  }
+
+  async drain(): Promise<void> {
+    if (this.#pending.length === 0) return;
+    const bytes = this.#pending.length === 1 ? (this.#pending[0] as Buffer) : Buffer.concat(this.#pending, this.#pendingBytes);
+    const at = this.#offset - this.#pendingBytes;
+    this.#pending = [];
+    this.#pendingBytes = 0;
+    await writeFully(this.#handle, bytes, at, this.#path);
+  }
+
+  async finish(): Promise<LayerDescriptor> {
+    assert(this.#entries > 0, 'a layer has at least one entry');
+    if (this.#frameUsed > 0) this.#closeFrame();
+    const indexOffset = this.#offset;
+    const index = Buffer.from(this.#frameIndex.subarray(0, this.#frames * FRAME_INDEX_ENTRY_BYTES));
+    const sealed = this.#cipher.seal(index, frameNonce(this.#frames), this.#aad);
+    this.#emit(sealed.bytes);
+    this.#emit(sealed.tag);
+    this.#emit(
+      encodeFooter({
+        indexOffset,
+        indexBytes: this.#offset - indexOffset,
+        frames: this.#frames,
+        entries: this.#entries,
+        keyMin: this.#keyMin,
+        keyMax: this.#keyLast,
+      }),
+    );
+    await this.drain();
+    await commitFile(this.#handle, this.#path);
+    const { kind, level, generation, startLsn, endLsn } = this.#identity;
+    return {
+      name: basename(this.#path),
+      kind,
+      level,
+      generation,
+      startLsn,
+      endLsn,
+      keyMin: this.#keyMin.toString('hex'),
+      keyMax: this.#keyLast.toString('hex'),
+      bytes: this.#offset,
+      entries: this.#entries,
+      hash: this.#hash.digest('hex'),
+    };
+  }
+
+  abandon(): Promise<void> {
+    return abandonFile(this.#handle, this.#path);
+  }
+
+  get entries(): number {
+    return this.#entries;
+  }
+
+  #openFrame(key: Buffer, lsn: Lsn): void {
+    const at = this.#frames * FRAME_INDEX_ENTRY_BYTES;
+    if (at + FRAME_INDEX_ENTRY_BYTES > this.#frameIndex.length)
+      this.#frameIndex = Buffer.concat([this.#frameIndex, Buffer.alloc(this.#frameIndex.length)]);
+    key.copy(this.#frameIndex, at, 0, KEY_BYTES);
+    this.#frameIndex.writeUInt32BE(lsnHigh(lsn), at + KEY_BYTES);
+    this.#frameIndex.writeUInt32BE(lsnLow(lsn), at + KEY_BYTES + 4);
+  }
+
+  #closeFrame(): void {
+    const plain = Buffer.from(this.#frame.subarray(0, this.#frameUsed));
+    const at = this.#frames * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
+    this.#frameIndex.writeUInt32BE(Math.floor(this.#offset / 0x1_0000_0000), at);
+    this.#frameIndex.writeUInt32BE(this.#offset % 0x1_0000_0000, at + 4);
+    this.#frameIndex.writeUInt32BE(plain.length, at + 8);
+    const sealed = this.#cipher.seal(plain, frameNonce(this.#frames), this.#aad);
+    this.#emit(sealed.bytes);
+    this.#emit(sealed.tag);
+    this.#frames++;
+    this.#frameUsed = 0;
+    this.#groupAt = -1;
+  }
+
+  #reserve(n: number): void {
+    if (this.#frameUsed + n <= this.#frame.length) return;
+    const next = Buffer.allocUnsafeSlow(this.#frameUsed + n);
+    this.#frame.copy(next, 0, 0, this.#frameUsed);
+    this.#frame = next;
+  }
+
+  #emit(bytes: Buffer): void {
+    this.#hash.update(bytes);
+    this.#pending.push(bytes);
+    this.#pendingBytes += bytes.length;
+    this.#offset += bytes.length;
+  }
+}

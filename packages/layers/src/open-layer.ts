@@ -1,0 +1,269 @@
+/** The in-memory layer that ingest fills. Built for insertion: bytes are appended to large chunks, entries are rows of typed arrays, a hash of
+ *  (series, block) leads to the newest entry of a page and each entry to the one before it. No object, string or bigint per record.
+ *  Invariants: entries are filed in LSN order; after {@link freeze} nothing is added; `collect` results stay valid for the layer's life. */
+import { assert } from '@lakebase/base';
+import type { Lsn } from '@lakebase/ids';
+import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
+import { FIRST_PAGE_KIND, decodeKey, writeKey } from './key.ts';
+import type { SeriesTable } from './series-table.ts';
+
+const CHUNK_BYTES = 1 << 20;
+/** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
+export const OPEN_LAYER_ENTRIES_MAX: number = 1 << 21;
+const NONE = 0xffff_ffff;
+const EMPTY = Buffer.alloc(0);
+
+export class OpenLayer implements LayerView {
+  readonly series: SeriesTable;
+  readonly startLsn: Lsn;
+  endLsn: Lsn;
+  frozen = false;
+  /** Bytes of changes filed: what the flush threshold looks at. */
+  byteCount = 0;
+  entryCount = 0;
+  keyCount = 0;
+
+  #chunks: Buffer[] = [];
+  #chunk: Buffer = Buffer.alloc(0);
+  #chunkUsed = 0;
+
+  #entryPos = new Uint32Array(65536);
+  #entryLength = new Uint32Array(65536);
+  #entryLsn = new Float64Array(65536);
+  #entryPrevious = new Uint32Array(65536);
+  /** kind << 8 | arg */
+  #entryKind = new Uint16Array(65536);
+
+  #keySeries = new Uint32Array(16384);
+  #keyBlock = new Uint32Array(16384);
+  #keyHead = new Uint32Array(16384);
+  #keyEntries = new Uint32Array(16384);
+  /** Entries since the last stop entry: what a read would have to apply. */
+  #keyPending = new Uint32Array(16384);
+  #table = new Uint32Array(65536);
+  #mask = 65535;
+
+  constructor(series: SeriesTable, startLsn: Lsn) {
+    this.series = series;
+    this.startLsn = startLsn;
+    this.endLsn = startLsn;
+  }
+
+  get empty(): boolean {
+    return this.entryCount === 0;
+  }
+  get full(): boolean {
+    return this.entryCount >= OPEN_LAYER_ENTRIES_MAX - 4096;
+  }
+
+  /** Copies bytes into the layer; the position is good for several {@link file} calls. */
+  append(bytes: Buffer, offset: number, length: number): number {
+    if (length === 0) return 0;
+    if (this.#chunkUsed + length > this.#chunk.length) {
+      this.#chunk = Buffer.allocUnsafeSlow(Math.max(CHUNK_BYTES, length));
+      this.#chunks.push(this.#chunk);
+      this.#chunkUsed = 0;
+      assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
+    }
+    const at = this.#chunkUsed;
+    if (length < 96) {
+      const chunk = this.#chunk;
+      for (let i = 0; i < length; i++) chunk[at + i] = bytes[offset + i] as number;
+    } else {
+      bytes.copy(this.#chunk, at, offset, offset + length);
+    }
+    this.#chunkUsed = at + length;
+    this.byteCount += length;
+    return (this.#chunks.length - 1) * CHUNK_BYTES + at;
+  }
+
+  /** Files an entry whose bytes lie at `pos`. Returns how many entries a read of this page has to apply now. */
+  file(series: number, block: number, kind: number, arg: number, lsn: Lsn, pos: number, length: number): number {
+    assert(!this.frozen, 'a frozen layer takes no entries');
+    let at = hash2(series, block) & this.#mask;
+    let key: number;
+    for (;;) {
+      const slot = this.#table[at] as number;
+      if (slot === 0) {
+        key = this.#addKey(series, block, at);
+        break;
+      }
+      key = slot - 1;
+      if (this.#keyBlock[key] === block && this.#keySeries[key] === series) break;
+      at = (at + 1) & this.#mask;
+    }
+    const entry = this.entryCount++;
+    if (entry === this.#entryPos.length) this.#growEntries();
+    this.#entryPos[entry] = pos;
+    this.#entryLength[entry] = length;
+    this.#entryLsn[entry] = lsn;
+    this.#entryKind[entry] = (kind << 8) | arg;
+    this.#entryPrevious[entry] = this.#keyHead[key] as number;
+    this.#keyHead[key] = entry;
+    this.#keyEntries[key] = (this.#keyEntries[key] as number) + 1;
+    this.byteCount += 32;
+    if (lsn > this.endLsn) this.endLsn = lsn;
+    const pending = (arg & ARG_STOP) !== 0 ? 0 : (this.#keyPending[key] as number) + 1;
+    this.#keyPending[key] = pending;
+    return pending;
+  }
+
+  put(series: number, block: number, kind: number, arg: number, lsn: Lsn, bytes: Buffer): number {
+    return this.file(series, block, kind, arg, lsn, this.append(bytes, 0, bytes.length), bytes.length);
+  }
+
+  freeze(endLsn: Lsn): void {
+    this.frozen = true;
+    if (endLsn > this.endLsn) this.endLsn = endLsn;
+  }
+
+  /** The next record changes nothing: the layer still covers it. */
+  advance(endLsn: Lsn): void {
+    this.endLsn = endLsn;
+  }
+
+  collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
+    const k = decodeKey(key);
+    const series = this.series.find(k.kind, k.spc, k.db, k.rel, k.fork);
+    return series < 0 ? false : this.collectBlock(series, k.block, upTo, floor, out);
+  }
+
+  /** {@link collect} for a caller that holds the series id. */
+  collectBlock(series: number, block: number, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
+    const key = this.#find(series, block);
+    if (key < 0) return false;
+    for (let e = this.#keyHead[key] as number; e !== NONE; e = this.#entryPrevious[e] as number) {
+      const lsn = this.#entryLsn[e] as Lsn;
+      if (lsn > upTo) continue;
+      if (lsn <= floor) return false;
+      const entry = this.#entry(e);
+      out.push(entry);
+      if ((entry.arg & ARG_STOP) !== 0) return true;
+    }
+    return false;
+  }
+
+  pending(series: number, block: number): number {
+    const key = this.#find(series, block);
+    return key < 0 ? 0 : (this.#keyPending[key] as number);
+  }
+
+  #entry(e: number): Entry {
+    const pos = this.#entryPos[e] as number;
+    const length = this.#entryLength[e] as number;
+    const chunk = this.#chunks[Math.floor(pos / CHUNK_BYTES)] as Buffer;
+    const at = pos % CHUNK_BYTES;
+    const kindArg = this.#entryKind[e] as number;
+    return {
+      kind: kindArg >>> 8,
+      arg: kindArg & 0xff,
+      lsn: this.#entryLsn[e] as Lsn,
+      bytes: length === 0 ? EMPTY : chunk.subarray(at, at + length),
+    };
+  }
+
+  /** Key rows in key order. Blocks are sorted as numbers in typed arrays, series by series. */
+  sortedKeys(): Uint32Array {
+    const bySeries = new Map<number, number>();
+    for (let k = 0; k < this.keyCount; k++) {
+      const s = this.#keySeries[k] as number;
+      bySeries.set(s, (bySeries.get(s) ?? 0) + 1);
+    }
+    const order = [...bySeries.keys()].map((id) => ({ id, key: Buffer.alloc(20) }));
+    for (const o of order) writeKey(o.key, 0, this.series.get(o.id), 0);
+    order.sort((a, b) => a.key.compare(b.key));
+    const buckets = new Map<number, { values: Float64Array; used: number }>();
+    for (const [id, n] of bySeries) buckets.set(id, { values: new Float64Array(n), used: 0 });
+    for (let k = 0; k < this.keyCount; k++) {
+      const bucket = buckets.get(this.#keySeries[k] as number) as { values: Float64Array; used: number };
+      bucket.values[bucket.used++] = (this.#keyBlock[k] as number) * OPEN_LAYER_ENTRIES_MAX + k;
+    }
+    const out = new Uint32Array(this.keyCount);
+    let n = 0;
+    for (const { id } of order) {
+      const values = (buckets.get(id) as { values: Float64Array }).values.sort();
+      for (const v of values) out[n++] = v % OPEN_LAYER_ENTRIES_MAX;
+    }
+    return out;
+  }
+
+  /** Key rows of the small values, in no order. */
+  valueRows(): number[] {
+    const rows: number[] = [];
+    for (let k = 0; k < this.keyCount; k++)
+      if ((this.series.kindFork[this.#keySeries[k] as number] as number) >>> 8 < FIRST_PAGE_KIND) rows.push(k);
+    return rows;
+  }
+
+  /** Entries of a key row, oldest first. */
+  entriesOf(row: number): Entry[] {
+    const out: Entry[] = new Array(this.#keyEntries[row] as number);
+    let at = out.length;
+    for (let e = this.#keyHead[row] as number; e !== NONE; e = this.#entryPrevious[e] as number) out[--at] = this.#entry(e);
+    return out;
+  }
+  writeKeyOf(row: number, into: Buffer): void {
+    writeKey(into, 0, this.series.get(this.#keySeries[row] as number), this.#keyBlock[row] as number);
+  }
+
+  #find(series: number, block: number): number {
+    let at = hash2(series, block) & this.#mask;
+    for (;;) {
+      const slot = this.#table[at] as number;
+      if (slot === 0) return -1;
+      if (this.#keyBlock[slot - 1] === block && this.#keySeries[slot - 1] === series) return slot - 1;
+      at = (at + 1) & this.#mask;
+    }
+  }
+
+  #addKey(series: number, block: number, at: number): number {
+    const key = this.keyCount++;
+    if (key === this.#keySeries.length) {
+      this.#keySeries = grow(this.#keySeries);
+      this.#keyBlock = grow(this.#keyBlock);
+      this.#keyHead = grow(this.#keyHead);
+      this.#keyEntries = grow(this.#keyEntries);
+      this.#keyPending = grow(this.#keyPending);
+    }
+    this.#keySeries[key] = series;
+    this.#keyBlock[key] = block;
+    this.#keyHead[key] = NONE;
+    this.#table[at] = key + 1;
+    if (this.keyCount * 2 > this.#table.length) {
+      const size = this.#table.length * 4;
+      this.#table = new Uint32Array(size);
+      this.#mask = size - 1;
+      for (let k = 0; k < this.keyCount; k++) {
+        let slot = hash2(this.#keySeries[k] as number, this.#keyBlock[k] as number) & this.#mask;
+        while (this.#table[slot] !== 0) slot = (slot + 1) & this.#mask;
+        this.#table[slot] = k + 1;
+      }
+    }
+    return key;
+  }
+
+  #growEntries(): void {
+    this.#entryPos = grow(this.#entryPos);
+    this.#entryLength = grow(this.#entryLength);
+    this.#entryPrevious = grow(this.#entryPrevious);
+    const lsn = new Float64Array(this.#entryLsn.length * 2);
+    lsn.set(this.#entryLsn);
+    this.#entryLsn = lsn;
+    const kind = new Uint16Array(this.#entryKind.length * 2);
+    kind.set(this.#entryKind);
+    this.#entryKind = kind;
+  }
+}
+
+function grow(a: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
+  const b = new Uint32Array(a.length * 2);
+  b.set(a);
+  return b;
+}
+
+function hash2(series: number, block: number): number {
+  let h = Math.imul(series ^ 0x9e3779b9, 0x85ebca6b) ^ block;
+  h = Math.imul(h ^ (h >>> 16), 0xc2b2ae35);
+  h = Math.imul(h ^ (h >>> 13), 0x27d4eb2f);
+  return (h ^ (h >>> 16)) >>> 0;
+}

@@ -1,0 +1,158 @@
+/** Materialises values and pages as of an LSN from any {@link KeyView}: collects changes back to the newest one that needs nothing older, then
+ *  redoes forward. The one code path for GetPage, image creation, database copies and compaction.
+ *  Invariants: nothing here awaits; a returned page is the caller's own; changes at or below a truncation floor are never applied. */
+import type { Lsn } from '@lakebase/ids';
+import { BLCKSZ } from '@lakebase/ids';
+import { LakebaseError } from '@lakebase/base';
+import {
+  ARG_BLOCK_ID,
+  ARG_STOP,
+  ENTRY_DELTA,
+  ENTRY_FSM_HINT,
+  ENTRY_IMAGE,
+  ENTRY_RECORD,
+  ENTRY_VALUE,
+  ENTRY_ZERO,
+  type Entry,
+} from './entry.ts';
+import { type Floors, NO_FLOORS, decodeFloors, floorOf } from './floors.ts';
+import { KIND_REL_FLOORS, KIND_REL_PAGE, KIND_REL_SIZE, type SeriesId, encodeKey, sameFork } from './key.ts';
+
+export interface KeyView {
+  collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean;
+}
+
+/** Redo of one change on one page, in place. */
+export interface PageRedo {
+  record(page: Buffer, bytes: Buffer, blockId: number, lsn: Lsn): void;
+  delta(page: Buffer, bytes: Buffer, lsn: Lsn): void;
+  /** Free bytes that redo of this record would put into the FSM for this heap page; undefined when none. */
+  freeSpaceAfter(page: Buffer, bytes: Buffer, blockId: number, lsn: Lsn): number | undefined;
+  setFreeSpace(fsmPage: Buffer, heapBlock: number, freeBytes: number): void;
+}
+
+export interface BasePage {
+  readonly page: Buffer;
+  /** The page is as of this LSN: no later change is in it. */
+  readonly lsn: Lsn;
+}
+
+export class PageReader {
+  readonly #view: KeyView;
+  readonly #redo: PageRedo;
+  /** Changes applied so far: a metric. */
+  applied = 0;
+
+  constructor(view: KeyView, redo: PageRedo) {
+    this.#view = view;
+    this.#redo = redo;
+  }
+
+  /** A small value; undefined when it was never there or is gone. */
+  value(s: SeriesId, block: number, lsn: Lsn): Buffer | undefined {
+    const entries: Entry[] = [];
+    this.#view.collect(encodeKey(s, block), lsn, 0 as Lsn, entries);
+    const newest = entries[0];
+    return newest === undefined || newest.bytes.length === 0 ? undefined : newest.bytes;
+  }
+
+  relSize(s: SeriesId, lsn: Lsn): number | undefined {
+    return this.value(sameFork(KIND_REL_SIZE, s), 0, lsn)?.readUInt32BE(0);
+  }
+
+  floors(s: SeriesId, lsn: Lsn): Floors {
+    const bytes = this.value(sameFork(KIND_REL_FLOORS, s), 0, lsn);
+    return bytes === undefined ? NO_FLOORS : decodeFloors(bytes);
+  }
+
+  /** The page as of `lsn`; zeros when nothing was ever written there. `base`, when given, must be this very page at an earlier LSN. */
+  page(s: SeriesId, block: number, lsn: Lsn, floors?: Floors, base?: BasePage): Buffer {
+    const floor = s.kind === KIND_REL_PAGE ? floorOf(floors ?? this.floors(s, lsn), block) : (0 as Lsn);
+    const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
+    const entries: Entry[] = [];
+    const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
+    return this.#apply(s, entries, !stopped ? usable?.page : undefined, undefined);
+  }
+
+  /** Applies `entries` (newest first) to a copy of `base`. */
+  apply(s: SeriesId, entries: readonly Entry[], base?: Buffer): Buffer {
+    return this.#apply(s, entries, base, undefined);
+  }
+
+  #apply(s: SeriesId, entries: readonly Entry[], base: Buffer | undefined, onStep: ((entry: Entry, page: Buffer) => void) | undefined): Buffer {
+    let page: Buffer | undefined;
+    let last = entries.length - 1;
+    if (last >= 0 && (entries[last] as Entry).kind === ENTRY_IMAGE) {
+      const image = entries[last] as Entry;
+      if (image.bytes.length !== BLCKSZ) throw new LakebaseError('CORRUPT', `a page image of ${image.bytes.length} bytes`);
+      page = Buffer.allocUnsafeSlow(BLCKSZ);
+      image.bytes.copy(page);
+      last--;
+    } else if (base !== undefined) {
+      page = Buffer.allocUnsafeSlow(BLCKSZ);
+      base.copy(page);
+    } else page = Buffer.alloc(BLCKSZ);
+    const hints: Entry[] = [];
+    for (let i = last; i >= 0; i--) {
+      const e = entries[i] as Entry;
+      if (e.kind === ENTRY_RECORD) {
+        if ((e.arg & ARG_STOP) !== 0 && i !== last) page.fill(0);
+        this.#redo.record(page, e.bytes, e.arg & ARG_BLOCK_ID, e.lsn);
+      } else if (e.kind === ENTRY_DELTA) {
+        this.#applyHints(s, page, hints);
+        this.#redo.delta(page, e.bytes, e.lsn);
+      } else if (e.kind === ENTRY_IMAGE) {
+        hints.length = 0;
+        e.bytes.copy(page);
+      } else if (e.kind === ENTRY_ZERO) {
+        hints.length = 0;
+        page.fill(0);
+      } else if (e.kind === ENTRY_FSM_HINT) hints.push(e);
+      else if (e.kind === ENTRY_VALUE) throw new LakebaseError('CORRUPT', 'a small value is filed under a page key');
+      onStep?.(e, page);
+    }
+    this.applied += last + 1;
+    this.#applyHints(s, page, hints);
+    return page;
+  }
+
+  /** Free space hints, oldest first: only the newest one that redo would have recorded counts for each heap block. */
+  #applyHints(s: SeriesId, page: Buffer, hints: Entry[]): void {
+    if (hints.length === 0) return;
+    const byBlock = new Map<number, Lsn[]>();
+    for (const hint of hints) {
+      const heapBlock = hint.bytes.readUInt32LE(0);
+      const lsns = byBlock.get(heapBlock);
+      if (lsns === undefined) byBlock.set(heapBlock, [hint.lsn]);
+      else if (lsns[lsns.length - 1] !== hint.lsn) lsns.push(hint.lsn);
+    }
+    hints.length = 0;
+    const heap: SeriesId = { ...s, fork: 0 };
+    for (const [heapBlock, lsns] of byBlock) {
+      const free = this.#freeSpace(heap, heapBlock, lsns);
+      if (free !== undefined) this.#redo.setFreeSpace(page, heapBlock, free);
+    }
+  }
+
+  /** Newest recorded free space of a heap block at any of `lsns` (ascending). One forward pass covers all that lie after the pass's base. */
+  #freeSpace(heap: SeriesId, heapBlock: number, lsns: Lsn[]): number | undefined {
+    const key = encodeKey(heap, heapBlock);
+    while (lsns.length > 0) {
+      const newest = lsns[lsns.length - 1] as Lsn;
+      const floor = floorOf(this.floors(heap, newest), heapBlock);
+      const entries: Entry[] = [];
+      this.#view.collect(key, newest, floor, entries);
+      if (entries.length === 0) return undefined;
+      const wanted = new Set<number>(lsns);
+      let free: number | undefined;
+      this.#apply(heap, entries, undefined, (entry, page) => {
+        if (entry.kind === ENTRY_RECORD && wanted.has(entry.lsn))
+          free = this.#redo.freeSpaceAfter(page, entry.bytes, entry.arg & ARG_BLOCK_ID, entry.lsn) ?? free;
+      });
+      if (free !== undefined) return free;
+      const base = (entries[entries.length - 1] as Entry).lsn;
+      while (lsns.length > 0 && (lsns[lsns.length - 1] as Lsn) >= base) lsns.pop();
+    }
+    return undefined;
+  }
+}

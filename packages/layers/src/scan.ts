@@ -1,0 +1,53 @@
+/** All small values (kinds below FIRST_PAGE_KIND) as of an LSN: what the relation catalog and image creation start from. */
+import type { Lsn } from '@lakebase/ids';
+import type { Entry } from './entry.ts';
+import { FIRST_PAGE_KIND, type Key, decodeKey } from './key.ts';
+import { LayerCursor } from './layer-cursor.ts';
+import type { LayerSet } from './layer-set.ts';
+import type { OpenLayer } from './open-layer.ts';
+
+export interface ScannedValue {
+  readonly key: Key;
+  readonly keyBytes: Buffer;
+  readonly bytes: Buffer;
+}
+
+/** In key order; values that are gone are left out. `memory` is newest first. */
+export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn): ScannedValue[] {
+  const found = new Map<string, ScannedValue>();
+  const take = (keyBytes: Buffer, newest: Entry | undefined): void => {
+    if (newest === undefined) return;
+    const id = keyBytes.toString('latin1');
+    if (found.has(id)) return;
+    const copy = Buffer.from(keyBytes);
+    found.set(id, { key: decodeKey(copy), keyBytes: copy, bytes: Buffer.from(newest.bytes) });
+  };
+  for (const layer of memory) {
+    const keyBytes = Buffer.alloc(20);
+    for (const row of layer.valueRows()) {
+      layer.writeKeyOf(row, keyBytes);
+      take(keyBytes, layer.entriesOf(row).findLast((e) => e.lsn <= lsn));
+    }
+  }
+  for (const handle of set.layers) {
+    const d = handle.descriptor;
+    if (d.startLsn > lsn || (d.kind === 'image' && d.endLsn > lsn)) continue;
+    if ((handle.keyMin[0] as number) >= FIRST_PAGE_KIND) continue;
+    const cursor = new LayerCursor(handle.reader());
+    while (cursor.key !== undefined && (cursor.key[0] as number) < FIRST_PAGE_KIND) {
+      const key = Buffer.from(cursor.key);
+      let newest: Entry | undefined;
+      // A key's entries may fill several groups (frames).
+      do {
+        cursor.entries((e) => {
+          if (e.lsn > lsn) return false;
+          newest = e;
+          return true;
+        });
+        cursor.next();
+      } while (cursor.key !== undefined && cursor.key.equals(key));
+      take(key, newest);
+    }
+  }
+  return [...found.values()].filter((v) => v.bytes.length > 0).sort((a, b) => a.keyBytes.compare(b.keyBytes));
+}
