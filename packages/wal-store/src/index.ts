@@ -1,1 +1,5 @@
-export {};
+/** Durable write-ahead log on local disk: framed, checksummed, encrypted-by-seam segment files, and the record-boundary tracker. */
+export * from './record-boundary.ts';
+export * from './wal-store.ts';
+export { type SegmentIo, nodeIo } from './segment-io.ts';
+export { SEGMENT_HEADER_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX } from './segment-format.ts';

@@ -1,0 +1,239 @@
+/** One open WAL segment: its header, cipher, append position and frame index. Knows nothing of other segments or of records.
+ *  Invariant: bytes of the file beyond `offset` are zeros whenever an append begins, so stale frames cannot be mistaken for new ones. */
+import { randomBytes } from 'node:crypto';
+import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync } from 'node:fs';
+import { LakebaseError } from '@lakebase/base';
+import { crc32c } from '@lakebase/bytes';
+import { type CipherProvider, type FrameCipher, NONCE_BYTES, TAG_BYTES } from '@lakebase/envelope';
+import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn } from '@lakebase/ids';
+import {
+  FRAME_HEADER_BYTES,
+  FRAME_NONCE_AT,
+  FRAME_TAG_AT,
+  type Frame,
+  SALT_BYTES,
+  SEGMENT_HEADER_BYTES,
+  type SegmentHeader,
+  alignFrame,
+  associatedData,
+  decodeSegmentHeader,
+  encodeSegmentHeader,
+  finishFrame,
+  parseFrame,
+  peekFrame,
+  writeFramePrefix,
+} from './segment-format.ts';
+import { type SegmentIo, ioError, readFully, syncDirectory } from './segment-io.ts';
+
+/** A fully prepared segment: its WAL plus an eighth for frame headers. */
+export const SEGMENT_FILE_BYTES: number = WAL_SEGMENT_BYTES + WAL_SEGMENT_BYTES / 8;
+/** How much is preallocated at a time where no prepared file is at hand. */
+export const PREALLOCATE_STEP = 1024 * 1024;
+export const ZEROS: Buffer = Buffer.alloc(PREALLOCATE_STEP);
+
+export function newSegmentHeader(project: ProjectUid, timeline: TimelineId, segment: number, cipher: FrameCipher): SegmentHeader {
+  return { project, timeline, segment, salt: randomBytes(SALT_BYTES), algorithm: cipher.algorithm, keyReference: cipher.keyReference };
+}
+
+export class SegmentFile {
+  readonly path: string;
+  readonly header: SegmentHeader;
+  readonly saltCrc: number;
+  readonly #cipher: FrameCipher;
+  readonly #io: SegmentIo;
+  #fd: number;
+  #nonce = Buffer.alloc(NONCE_BYTES);
+
+  /** Where the next frame goes, its number, and the number the running batch began with. */
+  offset = SEGMENT_HEADER_BYTES;
+  sequence = 0;
+  batchStart = 0;
+  allocated: number;
+  /** End of everything that may have been written, whether the write succeeded or not. */
+  attempted = SEGMENT_HEADER_BYTES;
+  /** DATA frames in LSN order: their first LSN and file offset. */
+  lsns: number[] = [];
+  offsets: number[] = [];
+
+  constructor(path: string, fd: number, header: SegmentHeader, cipher: FrameCipher, io: SegmentIo) {
+    this.path = path;
+    this.header = header;
+    this.saltCrc = crc32c(header.salt);
+    this.#cipher = cipher;
+    this.#io = io;
+    this.#fd = fd;
+    this.allocated = fstatSync(fd).size;
+    this.newNonces();
+  }
+
+  /** A fresh small file: header, then a first step of zeros. Durable on return. */
+  static create(dir: string, path: string, header: SegmentHeader, cipher: FrameCipher, io: SegmentIo): SegmentFile {
+    let fd: number | undefined;
+    try {
+      fd = openSync(path, 'wx+', 0o600);
+      io.write(fd, ZEROS, 0, SEGMENT_HEADER_BYTES + PREALLOCATE_STEP / 4, 0);
+      io.write(fd, encodeSegmentHeader(header), 0, SEGMENT_HEADER_BYTES, 0);
+      fsyncSync(fd);
+      syncDirectory(dir);
+      return new SegmentFile(path, fd, header, cipher, io);
+    } catch (error) {
+      if (fd !== undefined) closeSync(fd);
+      throw ioError(error, path, 'cannot create');
+    }
+  }
+
+  /** Throws CORRUPT when the header does not validate or belongs elsewhere. */
+  static open(
+    path: string,
+    project: ProjectUid,
+    timeline: TimelineId,
+    segment: number,
+    ciphers: CipherProvider,
+    io: SegmentIo,
+  ): SegmentFile {
+    const fd = openSync(path, 'r+');
+    try {
+      const block = Buffer.alloc(SEGMENT_HEADER_BYTES);
+      if (readFully(fd, block, block.length, 0) < block.length) throw new LakebaseError('CORRUPT', 'shorter than its header');
+      const header = decodeSegmentHeader(block);
+      if (header.project !== project || header.timeline !== timeline || header.segment !== segment)
+        throw new LakebaseError('CORRUPT', 'the header names another project, timeline or segment');
+      return new SegmentFile(path, fd, header, ciphers.restore(project, header.algorithm, header.keyReference), io);
+    } catch (error) {
+      closeSync(fd);
+      if (error instanceof LakebaseError) throw new LakebaseError(error.code, `${path}: ${error.message}`, { cause: error });
+      throw error;
+    }
+  }
+
+  /** Nonce = 4 random bytes chosen at each opening, 8 bytes of sequence: a number written again after a crash gets another nonce. */
+  newNonces(): void {
+    randomBytes(4).copy(this.#nonce, 0);
+  }
+
+  /** Seals the payload that already stands at `out[at + FRAME_HEADER_BYTES…]` into a frame. Returns the frame's size, padding included. */
+  seal(out: Buffer, at: number, kind: number, lsn: Lsn, length: number): number {
+    this.#nonce.writeUInt32BE(this.sequence, 8);
+    writeFramePrefix(out, at, kind, this.sequence, lsn, length, this.#nonce);
+    const payload = out.subarray(at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + length);
+    const sealed = this.#cipher.seal(payload, this.#nonce, associatedData(this.header, out.subarray(at, at + FRAME_HEADER_BYTES)));
+    if (sealed.bytes.buffer !== payload.buffer || sealed.bytes.byteOffset !== payload.byteOffset) sealed.bytes.copy(payload);
+    finishFrame(out, at, length, sealed.tag, this.batchStart, this.saltCrc);
+    this.sequence++;
+    const size = alignFrame(FRAME_HEADER_BYTES + length);
+    out.fill(0, at + FRAME_HEADER_BYTES + length, at + size);
+    return size;
+  }
+
+  /** Writes sealed frames at the append position; not durable before {@link sync}. */
+  write(frames: Buffer, length: number): void {
+    while (this.offset + length > this.allocated) {
+      this.#io.write(this.#fd, ZEROS, 0, ZEROS.length, this.allocated);
+      this.allocated += ZEROS.length;
+    }
+    this.attempted = Math.max(this.attempted, this.offset + length);
+    this.#io.write(this.#fd, frames, 0, length, this.offset);
+    this.offset += length;
+  }
+
+  sync(): void {
+    this.#io.sync(this.#fd);
+    this.batchStart = this.sequence;
+  }
+
+  /** Overwrites [from, to) with zeros and makes that durable. */
+  clear(from: number, to: number): void {
+    for (let at = from; at < to; at += ZEROS.length) this.#io.write(this.#fd, ZEROS, 0, Math.min(ZEROS.length, to - at), at);
+    this.#io.sync(this.#fd);
+    this.attempted = from;
+  }
+
+  /** LSN of the first frame; undefined when it is not a valid one. */
+  contextLsn(): Lsn | undefined {
+    const head = Buffer.alloc(1024);
+    const length = readFully(this.#fd, head, head.length, SEGMENT_HEADER_BYTES);
+    return parseFrame(head.subarray(0, length), 0, this.saltCrc)?.lsn;
+  }
+
+  readAll(): Buffer {
+    const size = fstatSync(this.#fd).size;
+    if (size > 4 * WAL_SEGMENT_BYTES) throw new LakebaseError('CORRUPT', `${this.path}: ${size} bytes is too long for a segment`);
+    const file = Buffer.allocUnsafeSlow(size);
+    return file.subarray(0, readFully(this.#fd, file, size, 0));
+  }
+
+  /** Plain payload of a frame in `file`, which must hold all of it. Throws CORRUPT. */
+  open(file: Buffer, at: number, frame: Frame): Buffer {
+    const header = file.subarray(at, at + FRAME_HEADER_BYTES);
+    const payload = file.subarray(frame.payloadOffset, frame.payloadOffset + frame.length);
+    const nonce = header.subarray(FRAME_NONCE_AT, FRAME_NONCE_AT + NONCE_BYTES);
+    const tag = header.subarray(FRAME_TAG_AT, FRAME_TAG_AT + TAG_BYTES);
+    return this.#cipher.open(payload, nonce, tag, associatedData(this.header, header));
+  }
+
+  addToIndex(lsn: Lsn, offset: number): void {
+    this.lsns.push(lsn);
+    this.offsets.push(offset);
+  }
+
+  cutIndex(lsn: Lsn): void {
+    while (this.lsns.length > 0 && (this.lsns[this.lsns.length - 1] as number) >= lsn) {
+      this.lsns.pop();
+      this.offsets.pop();
+    }
+  }
+
+  /** At most `max` bytes of [from, limit) out of verified frames; never crosses the segment. Throws CORRUPT naming the file. */
+  read(from: Lsn, max: number, limit: number): Buffer {
+    const first = lastAtOrBefore(this.lsns, from);
+    if (first < 0) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
+    const end = Math.min(from + max, limit);
+    let last = first;
+    while (last + 1 < this.lsns.length && (this.lsns[last + 1] as number) < end) last++;
+    const start = this.offsets[first] as number;
+    const lastOffset = this.offsets[last] as number;
+    const tail = Buffer.allocUnsafe(FRAME_HEADER_BYTES);
+    readFully(this.#fd, tail, tail.length, lastOffset);
+    const lastFrame = peekFrame(tail, 0);
+    if (lastFrame === undefined) throw new LakebaseError('CORRUPT', `${this.path}: the frame at byte ${lastOffset} is damaged`);
+    const file = Buffer.allocUnsafe(lastOffset - start + FRAME_HEADER_BYTES + lastFrame.length);
+    readFully(this.#fd, file, file.length, start);
+    const out = Buffer.allocUnsafe(end - from);
+    let position: number = from;
+    for (let i = first; i <= last; i++) {
+      const at = (this.offsets[i] as number) - start;
+      const frame = parseFrame(file, at, this.saltCrc);
+      if (frame === undefined || frame.lsn !== this.lsns[i])
+        throw new LakebaseError('CORRUPT', `${this.path}: the frame at byte ${this.offsets[i]} is damaged`);
+      // A truncation may have cut the frame short: what follows it in the index overrides it.
+      const valid = Math.min(frame.lsn + frame.length, this.lsns[i + 1] ?? Number.POSITIVE_INFINITY, end);
+      if (valid <= position) continue;
+      this.open(file, at, frame).copy(out, position - from, position - frame.lsn, valid - frame.lsn);
+      position = valid;
+    }
+    if (position === from) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
+    return out.subarray(0, position - from);
+  }
+
+  /** Gives back preallocated space of a sealed segment. */
+  shrink(): void {
+    if (this.allocated > this.offset) ftruncateSync(this.#fd, this.offset);
+    this.allocated = this.offset;
+  }
+
+  close(): void {
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
+  }
+}
+
+function lastAtOrBefore(sorted: readonly number[], value: number): number {
+  let low = 0;
+  let high = sorted.length;
+  while (low < high) {
+    const mid = (low + high) >>> 1;
+    if ((sorted[mid] as number) <= value) low = mid + 1;
+    else high = mid;
+  }
+  return low - 1;
+}
