@@ -39,6 +39,14 @@ export class StockPostgres implements AsyncDisposable {
     return server;
   }
 
+  /** A second server on a copy of `source`'s data directory; `source` must be stopped. */
+  static copyOf(source: StockPostgres): StockPostgres {
+    const server = new StockPostgres({ installation: source.installation });
+    execFileSync('cp', ['-a', source.pgdata, server.pgdata]);
+    server.configure({ unix_socket_directories: server.directory });
+    return server;
+  }
+
   static async start(options: StockPostgresOptions = {}): Promise<StockPostgres> {
     const server = StockPostgres.create(options);
     await server.start();
