@@ -1,0 +1,311 @@
+/** A stock Postgres on sparse files behind the preload shim, for tests: its pages come from the files of another, cleanly stopped data
+ *  directory, served by a fake agent in this process. Everything lies in one temporary directory that `await using` removes.
+ *  Invariant: the source directory is never written after it was stopped, so it is the truth to compare with. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { appendFileSync, chmodSync, chownSync, closeSync, copyFileSync, createWriteStream, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { type Server, type Socket, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { BLCKSZ, FORK_INIT, FORK_MAIN, parseRelPath, relPath } from '@lakebase/ids';
+import { type PostgresInstallation, accountName, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
+import pg from 'pg';
+import { ResidentMap, type ResidentSegment } from '../resident-map.ts';
+
+const SUPERUSER = 'shim_test';
+const SHIM = join(dirname(fileURLToPath(import.meta.url)), '..', '..', '..', '..', 'native', 'pgshim');
+
+const account = unprivilegedAccount();
+const runAs = account === undefined ? {} : { uid: account.uid, gid: account.gid };
+
+/** One Postgres in its own process, started straight (no pg_ctl), stopped by signal. */
+class Server_ {
+  readonly #child: ChildProcess;
+  readonly #gone: Promise<number | null>;
+
+  constructor(installation: PostgresInstallation, pgdata: string, log: string, env: Readonly<Record<string, string>>) {
+    this.#child = spawn(join(installation.binDir, 'postgres'), ['-D', pgdata], { cwd: '/', env: { ...baseEnv(installation), ...env }, stdio: ['ignore', 'pipe', 'pipe'], ...runAs });
+    const out = createWriteStream(log, { flags: 'a' });
+    this.#child.stdout?.pipe(out, { end: false });
+    this.#child.stderr?.pipe(out, { end: false });
+    this.#gone = new Promise((resolve) => this.#child.once('close', (code) => {
+      out.end();
+      resolve(code);
+    }));
+  }
+
+  get pid(): number {
+    return this.#child.pid as number;
+  }
+  get exited(): boolean {
+    return this.#child.exitCode !== null || this.#child.signalCode !== null;
+  }
+  get gone(): Promise<number | null> {
+    return this.#gone;
+  }
+  async stop(signal: NodeJS.Signals): Promise<void> {
+    if (!this.exited) this.#child.kill(signal);
+    await this.#gone;
+  }
+}
+
+const baseEnv = (installation: PostgresInstallation): Record<string, string> => ({
+  PATH: process.env['PATH'] ?? '/usr/bin:/bin', LD_LIBRARY_PATH: installation.libDir, LC_ALL: 'C', TZ: 'UTC', USER: accountName(account?.uid ?? process.getuid?.() ?? 0),
+});
+
+export interface FaultSeen {
+  readonly path: string;
+  readonly block: number;
+  readonly count: number;
+}
+
+export interface ShimComputeOptions {
+  readonly installation?: PostgresInstallation;
+  /** Blocks in a segment file of this build of Postgres. */
+  readonly segmentBlocks?: number;
+  readonly settings?: Readonly<Record<string, string>>;
+}
+
+export class ShimCompute implements AsyncDisposable {
+  readonly directory: string;
+  readonly installation: PostgresInstallation;
+  readonly source: string;
+  readonly pgdata: string;
+  readonly mapPath: string;
+  /** Every request the fake agent answered. */
+  readonly faults: FaultSeen[] = [];
+  /** errno to answer for a fault, or undefined to serve it. */
+  refuse: (fault: FaultSeen) => number | undefined = () => undefined;
+  readonly #settings: Readonly<Record<string, string>>;
+  readonly #sockets = new Set<Socket>();
+  #server: Server_ | undefined;
+  #agent: Server | undefined;
+  #map: ResidentMap | undefined;
+  #paths: { path: string; source: string }[] = [];
+
+  constructor(options: ShimComputeOptions = {}) {
+    this.installation = options.installation ?? findPostgres(18);
+    this.directory = mkdtempSync(join(tmpdir(), 'lb-shim-'));
+    this.source = join(this.directory, 'source');
+    this.pgdata = join(this.directory, 'compute');
+    this.mapPath = join(this.directory, 'resident.map');
+    this.#settings = options.settings ?? {};
+    this.#own(this.directory);
+    chmodSync(this.directory, 0o700);
+  }
+
+  get logPath(): string {
+    return join(this.directory, 'server.log');
+  }
+  get log(): string {
+    return existsSync(this.logPath) ? readFileSync(this.logPath, 'utf8') : '';
+  }
+  get map(): ResidentMap {
+    this.#map?.refresh(this.mapPath);
+    return this.#map as ResidentMap;
+  }
+  get pid(): number {
+    return this.#server?.pid ?? 0;
+  }
+  get gone(): Promise<number | null> {
+    return this.#server?.gone ?? Promise.resolve(null);
+  }
+
+  /** initdb, the workload, a clean stop. */
+  async makeSource(workload: (connect: (database?: string) => Promise<pg.Client>) => Promise<void>): Promise<void> {
+    execFileSync(join(this.installation.binDir, 'initdb'), ['-D', this.source, '-U', SUPERUSER, '--auth=trust', '--no-sync', '--no-data-checksums', '--encoding=UTF8', '--locale=C'], {
+      cwd: '/', env: baseEnv(this.installation), stdio: 'pipe', ...runAs,
+    });
+    this.#configure(this.source, {});
+    await this.#startServer(this.source, {});
+    await workload((database) => this.connect(database));
+    await this.stop();
+  }
+
+  /** Lays out the second directory: small files copied, segments left to the shim, the map written. */
+  prepare(): ResidentMap {
+    const segments: ResidentSegment[] = [];
+    const walk = (relative: string): void => {
+      mkdirSync(join(this.pgdata, relative), { mode: 0o700 });
+      this.#own(join(this.pgdata, relative));
+      const names = readdirSync(join(this.source, relative), { withFileTypes: true });
+      for (const entry of names) {
+        const path = relative === '' ? entry.name : `${relative}/${entry.name}`;
+        if (entry.isDirectory()) walk(path);
+        else if (parseRelPath(path) === undefined) this.#copy(path);
+      }
+      for (const entry of names) {
+        const parsed = parseRelPath(relative === '' ? entry.name : `${relative}/${entry.name}`);
+        if (parsed === undefined) continue;
+        const { tag, segment } = parsed;
+        const init = { ...tag, fork: FORK_INIT } as const;
+        const unlogged = tag.fork !== FORK_INIT && existsSync(join(this.source, relPath(init)));
+        if (unlogged && (tag.fork !== FORK_MAIN || segment !== 0)) continue; // a fresh unlogged relation has only its init fork's blocks
+        const sourceFork = unlogged ? FORK_INIT : tag.fork;
+        const nblocks = statSync(join(this.source, relPath({ ...tag, fork: sourceFork }, segment))).size / BLCKSZ;
+        segments.push({ tag, segment, nblocks, sourceFork });
+      }
+    };
+    walk('');
+    const map = ResidentMap.build(segments);
+    map.write(this.mapPath);
+    this.#own(this.mapPath);
+    this.#map = map;
+    this.#paths = [...map.entries()].map((e) => ({ path: relPath(e.tag, e.segment), source: relPath({ ...e.tag, fork: e.sourceFork }, e.segment) }));
+    this.#configure(this.pgdata, { restart_after_crash: 'off', ...this.#settings });
+    return map;
+  }
+
+  get socketPath(): string {
+    return join(this.directory, 'agent.sock');
+  }
+
+  async startAgent(): Promise<void> {
+    const agent = createServer((socket) => this.#serve(socket));
+    await new Promise<void>((resolve, reject) => {
+      agent.once('error', reject);
+      agent.listen(this.socketPath, resolve);
+    });
+    this.#own(this.socketPath);
+    this.#agent = agent;
+  }
+
+  /** As if the agent had been killed: the socket file stays, connections break. */
+  async stopAgent(): Promise<void> {
+    const agent = this.#agent;
+    this.#agent = undefined;
+    if (agent === undefined) return;
+    const closed = new Promise((resolve) => agent.close(resolve));
+    for (const socket of this.#sockets) socket.destroy();
+    await closed;
+    rmSync(this.socketPath, { force: true });
+  }
+
+  async start(env: Readonly<Record<string, string>> = {}): Promise<void> {
+    if (this.#agent === undefined) await this.startAgent();
+    const shim = join(this.directory, 'pgshim.so');
+    if (!existsSync(shim)) copyFileSync(buildShim(), shim);
+    chmodSync(shim, 0o755);
+    await this.#startServer(this.pgdata, {
+      LD_PRELOAD: shim, LAKEBASE_SHIM_DATADIR: this.pgdata, LAKEBASE_SHIM_MAP: this.mapPath, LAKEBASE_SHIM_SOCKET: this.socketPath,
+      LAKEBASE_SHIM_LAYOUT: '1', LAKEBASE_SHIM_PARENT: String(process.pid), ...env,
+    });
+  }
+
+  async stop(signal: NodeJS.Signals = 'SIGINT'): Promise<void> {
+    const server = this.#server;
+    this.#server = undefined;
+    await server?.stop(signal);
+  }
+
+  async connect(database = 'postgres', extra: pg.ClientConfig = {}): Promise<pg.Client> {
+    const client = new pg.Client({ host: this.directory, port: 5432, user: SUPERUSER, database, ...extra });
+    client.on('error', () => {});
+    await client.connect();
+    return client;
+  }
+
+  /** First column of the first row, on a connection of its own. */
+  async value(sql: string, database?: string): Promise<unknown> {
+    const client = await this.connect(database);
+    try {
+      const result = await client.query({ text: sql, rowMode: 'array' });
+      return (result.rows[0] as unknown[] | undefined)?.[0];
+    } finally {
+      await client.end();
+    }
+  }
+
+  async run(statements: readonly string[], database?: string): Promise<void> {
+    const client = await this.connect(database);
+    try {
+      for (const sql of statements) await client.query(sql);
+    } finally {
+      await client.end();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop('SIGQUIT');
+    await this.stopAgent();
+    if (process.env['KEEP_SHIM_TEST'] === undefined) rmSync(this.directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 });
+  }
+
+  #own(path: string): void {
+    if (account !== undefined) chownSync(path, account.uid, account.gid);
+  }
+
+  #copy(path: string): void {
+    if (path === 'postmaster.pid' || path === 'postmaster.opts') return;
+    copyFileSync(join(this.source, path), join(this.pgdata, path));
+    this.#own(join(this.pgdata, path));
+  }
+
+  #configure(pgdata: string, settings: Readonly<Record<string, string>>): void {
+    const all = { listen_addresses: '', unix_socket_directories: this.directory, fsync: 'off', shared_buffers: '16MB', max_connections: '40', autovacuum: 'off', ...settings };
+    appendFileSync(join(pgdata, 'postgresql.conf'), Object.entries(all).map(([k, v]) => `${k} = '${v}'\n`).join(''));
+  }
+
+  async #startServer(pgdata: string, env: Readonly<Record<string, string>>): Promise<void> {
+    const server = new Server_(this.installation, pgdata, this.logPath, env);
+    this.#server = server;
+    const deadline = Date.now() + 30_000;
+    for (;;) {
+      if (server.exited || Date.now() > deadline) throw new Error(`Postgres did not start:\n${this.log.slice(-3_000)}`);
+      try {
+        await (await this.connect()).end();
+        return;
+      } catch (error) {
+        // Not listening yet, or still starting: Postgres offers no event for it, a connection attempt is the probe.
+        if (!/ECONNREFUSED|ENOENT|starting up|shutting down/.test(String(error))) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    }
+  }
+
+  #serve(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.on('close', () => this.#sockets.delete(socket));
+    socket.on('error', () => socket.destroy());
+    let pending = Buffer.alloc(0);
+    socket.on('data', (chunk) => {
+      pending = Buffer.concat([pending, chunk]);
+      for (; pending.length >= 32; pending = pending.subarray(32)) socket.write(this.#answer(pending.subarray(0, 32)));
+    });
+  }
+
+  #answer(request: Buffer): Buffer {
+    const file = this.#paths[request.readUInt32LE(4)];
+    const block = request.readUInt32LE(8);
+    const count = request.readUInt16LE(12);
+    if (request.readUInt32LE(0) !== 0x4c425251 || file === undefined || count < 1 || count > 128) throw new Error('the shim sent a bad request');
+    const fault = { path: file.path, block, count };
+    this.faults.push(fault);
+    const errno = this.refuse(fault);
+    const answer = Buffer.alloc(24 + (errno === undefined ? count * BLCKSZ : 0));
+    answer.writeUInt32LE(0x4c425253, 0);
+    answer.writeUInt32LE(errno ?? 0, 4);
+    request.copy(answer, 8, 16, 24);
+    if (errno !== undefined) return answer;
+    answer.writeUInt32LE(count, 16);
+    const fd = openSync(join(this.source, file.source), 'r');
+    try {
+      const length = readSync(fd, answer, 24, count * BLCKSZ, block * BLCKSZ);
+      if (length !== count * BLCKSZ) throw new Error(`the shim asked beyond the end of ${file.path}: block ${block}+${count}`);
+    } finally {
+      closeSync(fd);
+    }
+    return answer;
+  }
+}
+
+let built: string | undefined;
+
+/** Builds the shim with the machine's compiler; once per process. */
+export function buildShim(): string {
+  if (built === undefined) {
+    execFileSync('sh', [join(SHIM, 'build.sh')], { stdio: 'pipe' });
+    built = join(SHIM, 'build', 'pgshim.so');
+  }
+  return built;
+}
