@@ -6,6 +6,7 @@ import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
 import { type CipherProvider, type FrameCipher, NONCE_BYTES, TAG_BYTES } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn } from '@lakebase/ids';
+import { RecordBoundary } from './record-boundary.ts';
 import {
   FRAME_HEADER_BYTES,
   FRAME_NONCE_AT,
@@ -148,11 +149,13 @@ export class SegmentFile {
     this.attempted = from;
   }
 
-  /** LSN of the first frame; undefined when it is not a valid one. */
-  contextLsn(): Lsn | undefined {
+  /** Record-boundary state at the segment's first byte of WAL. Throws CORRUPT. */
+  context(): RecordBoundary {
     const head = Buffer.alloc(1024);
     const length = readFully(this.#fd, head, head.length, SEGMENT_HEADER_BYTES);
-    return parseFrame(head.subarray(0, length), 0, this.saltCrc)?.lsn;
+    const frame = parseFrame(head.subarray(0, length), 0, this.saltCrc);
+    if (frame === undefined) throw new LakebaseError('CORRUPT', `${this.path}: its first frame is damaged`);
+    return RecordBoundary.deserialize(this.open(head, 0, frame));
   }
 
   readAll(): Buffer {

@@ -8,12 +8,22 @@
  *  Invariants: flushLsn only covers bytes whose fdatasync returned; bytes are contiguous from firstLsn to flushLsn; after a failed append
  *  the store stands at flushLsn again with no trace of the failed bytes. After a failed fdatasync nothing more is written until the
  *  directory is opened again, because the kernel may have dropped the dirty pages. All methods but prepareNext are synchronous. */
-import { mkdirSync, openSync, readFileSync, readdirSync, renameSync, unlinkSync } from 'node:fs';
+import { copyFileSync, mkdirSync, openSync, readFileSync, readdirSync, renameSync, unlinkSync } from 'node:fs';
 import { open as openAsync } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, errorMessage, silentLogger } from '@lakebase/base';
 import { type CipherProvider, plainProvider } from '@lakebase/envelope';
-import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn, segmentNumber, walFileName } from '@lakebase/ids';
+import {
+  type Lsn,
+  type ProjectUid,
+  type TimelineId,
+  WAL_SEGMENT_BYTES,
+  XLOG_BLCKSZ,
+  formatLsn,
+  lsn,
+  segmentNumber,
+  walFileName,
+} from '@lakebase/ids';
 import { BOUNDARY_STATE_BYTES, RecordBoundary } from './record-boundary.ts';
 import {
   FRAME_CONTEXT,
@@ -419,6 +429,23 @@ export class WalStore {
     this.#prepared = undefined;
   }
 
+  /** First record boundary held, and the start of the record before it when known: where a copy of this store may begin. */
+  firstRecord(): { lsn: Lsn; lastRecordLsn: Lsn } {
+    const first = this.#reader(this.#firstSegment);
+    const context = first.context();
+    const known = context.flushRecordLsn;
+    if (known === context.position) return { lsn: known, lastRecordLsn: context.lastRecordLsn };
+    // A record continues here: its end is the first place to begin. Records end on multiples of 8.
+    while (context.position < this.flushLsn) {
+      const page = this.read(context.position, XLOG_BLCKSZ);
+      for (let at = 0; at < page.length; at += 8) {
+        context.push(page.subarray(at, at + 8));
+        if (context.flushRecordLsn !== known) return { lsn: context.flushRecordLsn, lastRecordLsn: context.lastRecordLsn };
+      }
+    }
+    throw new LakebaseError('UNAVAILABLE', `no complete record is held from ${formatLsn(this.#firstLsn)} on`);
+  }
+
   /** Removes whole segments that end at or before `before`. The current segment always stays. */
   trim(before: Lsn): void {
     let removed = 0;
@@ -437,11 +464,16 @@ export class WalStore {
   discardDamage(): void {
     if (this.#damage === undefined) return;
     const keep = this.#damage.lsn;
+    // What is cut off is kept aside for a person; nothing reads it again.
+    const quarantine = join(this.dir, 'damaged');
+    mkdirSync(quarantine, { recursive: true });
     this.#closeAll();
     this.#ring.release();
     for (const name of readdirSync(this.dir)) {
-      const beyond = SEGMENT_NAME.test(name) && segmentOfName(name) * WAL_SEGMENT_BYTES >= keep;
-      if (beyond || name.endsWith(DAMAGED_SUFFIX)) removeIfThere(join(this.dir, name));
+      const path = join(this.dir, name);
+      if (name.endsWith(DAMAGED_SUFFIX)) renameSync(path, join(quarantine, name));
+      else if (SEGMENT_NAME.test(name) && segmentOfName(name) * WAL_SEGMENT_BYTES >= keep) renameSync(path, join(quarantine, name));
+      else if (SEGMENT_NAME.test(name) && segmentOfName(name) === segmentNumber(keep)) copyFileSync(path, join(quarantine, name));
     }
     syncDirectory(this.dir);
     this.#damage = undefined;
@@ -467,12 +499,14 @@ export class WalStore {
     this.#stage = Buffer.allocUnsafe(0);
   }
 
-  /** Appended but unsynced bytes are dropped. */
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.#closeAll();
-    this.#ring.release();
+  /** Appended but unsynced bytes are dropped. The promise waits for background preparation, after which the directory is not touched. */
+  close(): Promise<void> {
+    if (!this.#closed) {
+      this.#closed = true;
+      this.#closeAll();
+      this.#ring.release();
+    }
+    return this.#preparing ?? Promise.resolve();
   }
 
   #closeAll(): void {
@@ -570,7 +604,7 @@ export class WalStore {
     try {
       const file = this.#openSegment(number);
       try {
-        return file.contextLsn();
+        return file.context().position;
       } finally {
         file.close();
       }
