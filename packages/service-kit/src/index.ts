@@ -4,3 +4,4 @@ export * from './logger.ts';
 export * from './http-server.ts';
 export * from './main.ts';
 export * from './postgres-installation.ts';
+export * from './metrics.ts';

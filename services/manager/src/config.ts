@@ -1,0 +1,44 @@
+/** Configuration of the Manager. One Manager per installation: a lock in the metadata database keeps a second one out. */
+import { commonConfig } from '@lakebase/service-kit';
+import { type Static, Type } from 'typebox';
+
+const peer = Type.Object(
+  { id: Type.String(), httpUrl: Type.String(), pgHost: Type.String(), pgPort: Type.Integer() },
+  { additionalProperties: false },
+);
+
+export const managerConfig = Type.Object(
+  {
+    /** `httpPort` is the port of the public API; the internal surface is on the same listener behind the service token. */
+    ...commonConfig,
+    /** Embedded metadata database and its socket. */
+    dataDir: Type.String(),
+    /** Postgres that holds the metadata; null: one of the Manager's own under dataDir. */
+    databaseUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
+    /** Prefix of a Postgres installation for the embedded database; null: the npm package of this platform. */
+    postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
+    computeHostUrl: Type.String(),
+    pageserver: Type.Object(
+      { httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() },
+      { additionalProperties: false },
+    ),
+    safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),
+    /** Where clients reach the proxy: for connection strings and endpoint hosts. */
+    proxyHost: Type.String({ default: 'localhost' }),
+    proxyPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+    /** File the admin's personal access token is written to at the first start (mode 0600). */
+    adminTokenFile: Type.String(),
+    /** File the generated passwords of owner roles are written to (mode 0600); the database has only their verifiers. */
+    credentialsFile: Type.String(),
+    /** Who the admin token speaks as. */
+    adminUser: Type.String({ default: 'admin@localhost' }),
+    suspendTimeoutSeconds: Type.Integer({ minimum: 1, default: 300 }),
+    /** Major versions projects may be created with; the first is the default. */
+    pgVersions: Type.Array(Type.Integer({ minimum: 14, maximum: 99 }), { default: [18], minItems: 1 }),
+    /** Stop all computes on an ordered stop of the Manager. After a crash they are adopted instead. */
+    suspendOnStop: Type.Boolean({ default: true }),
+  },
+  { additionalProperties: false },
+);
+
+export type ManagerConfig = Static<typeof managerConfig>;

@@ -1,0 +1,76 @@
+/** Files only the administrator may read: the personal access token and the passwords generated for owner roles.
+ *  Invariant: a password is in the file before its verifier is in the database, so a kill never leaves a role nobody can use. */
+import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { LakebaseError } from '@lakebase/base';
+import type { Queryable } from './metadata/database.ts';
+import { generatePassword } from './model/scram.ts';
+import { ADMIN_PREFIX, newToken, setAdminToken } from './store/tokens.ts';
+
+export interface OwnerCredential {
+  readonly role: string;
+  readonly password: string;
+}
+type File = Record<string, OwnerCredential>;
+
+export class Credentials {
+  readonly #path: string;
+
+  constructor(path: string) {
+    this.#path = path;
+  }
+
+  get(project: string, branch: string): OwnerCredential | undefined {
+    return this.#read()[`${project}/${branch}`];
+  }
+
+  /** The password kept for this branch's owner, made now when there is none. */
+  ensure(project: string, branch: string, role: string): OwnerCredential {
+    const known = this.get(project, branch);
+    return known?.role === role ? known : this.set(project, branch, { role, password: generatePassword() });
+  }
+
+  set(project: string, branch: string, credential: OwnerCredential): OwnerCredential {
+    this.#write({ ...this.#read(), [`${project}/${branch}`]: credential });
+    return credential;
+  }
+
+  removeProject(project: string): void {
+    const rest = Object.entries(this.#read()).filter(([key]) => !key.startsWith(`${project}/`));
+    this.#write(Object.fromEntries(rest));
+  }
+
+  #read(): File {
+    if (!existsSync(this.#path)) return {};
+    try {
+      return JSON.parse(readFileSync(this.#path, 'utf8')) as File;
+    } catch (cause) {
+      throw new LakebaseError('CONFIG', `${this.#path} is not readable as JSON: repair it, or move it away and reset the passwords`, { cause });
+    }
+  }
+
+  #write(file: File): void {
+    writePrivate(this.#path, `${JSON.stringify(file, null, 2)}\n`);
+  }
+}
+
+/** The admin's token: the file is the original, the database has its hash. A file taken away means a new token. */
+export async function ensureAdminToken(q: Queryable, path: string, identity: string): Promise<{ created: boolean }> {
+  let token = existsSync(path) ? readFileSync(path, 'utf8').trim() : '';
+  const created = token === '';
+  if (created) {
+    token = newToken(ADMIN_PREFIX);
+    writePrivate(path, `${token}\n`);
+  }
+  if (token.length < 32) throw new LakebaseError('CONFIG', `${path} does not hold a token: delete the file to get a new one`);
+  await setAdminToken(q, token, identity);
+  return { created };
+}
+
+function writePrivate(path: string, text: string): void {
+  mkdirSync(dirname(path), { recursive: true });
+  const fresh = `${path}.new`;
+  writeFileSync(fresh, text, { mode: 0o600, flush: true });
+  chmodSync(fresh, 0o600);
+  renameSync(fresh, path);
+}

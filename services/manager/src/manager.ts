@@ -1,0 +1,105 @@
+/** Puts the Manager together and runs it: metadata database, reconcilers, HTTP surface, first start. Stops in reverse order. */
+import { createHmac } from 'node:crypto';
+import { LakebaseError, type Logger, isCode } from '@lakebase/base';
+import { Gauge, Teardown, createMetricsRegistry, readSecret } from '@lakebase/service-kit';
+import type { FastifyInstance } from 'fastify';
+import type { ManagerConfig } from './config.ts';
+import { Credentials, ensureAdminToken } from './credentials.ts';
+import { type FarEnd, connectFarEnd } from './far-end.ts';
+import type { ApiContext } from './http/api-context.ts';
+import { databaseRoutes } from './http/databases.ts';
+import { endpointRoutes } from './http/endpoints.ts';
+import { internalRoutes } from './http/internal.ts';
+import { miscRoutes } from './http/misc.ts';
+import { createProject, projectRoutes } from './http/projects.ts';
+import { roleRoutes } from './http/roles.ts';
+import { createManagerServer } from './http/server.ts';
+import { Database } from './metadata/database.ts';
+import { EmbeddedPostgres } from './metadata/embedded-postgres.ts';
+import { DEFAULT_PROJECT, DEFAULT_WORKSPACE } from './model/names.ts';
+import { Endpoints } from './reconcile/endpoints.ts';
+import { ProjectReconciler } from './reconcile/project-reconciler.ts';
+
+/** A client that connects while its project is being made waits this long. */
+const READY_MS_MAX = 60_000;
+
+export interface Manager {
+  readonly app: FastifyInstance;
+  readonly context: ApiContext;
+  readonly port: number;
+}
+
+export interface ManagerOptions {
+  readonly config: ManagerConfig;
+  readonly log: Logger;
+  readonly teardown: Teardown;
+  readonly fail: (error: unknown) => void;
+}
+
+export async function startManager({ config, log, teardown, fail }: ManagerOptions): Promise<Manager> {
+  const secret = readSecret(config.secretFile);
+  const db = await openDatabase(config, secret, log, teardown, fail);
+  const far: FarEnd = connectFarEnd(config, secret);
+  let endpoints: Endpoints | undefined = undefined;
+  const projects: ProjectReconciler = new ProjectReconciler({ db, far, log, stopComputes: async (uid) => (endpoints as Endpoints).stopProject(uid) });
+  endpoints = new Endpoints({ db, far, log, whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX) });
+  const context: ApiContext = { db, config, log, endpoints, projects, credentials: new Credentials(config.credentialsFile), controllerOf: (uid) => endpoints.peek(uid) };
+
+  const metrics = createMetricsRegistry();
+  // `collect` keeps it exact without a hook at every change of phase.
+  const active: Gauge = new Gauge({ name: 'lakebase_endpoints_active', help: 'endpoints with a running compute', registers: [metrics], collect: (): void => active.set(endpoints.activeCount) });
+  const app = await createManagerServer({ log, secret, db, metrics, health: () => ({ service: 'manager', active: endpoints.activeCount }) });
+  for (const routes of [projectRoutes, endpointRoutes, roleRoutes, databaseRoutes, miscRoutes]) routes(app, context);
+  internalRoutes(app, context);
+
+  await firstStart(context);
+  await projects.start();
+  teardown.add('projects', () => projects.stop());
+  endpoints.start();
+  teardown.add('endpoints', () => endpoints.stop(config.suspendOnStop));
+  await app.listen({ host: config.httpHost, port: config.httpPort });
+  // Before the computes are suspended: a connection that arrives meanwhile must not wake one.
+  teardown.add('http', () => app.close());
+  const address = app.server.address();
+  const port = address !== null && typeof address === 'object' ? address.port : config.httpPort;
+  log.info({ port, tokenFile: config.adminTokenFile }, 'manager ready');
+  return { app, context, port };
+}
+
+async function openDatabase(config: ManagerConfig, secret: string, log: Logger, teardown: Teardown, fail: (error: unknown) => void): Promise<Database> {
+  let client: ConstructorParameters<typeof Database>[0];
+  if (config.databaseUrl === null) {
+    const password = createHmac('sha256', Buffer.from(secret, 'hex')).update('lakebase-metadata-v1').digest('base64url');
+    const embedded = new EmbeddedPostgres({ dataDir: config.dataDir, prefix: config.postgresPrefix, password, log });
+    teardown.add('metadata database', () => embedded.stop());
+    await embedded.start();
+    client = embedded.clientConfig;
+  } else client = { connectionString: config.databaseUrl };
+  const db = new Database(client, log);
+  teardown.add('metadata connections', () => db.close());
+  try {
+    await db.lockOut(fail);
+  } catch (error) {
+    if (error instanceof LakebaseError || config.databaseUrl === null) throw error;
+    throw new LakebaseError('UNAVAILABLE', `the metadata database that LAKEBASE_DATABASE_URL names does not answer: ${(error as Error).message}`, { cause: error });
+  }
+  const applied = await db.migrate();
+  if (applied > 0) log.info({ applied }, 'metadata schema migrated');
+  return db;
+}
+
+/** Idempotent: what is there stays. A default project somebody deleted is not made again. */
+async function firstStart(c: ApiContext): Promise<void> {
+  const { created } = await ensureAdminToken(c.db, c.config.adminTokenFile, c.config.adminUser);
+  if (created) c.log.info({ file: c.config.adminTokenFile }, 'wrote a new admin token');
+  await c.db.query('INSERT INTO workspaces (id) VALUES ($1) ON CONFLICT DO NOTHING', [DEFAULT_WORKSPACE]);
+  const [workspace] = await c.db.query<{ initialized: boolean }>('SELECT initialized FROM workspaces WHERE id = $1', [DEFAULT_WORKSPACE]);
+  if (workspace?.initialized === true) return;
+  try {
+    await createProject(c, DEFAULT_PROJECT, {}, c.config.adminUser);
+  } catch (error) {
+    // A Manager killed between the two statements made it already.
+    if (!isCode(error, 'ALREADY_EXISTS')) throw error;
+  }
+  await c.db.query('UPDATE workspaces SET initialized = true WHERE id = $1', [DEFAULT_WORKSPACE]);
+}

@@ -1,0 +1,149 @@
+/** The metadata schema as numbered steps. A step that was released never changes; corrections are new steps. */
+export interface Migration {
+  readonly number: number;
+  readonly name: string;
+  readonly sql: string;
+}
+
+export const migrations: readonly Migration[] = [
+  {
+    number: 1,
+    name: 'resources',
+    sql: `
+CREATE TABLE workspaces (
+  id text PRIMARY KEY,
+  -- Set once its default project was made: a default project somebody deletes later stays deleted.
+  initialized boolean NOT NULL DEFAULT false,
+  create_time timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE projects (
+  uid text PRIMARY KEY CHECK (uid ~ '^[0-9a-f]{32}$'),
+  workspace_id text NOT NULL REFERENCES workspaces,
+  project_id text NOT NULL,
+  display_name text NOT NULL,
+  owner text NOT NULL,
+  pg_version int NOT NULL,
+  system_id text NOT NULL,
+  retention_seconds int NOT NULL,
+  default_endpoint_settings jsonb NOT NULL,
+  -- Desired and observed in one word: CREATING and DELETING are work the reconciler still has to do.
+  state text NOT NULL CHECK (state IN ('CREATING', 'READY', 'DELETING')),
+  error text,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  update_time timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (workspace_id, project_id)
+);
+CREATE TABLE branches (
+  timeline_id text PRIMARY KEY CHECK (timeline_id ~ '^[0-9a-f]{32}$'),
+  project_uid text NOT NULL REFERENCES projects ON DELETE CASCADE,
+  branch_id text NOT NULL,
+  uid text NOT NULL UNIQUE,
+  is_default boolean NOT NULL,
+  is_protected boolean NOT NULL DEFAULT false,
+  state text NOT NULL CHECK (state IN ('INIT', 'READY')),
+  state_change_time timestamptz NOT NULL DEFAULT now(),
+  -- The pageserver's answer; WAL timelines are created from it.
+  start_lsn text,
+  prev_record_lsn text,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  update_time timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (project_uid, branch_id)
+);
+-- One row per safekeeper and timeline. No foreign key: removal goes on after the project's rows are gone.
+CREATE TABLE wal_members (
+  timeline_id text NOT NULL,
+  project_uid text NOT NULL,
+  safekeeper_id text NOT NULL,
+  wanted boolean NOT NULL,
+  made boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (timeline_id, safekeeper_id)
+);
+CREATE TABLE endpoints (
+  uid text PRIMARY KEY,
+  timeline_id text NOT NULL REFERENCES branches ON DELETE CASCADE,
+  endpoint_id text NOT NULL,
+  endpoint_type text NOT NULL CHECK (endpoint_type IN ('ENDPOINT_TYPE_READ_WRITE', 'ENDPOINT_TYPE_READ_ONLY')),
+  min_cu real NOT NULL,
+  max_cu real NOT NULL,
+  -- Null: never suspended.
+  suspend_timeout_seconds int,
+  disabled boolean NOT NULL DEFAULT false,
+  pg_settings jsonb NOT NULL DEFAULT '{}',
+  state text NOT NULL CHECK (state IN ('INIT', 'ACTIVE', 'IDLE')),
+  -- The compute that was last asked for and is not known to be gone. Written before the start is asked for.
+  compute_id text,
+  last_error text,
+  last_active_time timestamptz,
+  start_time timestamptz,
+  suspend_time timestamptz,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  update_time timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (timeline_id, endpoint_id)
+);
+CREATE TABLE roles (
+  timeline_id text NOT NULL REFERENCES branches ON DELETE CASCADE,
+  role_id text NOT NULL,
+  postgres_role text NOT NULL,
+  auth_method text NOT NULL CHECK (auth_method IN ('LAKEBASE_OAUTH_V1', 'PG_PASSWORD_SCRAM_SHA_256', 'NO_LOGIN')),
+  identity_type text,
+  verifier text,
+  createdb boolean NOT NULL DEFAULT false,
+  createrole boolean NOT NULL DEFAULT false,
+  bypassrls boolean NOT NULL DEFAULT false,
+  membership_roles text[] NOT NULL DEFAULT '{}',
+  -- Raised by every change; applied when a compute has carried out that revision. Sent to computes only until then,
+  -- so that what was changed with SQL afterwards stays as it is.
+  revision int NOT NULL DEFAULT 1,
+  applied_revision int NOT NULL DEFAULT 0,
+  deleting boolean NOT NULL DEFAULT false,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  update_time timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (timeline_id, role_id),
+  UNIQUE (timeline_id, postgres_role)
+);
+CREATE TABLE databases (
+  timeline_id text NOT NULL REFERENCES branches ON DELETE CASCADE,
+  database_id text NOT NULL,
+  postgres_database text NOT NULL,
+  owner_role_id text NOT NULL,
+  revision int NOT NULL DEFAULT 1,
+  applied_revision int NOT NULL DEFAULT 0,
+  deleting boolean NOT NULL DEFAULT false,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  update_time timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (timeline_id, database_id),
+  UNIQUE (timeline_id, postgres_database)
+);
+-- What computes last said about a role (pg_authid): answers log-ins while no compute runs.
+CREATE TABLE seen_roles (
+  timeline_id text NOT NULL REFERENCES branches ON DELETE CASCADE,
+  name text NOT NULL,
+  verifier text,
+  login boolean NOT NULL,
+  seen_time timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (timeline_id, name)
+);
+CREATE TABLE operations (
+  id uuid PRIMARY KEY,
+  resource text NOT NULL,
+  kind text NOT NULL,
+  -- What completes it: 'project:<uid>', 'role:<timeline>/<id>', 'database:<timeline>/<id>', 'endpoint:<uid>'.
+  target text NOT NULL,
+  done boolean NOT NULL DEFAULT false,
+  response jsonb,
+  error jsonb,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  done_time timestamptz
+);
+CREATE INDEX operations_open ON operations (target) WHERE NOT done;
+CREATE TABLE tokens (
+  -- SHA-256 of the token: tokens are 256 random bits, so nothing slower is needed.
+  hash bytea PRIMARY KEY,
+  kind text NOT NULL CHECK (kind IN ('ADMIN', 'CREDENTIAL')),
+  identity text NOT NULL,
+  endpoint_uid text REFERENCES endpoints ON DELETE CASCADE,
+  expire_time timestamptz,
+  create_time timestamptz NOT NULL DEFAULT now()
+);`,
+  },
+];

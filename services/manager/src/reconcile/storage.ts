@@ -1,0 +1,140 @@
+/** Brings the storage of one project to its desired state. Every step looks at what is recorded, asks for something idempotent, and
+ *  records the answer, so it can be run again from any point after a kill.
+ *  Create: template -> page timeline -> WAL timelines on a majority -> READY. Delete: computes gone -> page timeline -> rows;
+ *  WAL timelines still to be made or removed are finished by {@link reconcileMembers}. */
+import type { CreateWalTimeline } from '@lakebase/api';
+import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import { type FarEnd, ignoreNotFound } from '../far-end.ts';
+import type { Database } from '../metadata/database.ts';
+import { completeTarget } from '../store/operations.ts';
+import * as projects from '../store/projects.ts';
+
+export interface StorageContext {
+  readonly db: Database;
+  readonly far: FarEnd;
+  readonly log: Logger;
+  /** Stops every compute of the project and returns when they are gone. */
+  stopComputes(project: ProjectUid): Promise<void>;
+}
+
+/** Returns when the project is READY or gone; throws what it could not get past (nothing is lost: run it again). */
+export async function reconcileProject(c: StorageContext, uid: ProjectUid): Promise<'READY' | 'GONE'> {
+  const project = await projects.projectByUid(c.db, uid);
+  if (project === undefined) return 'GONE';
+  if (project.state === 'READY') return 'READY';
+  if (project.state === 'DELETING') {
+    await removeProject(c, uid);
+    return 'GONE';
+  }
+  await ensureTemplate(c.far, project.pg_version);
+  for (const branch of await projects.branchesOf(c.db, uid)) {
+    let start = { startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
+    if (start.startLsn === null || start.prevRecordLsn === null) {
+      const status = await c.far.pageserver.create(uid, branch.timeline_id, { pgVersion: project.pg_version, systemId: project.system_id, safekeepers: c.far.safekeepers });
+      start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
+      await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
+    }
+    await createWalTimelines(c, branch.timeline_id, {
+      systemId: project.system_id,
+      pgVersion: project.pg_version,
+      startLsn: start.startLsn as string,
+      prevRecordLsn: start.prevRecordLsn as string,
+    });
+  }
+  await c.db.transaction(async (tx) => {
+    // A delete may have come in between: its state must not be overwritten.
+    const now = (await tx.query<{ state: string }>('SELECT state FROM projects WHERE uid = $1 FOR UPDATE', [uid]))[0];
+    if (now?.state !== 'CREATING') return;
+    await projects.setProjectReady(tx, uid);
+    await completeTarget(tx, `project:${uid}`, { response: {} });
+  });
+  const after = await projects.projectByUid(c.db, uid);
+  return after?.state === 'READY' ? 'READY' : reconcileProject(c, uid);
+}
+
+const templates = new WeakMap<FarEnd, Map<number, Promise<void>>>();
+
+/** One pristine cluster per major version; made once, by one caller at a time. */
+function ensureTemplate(far: FarEnd, major: number): Promise<void> {
+  const known = templates.get(far) ?? new Map<number, Promise<void>>();
+  templates.set(far, known);
+  const running = known.get(major);
+  if (running !== undefined) return running;
+  const work = (async () => {
+    try {
+      await far.pageserver.template(major);
+    } catch (error) {
+      if (!isCode(error, 'NOT_FOUND')) throw error;
+      await far.computeHost.makeTemplate(major);
+    }
+  })();
+  known.set(major, work);
+  work.catch(() => known.delete(major));
+  return work;
+}
+
+/** Asks all members at once and returns as soon as a majority has the timeline; the rest is for reconcileMembers. */
+async function createWalTimelines(c: StorageContext, timeline: TimelineId, body: CreateWalTimeline): Promise<void> {
+  const members = await projects.walMembers(c.db, timeline);
+  const need = Math.floor(members.length / 2) + 1;
+  let made = members.filter((m) => m.made).length;
+  const missing = members.filter((m) => !m.made && m.wanted);
+  const problems: string[] = [];
+  await new Promise<void>((resolve) => {
+    if (made >= need || missing.length === 0) resolve();
+    let open = missing.length;
+    for (const member of missing) {
+      makeMember(c, member, body)
+        .then(() => made++)
+        .catch((error) => problems.push(`${member.safekeeper_id}: ${errorMessage(error)}`))
+        .finally(() => {
+          open--;
+          if (made >= need || open === 0) resolve();
+        });
+    }
+  });
+  if (made < need) throw new LakebaseError('UNAVAILABLE', `only ${made} of ${members.length} safekeepers made the timeline, ${need} needed (${problems.join('; ')})`);
+}
+
+async function makeMember(c: StorageContext, member: projects.WalMemberRow, body: CreateWalTimeline): Promise<void> {
+  const client = c.far.safekeeper(member.safekeeper_id);
+  if (client === undefined) throw new LakebaseError('CONFIG', `safekeeper ${member.safekeeper_id} is not in the configuration`);
+  await client.create(member.project_uid, member.timeline_id, body);
+  await projects.setMemberMade(c.db, member);
+}
+
+async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> {
+  await c.stopComputes(uid);
+  for (const branch of await projects.branchesOf(c.db, uid)) await ignoreNotFound(c.far.pageserver.remove(uid, branch.timeline_id));
+  await c.db.transaction(async (tx) => {
+    await completeTarget(tx, `project:${uid}`, { response: {} });
+    await projects.deleteProjectRows(tx, uid);
+  });
+  await reconcileMembers(c).catch((error) => c.log.warn({ err: errorMessage(error) }, 'WAL of a deleted project is still on some safekeepers'));
+}
+
+/** One round over all members that are not where they should be. Returns how many are left. */
+export async function reconcileMembers(c: Pick<StorageContext, 'db' | 'far' | 'log'>): Promise<number> {
+  let left = 0;
+  for (const member of await projects.laggingMembers(c.db)) {
+    try {
+      if (member.wanted) {
+        const [branch] = (await projects.branchesOf(c.db, member.project_uid)).filter((b) => b.timeline_id === member.timeline_id);
+        const project = await projects.projectByUid(c.db, member.project_uid);
+        if (branch?.start_lsn == null || branch.prev_record_lsn === null || project === undefined) continue;
+        const body = { systemId: project.system_id, pgVersion: project.pg_version, startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
+        await makeMember(c as StorageContext, member, body);
+      } else {
+        const client = c.far.safekeeper(member.safekeeper_id);
+        // A member taken out of the configuration holds nothing we could remove.
+        if (client !== undefined) await ignoreNotFound(client.remove(member.project_uid, member.timeline_id));
+        await projects.forgetMember(c.db, member);
+      }
+    } catch (error) {
+      left++;
+      c.log.warn({ safekeeper: member.safekeeper_id, timeline: member.timeline_id, err: errorMessage(error) }, 'a safekeeper is not where it should be; trying again later');
+    }
+  }
+  return left;
+}
