@@ -1,0 +1,117 @@
+/** Moves bytes between a client and its compute. In the steady state nothing is parsed: a chunk read on one side is written to the other.
+ *
+ *  Only the tail of each chunk is looked at, to know two things when one side goes away: whether the compute's last bytes were a
+ *  ReadyForQuery (then, and only then, an ErrorResponse may be added without falling into the middle of a message), and whether the
+ *  client's were a Terminate (then there is nothing to report). */
+import type { Socket } from 'node:net';
+import { encodeError } from '@lakebase/pg-wire';
+
+export interface RelayEnd {
+  readonly bytesToClient: number;
+  readonly bytesToCompute: number;
+  readonly by: 'client' | 'compute' | 'proxy';
+}
+
+/** How long a client may take to read what is left after its compute is gone. */
+const LINGER_MS = 30_000;
+const EMPTY = Buffer.alloc(0);
+
+export class Relay {
+  readonly #client: Socket;
+  readonly #compute: Socket;
+  readonly #onEnd: (end: RelayEnd) => void;
+  #betweenMessages = false;
+  #terminated = false;
+  #over = false;
+  #toClientBase = 0;
+  #toComputeBase = 0;
+
+  /** Both sockets paused and without data listeners. `onEnd` is called once. */
+  constructor(client: Socket, compute: Socket, onEnd: (end: RelayEnd) => void) {
+    this.#client = client;
+    this.#compute = compute;
+    this.#onEnd = onEnd;
+  }
+
+  /** `greeting` goes to the client first, `early` (what the client sent ahead) to the compute. */
+  start(greeting: Buffer, early: Buffer): void {
+    const client = this.#client,
+      compute = this.#compute;
+    this.#toClientBase = client.bytesWritten;
+    this.#toComputeBase = compute.bytesWritten;
+    compute.on('data', (chunk) => {
+      const n = chunk.length;
+      this.#betweenMessages = endsWithReady(chunk, n);
+      if (!client.write(chunk)) compute.pause();
+    });
+    client.on('data', (chunk) => {
+      const n = chunk.length;
+      this.#terminated = n >= 5 && chunk[n - 5] === 0x58 && chunk.readUInt32BE(n - 4) === 4;
+      if (!compute.write(chunk)) client.pause();
+    });
+    client.on('drain', () => compute.resume());
+    compute.on('drain', () => client.resume());
+    client.on('end', () => this.#finish('client')).on('close', () => this.#finish('client'));
+    compute.on('end', () => this.#finish('compute')).on('close', () => this.#finish('compute'));
+    if (client.destroyed) return this.#finish('client');
+    if (compute.destroyed) {
+      this.#betweenMessages = true;
+      client.write(greeting);
+      return this.#finish('compute');
+    }
+    this.#betweenMessages = endsWithReady(greeting, greeting.length);
+    client.write(greeting);
+    if (early.length > 0) compute.write(early);
+    client.resume();
+    compute.resume();
+  }
+
+  /** Ends the session for a proxy that stops. */
+  stop(): void {
+    this.#finish('proxy');
+  }
+
+  #finish(by: RelayEnd['by']): void {
+    if (this.#over) return;
+    this.#over = true;
+    const client = this.#client,
+      compute = this.#compute;
+    const last = by !== 'client' && this.#betweenMessages && !this.#terminated ? farewell(by) : EMPTY;
+    client.removeAllListeners('data');
+    compute.removeAllListeners('data');
+    if (by === 'proxy') compute.destroySoon();
+    if (by === 'client') {
+      client.destroySoon();
+      compute.destroySoon();
+    } else {
+      if (last.length > 0 && client.writable) client.write(last);
+      // Discard what the client still sends: closing on unread bytes would reset the connection before it reads the message.
+      client.resume();
+      client.destroySoon();
+      compute.destroySoon();
+      if (!client.destroyed) {
+        const timer = setTimeout(() => client.destroy(), LINGER_MS);
+        timer.unref();
+        client.once('close', () => clearTimeout(timer));
+      }
+    }
+    this.#onEnd({
+      by,
+      bytesToClient: client.bytesWritten - this.#toClientBase,
+      bytesToCompute: compute.bytesWritten - this.#toComputeBase,
+    });
+  }
+}
+
+const endsWithReady = (chunk: Buffer, n: number): boolean => n >= 6 && chunk[n - 6] === 0x5a && chunk.readUInt32BE(n - 5) === 5;
+
+const farewell = (by: 'compute' | 'proxy'): Buffer =>
+  encodeError({
+    severity: 'FATAL',
+    sqlstate: '57P01',
+    message:
+      by === 'compute'
+        ? 'terminating connection because the compute of this endpoint is gone'
+        : 'terminating connection because the proxy is stopping',
+    hint: 'In a moment you should be able to reconnect to the database and repeat your command.',
+  });
