@@ -48,6 +48,9 @@ function u32Delta(kind: number, value: number): Buffer {
 /** True when the delta's kind is one of this file's. */
 export const isHeapDelta = (kind: number): boolean => kind >= DELTA_VM_CLEAR && kind <= DELTA_FSM_TRUNCATE;
 
+/** Whether a delta on a page the fork does not have extends the fork, as redo in Postgres would. A truncation never does. */
+export const deltaMakesPage = (delta: Buffer): boolean => delta[0] !== DELTA_VM_TRUNCATE && delta[0] !== DELTA_FSM_TRUNCATE;
+
 /** Applies a delta of this file to a VM or FSM page in place. */
 export function applyHeapDelta(page: Buffer, delta: Buffer): void {
   const kind = delta[0];

@@ -1,0 +1,14 @@
+/** `npm run oracle [-- --smoke] [--postgres PREFIX] [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
+import { parseArgs } from 'node:util';
+import { formatReport, runOracle } from './run.ts';
+
+const { values } = parseArgs({ options: { smoke: { type: 'boolean' }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } } });
+const report = await runOracle({
+  long: values.smoke !== true,
+  postgres: values.postgres ?? null,
+  major: Number(values.major ?? 18),
+  keep: values.keep === true,
+  log: (line) => process.stdout.write(`${line}\n`),
+});
+process.stdout.write(`${formatReport(report)}\n`);
+process.exitCode = report.mismatchCount + report.comparison.differenceCount + report.notReached.length === 0 ? 0 : 1;

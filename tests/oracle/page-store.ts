@@ -1,0 +1,287 @@
+/** The oracle's storage: everything WAL describes, kept in memory the simplest way that can be right. It is what a pageserver must be
+ *  equal to, without layers, history or laziness.
+ *  Invariants: (1) the state before the first record is the base data directory, read when first touched; (2) records are applied in
+ *  WAL order, each exactly once; (3) a page that differs from the record's own image is reported, then replaced by that image, so that
+ *  one defect does not show up in every later record. */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { BLCKSZ, FORK_FSM, FORK_MAIN, type ForkNumber, formatLsn, parseRelPath, type RelTag, relPath } from '@lakebase/ids';
+import type { DecodedRecord } from '@lakebase/pg-format';
+import {
+  applySideDelta,
+  type CounterUpdate,
+  deltaMakesPage,
+  type EffectSink,
+  emitEffects,
+  freeSpaceAfter,
+  fsmAddress,
+  fsmCategory,
+  fsmSet,
+  type ParameterChange,
+  redo,
+  restoreBlockImage,
+  type SlruKind,
+} from '@lakebase/pg-redo';
+import { firstDifferences } from './diff.ts';
+import { maskPage } from './mask.ts';
+import { recordTypeName } from './record-types.ts';
+
+export const SLRU_DIRS = ['pg_xact', 'pg_multixact/offsets', 'pg_multixact/members', 'pg_commit_ts'] as const;
+export const SLRU_PAGES_PER_SEGMENT = 32;
+const FORKS: readonly ForkNumber[] = [0, 1, 2, 3];
+
+export interface StoredRel {
+  readonly tag: RelTag;
+  exists: boolean;
+  pages: Buffer[];
+}
+
+export interface Mismatch {
+  readonly where: string;
+  readonly detail: string;
+}
+
+const key = (t: RelTag): string => `${t.spc}/${t.db}/${t.rel}/${t.fork}`;
+const dbKey = (spc: number, db: number): string => `${spc}/${db}`;
+
+export class PageStore implements EffectSink {
+  readonly rels = new Map<string, StoredRel>();
+  readonly slru: readonly Map<number, Buffer>[];
+  readonly relmaps = new Map<string, Buffer>();
+  readonly twophase = new Map<number, Buffer>();
+  readonly origins = new Map<number, number>();
+  readonly counts = new Map<string, { records: number; images: number; restored: number }>();
+  readonly mismatches: Mismatch[] = [];
+  /** Blocks a record names that do not exist; Postgres would log an invalid page. */
+  missingBlocks = 0;
+  mismatchCount = 0;
+  /** Every counter WAL has given so far, the last value of each. */
+  readonly counterState: CounterUpdate = {};
+  readonly #baseDir: string;
+  readonly #major: number;
+  readonly #droppedDbs = new Set<string>();
+  #record: DecodedRecord | undefined;
+  readonly #scratch = Buffer.alloc(BLCKSZ);
+
+  constructor(baseDir: string, major: number) {
+    this.#baseDir = baseDir;
+    this.#major = major;
+    this.slru = SLRU_DIRS.map((dir) => readSlru(join(baseDir, dir)));
+  }
+
+  apply(record: DecodedRecord): void {
+    const name = recordTypeName(record.rmid, record.info);
+    let count = this.counts.get(name);
+    if (count === undefined) this.counts.set(name, (count = { records: 0, images: 0, restored: 0 }));
+    count.records++;
+    this.#record = record;
+    emitEffects(record, this.#major, this);
+  }
+
+  rel(tag: RelTag): StoredRel {
+    const k = key(tag);
+    let rel = this.rels.get(k);
+    if (rel === undefined) {
+      rel = this.#droppedDbs.has(dbKey(tag.spc, tag.db)) ? { tag, exists: false, pages: [] } : this.#load(tag);
+      this.rels.set(k, rel);
+    }
+    return rel;
+  }
+
+  #load(tag: RelTag): StoredRel {
+    const pages: Buffer[] = [];
+    let exists = false;
+    for (let segment = 0; ; segment++) {
+      const path = join(this.#baseDir, relPath(tag, segment));
+      if (!existsSync(path)) break;
+      exists = true;
+      const bytes = readFileSync(path);
+      for (let at = 0; at + BLCKSZ <= bytes.length; at += BLCKSZ) pages.push(bytes.subarray(at, at + BLCKSZ));
+    }
+    return { tag, exists, pages };
+  }
+
+  /** The page, after extending the fork with zero pages up to it. */
+  #extend(tag: RelTag, block: number): Buffer {
+    const rel = this.rel(tag);
+    rel.exists = true;
+    while (rel.pages.length <= block) rel.pages.push(Buffer.alloc(BLCKSZ));
+    return rel.pages[block] as Buffer;
+  }
+
+  block(blockId: number): void {
+    const record = this.#record as DecodedRecord;
+    const b = record.blocks[blockId] as DecodedRecord['blocks'][number];
+    const tag: RelTag = { spc: b.spc, db: b.db, rel: b.rel, fork: b.fork as ForkNumber };
+    const rel = this.rel(tag);
+    const create = b.willInit || b.applyImage || b.fork !== FORK_MAIN;
+    if (b.block >= rel.pages.length && !create) {
+      this.missingBlocks++;
+      return;
+    }
+    const page = this.#extend(tag, b.block);
+    const count = this.counts.get(recordTypeName(record.rmid, record.info));
+    try {
+      redo(page, record, blockId, this.#major);
+    } catch (error) {
+      this.#mismatch(record, blockId, tag, `redo throws ${String(error)}`);
+      if (b.hasImage) restoreBlockImage(record, blockId, page);
+      return;
+    }
+    if (!b.hasImage) return;
+    if (b.applyImage) {
+      if (count !== undefined) count.restored++;
+      return;
+    }
+    if (count !== undefined) count.images++;
+    const image = this.#scratch;
+    restoreBlockImage(record, blockId, image);
+    const expected = Buffer.from(image);
+    const actual = Buffer.from(page);
+    maskPage(record.rmid, expected, b.block);
+    maskPage(record.rmid, actual, b.block);
+    if (!expected.equals(actual)) {
+      this.#mismatch(record, blockId, tag, firstDifferences(actual, expected));
+      image.copy(page);
+    }
+  }
+
+  #mismatch(record: DecodedRecord, blockId: number, tag: RelTag, detail: string): void {
+    this.mismatchCount++;
+    if (this.mismatches.length >= 50) return;
+    const b = record.blocks[blockId];
+    const info = `info 0x${record.info.toString(16)}`;
+    this.mismatches.push({
+      where: `${recordTypeName(record.rmid, record.info)} ${info} at ${formatLsn(record.lsn)} block ${blockId}: ${relPath(tag)} block ${b?.block}`,
+      detail,
+    });
+  }
+
+  relDelta(tag: RelTag, block: number, delta: Buffer): void {
+    const rel = this.rel(tag);
+    if (!deltaMakesPage(delta) && block >= rel.pages.length) return;
+    applySideDelta(this.#extend(tag, block), delta, (this.#record as DecodedRecord).endLsn);
+  }
+
+  freeSpaceHint(main: RelTag, heapBlock: number): void {
+    const record = this.#record as DecodedRecord;
+    const page = this.rel(main).pages[heapBlock];
+    if (page === undefined) return;
+    for (let i = 0; i <= record.maxBlockId; i++) {
+      const b = record.blocks[i];
+      if (b === undefined || !b.inUse || b.fork !== FORK_MAIN || b.block !== heapBlock) continue;
+      const free = freeSpaceAfter(record, i, page, this.#major);
+      if (free === undefined) continue;
+      const { fsmBlock, slot } = fsmAddress(heapBlock);
+      fsmSet(this.#extend({ ...main, fork: FORK_FSM }, fsmBlock), slot, fsmCategory(free));
+    }
+  }
+
+  slruDelta(kind: SlruKind, page: number, delta: Buffer): void {
+    const pages = this.slru[kind] as Map<number, Buffer>;
+    let bytes = pages.get(page);
+    if (bytes === undefined) pages.set(page, (bytes = Buffer.alloc(BLCKSZ)));
+    applySideDelta(bytes, delta, (this.#record as DecodedRecord).endLsn);
+  }
+
+  slruZero(kind: SlruKind, page: number): void {
+    this.slru[kind]?.set(page, Buffer.alloc(BLCKSZ));
+  }
+
+  slruTruncate(kind: SlruKind, firstKeptPage: number): void {
+    const firstSegment = Math.floor(firstKeptPage / SLRU_PAGES_PER_SEGMENT);
+    const pages = this.slru[kind] as Map<number, Buffer>;
+    for (const page of pages.keys()) if (Math.floor(page / SLRU_PAGES_PER_SEGMENT) < firstSegment) pages.delete(page);
+  }
+
+  relCreate(tag: RelTag): void {
+    this.rel(tag).exists = true;
+  }
+
+  relTruncate(tag: RelTag, blocks: number): void {
+    const rel = this.rel(tag);
+    if (rel.pages.length > blocks) rel.pages.length = blocks;
+  }
+
+  relDrop(spc: number, db: number, relNumber: number): void {
+    for (const fork of FORKS) {
+      const rel = this.rel({ spc, db, rel: relNumber, fork });
+      rel.exists = false;
+      rel.pages = [];
+    }
+  }
+
+  dbCopy(src: { spc: number; db: number }, dst: { spc: number; db: number }): void {
+    for (const rel of this.#relsOfDb(src)) {
+      if (!rel.exists) continue;
+      const tag = { ...rel.tag, spc: dst.spc, db: dst.db };
+      this.rels.set(key(tag), { tag, exists: true, pages: rel.pages.map((page) => Buffer.from(page)) });
+    }
+    const map = this.relmapOf(src.spc, src.db);
+    if (map !== undefined) this.relmaps.set(dbKey(dst.spc, dst.db), map);
+  }
+
+  #relsOfDb(db: { spc: number; db: number }): StoredRel[] {
+    const dir = join(this.#baseDir, 'base', String(db.db));
+    if (existsSync(dir) && !this.#droppedDbs.has(dbKey(db.spc, db.db))) {
+      for (const name of readdirSync(dir)) {
+        const parsed = parseRelPath(`base/${db.db}/${name}`);
+        if (parsed !== undefined) this.rel(parsed.tag);
+      }
+    }
+    return [...this.rels.values()].filter((rel) => rel.tag.spc === db.spc && rel.tag.db === db.db);
+  }
+
+  dbCreate(_spc: number, _db: number): void {}
+
+  dbDrop(spc: number, db: number): void {
+    this.#droppedDbs.add(dbKey(spc, db));
+    this.relmaps.delete(dbKey(spc, db));
+    for (const rel of this.rels.values()) {
+      if (rel.tag.spc !== spc || rel.tag.db !== db) continue;
+      rel.exists = false;
+      rel.pages = [];
+    }
+  }
+
+  relmap(spc: number, db: number, bytes: Buffer): void {
+    this.relmaps.set(dbKey(spc, db), Buffer.from(bytes));
+  }
+
+  /** Map file of a database as of now, the base directory's when WAL has not changed it. */
+  relmapOf(spc: number, db: number): Buffer | undefined {
+    const known = this.relmaps.get(dbKey(spc, db));
+    if (known !== undefined) return known;
+    const path = join(this.#baseDir, db === 0 ? 'global' : `base/${db}`, 'pg_filenode.map');
+    return existsSync(path) && !this.#droppedDbs.has(dbKey(spc, db)) ? readFileSync(path) : undefined;
+  }
+
+  twophasePut(fullXid: number, bytes: Buffer): void {
+    this.twophase.set(fullXid, Buffer.from(bytes));
+  }
+  twophaseDelete(fullXid: number): void {
+    this.twophase.delete(fullXid);
+  }
+  originAdvance(originId: number, remoteLsn: number): void {
+    this.origins.set(originId, remoteLsn);
+  }
+  originDrop(originId: number): void {
+    this.origins.delete(originId);
+  }
+  counters(update: CounterUpdate): void {
+    Object.assign(this.counterState, update);
+  }
+  parameters(_change: ParameterChange): void {}
+}
+
+export function readSlru(dir: string): Map<number, Buffer> {
+  const pages = new Map<number, Buffer>();
+  if (!existsSync(dir)) return pages;
+  for (const name of readdirSync(dir)) {
+    if (!/^[0-9A-F]{4,6}$/.test(name)) continue;
+    const bytes = readFileSync(join(dir, name));
+    const first = Number.parseInt(name, 16) * SLRU_PAGES_PER_SEGMENT;
+    for (let i = 0; (i + 1) * BLCKSZ <= bytes.length; i++) pages.set(first + i, bytes.subarray(i * BLCKSZ, (i + 1) * BLCKSZ));
+  }
+  return pages;
+}
