@@ -9,7 +9,11 @@ export const SLRU_MULTIXACT_MEMBERS = 2;
 export const SLRU_COMMIT_TS = 3;
 export type SlruKind = 0 | 1 | 2 | 3;
 
-/** Counters of the CheckPoint struct that WAL moves; only given fields change. `atLeast` fields only grow (with xid wraparound order). */
+/** slruTruncate with this as the first kept page: every page is gone. */
+export const SLRU_TRUNCATE_ALL = 0x1_0000_0000;
+
+/** Counters of the CheckPoint struct that WAL moves; only given fields change. `nextFullXid`, `nextOid` and the commit timestamp's zeros are
+ *  taken as they are; everything else only grows, in wraparound order (xids and multixacts compare modulo 2^32). */
 export interface CounterUpdate {
   /** Next full transaction id as (epoch * 2^32 + xid): taken as is. From checkpoints. */
   nextFullXid?: number;
@@ -41,7 +45,10 @@ export interface ParameterChange {
   trackCommitTimestamp: boolean;
 }
 
+/** Buffers and objects handed to a sink are valid during the call only: copy what is kept. */
 export interface EffectSink {
+  /** False while track_commit_timestamp is off on the primary (pg_control, then `parameters`): spares a delta per commit. */
+  readonly commitTimestamps?: boolean;
   /** Block `blockId` of the record changes its page: apply with `redo(page, record, blockId)`. */
   block(blockId: number): void;
   relDelta(tag: RelTag, block: number, delta: Buffer): void;
@@ -63,9 +70,10 @@ export interface EffectSink {
   dbDrop(spc: number, db: number): void;
   /** pg_filenode.map of a database, or of the shared catalogs (db 0, spc 1664). 524 bytes in 16+. */
   relmap(spc: number, db: number, bytes: Buffer): void;
-  /** File content without the trailing CRC is as in the record; the bundle adds it. */
-  twophasePut(fullXid: number, bytes: Buffer): void;
-  twophaseDelete(fullXid: number): void;
+  /** `xid` is 32 bits wide; since 17 the file is named by the full xid: widen it with the epoch of the next full xid.
+   *  File content without the trailing CRC is as in the record; the bundle adds it. */
+  twophasePut(xid: number, bytes: Buffer): void;
+  twophaseDelete(xid: number): void;
   originAdvance(originId: number, remoteLsn: number): void;
   originDrop(originId: number): void;
   counters(update: CounterUpdate): void;

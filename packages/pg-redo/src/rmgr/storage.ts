@@ -1,0 +1,102 @@
+/** Files as a whole: smgr (storage.c), databases (dbcommands.c), relation maps (relmapper.c), tablespaces. */
+import { FORK_FSM, FORK_INIT, FORK_MAIN, FORK_VM, type ForkNumber } from '@lakebase/ids';
+import type { DecodedRecord } from '@lakebase/pg-format';
+import type { EffectSink } from '../effects.ts';
+import { fsmTruncation } from '../heap/fsm.ts';
+import { fsmTruncateDelta, vmTruncateDelta } from '../heap/heap-delta.ts';
+import { vmTruncation } from '../heap/vm.ts';
+import { corrupt, mainData, unsupported } from '../record-error.ts';
+
+const XLOG_SMGR_CREATE = 0x10;
+const XLOG_SMGR_TRUNCATE = 0x20;
+const SMGR_TRUNCATE_HEAP = 0x0001;
+const SMGR_TRUNCATE_VM = 0x0002;
+const SMGR_TRUNCATE_FSM = 0x0004;
+
+export function smgrEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+  const { buf } = record;
+  switch (record.info & 0xf0) {
+    case XLOG_SMGR_CREATE: {
+      const at = mainData(record, 16);
+      const fork = buf.readInt32LE(at + 12);
+      if (fork < FORK_MAIN || fork > FORK_INIT) throw corrupt(record, `no fork ${fork}`);
+      sink.relCreate({
+        spc: buf.readUInt32LE(at),
+        db: buf.readUInt32LE(at + 4),
+        rel: buf.readUInt32LE(at + 8),
+        fork: fork as ForkNumber,
+      });
+      break;
+    }
+    case XLOG_SMGR_TRUNCATE: {
+      const at = mainData(record, 20);
+      const blocks = buf.readUInt32LE(at);
+      const rel = { spc: buf.readUInt32LE(at + 4), db: buf.readUInt32LE(at + 8), rel: buf.readUInt32LE(at + 12) };
+      const flags = buf.readUInt32LE(at + 16);
+      if ((flags & SMGR_TRUNCATE_HEAP) !== 0) sink.relTruncate({ ...rel, fork: FORK_MAIN }, blocks);
+      if ((flags & SMGR_TRUNCATE_FSM) !== 0) {
+        const tag = { ...rel, fork: FORK_FSM } as const;
+        const cut = fsmTruncation(blocks);
+        sink.relTruncate(tag, cut.blocks);
+        if (cut.tailPage !== undefined) sink.relDelta(tag, cut.tailPage, fsmTruncateDelta(blocks));
+      }
+      if ((flags & SMGR_TRUNCATE_VM) !== 0) {
+        const tag = { ...rel, fork: FORK_VM } as const;
+        const cut = vmTruncation(blocks);
+        sink.relTruncate(tag, cut.blocks);
+        if (cut.tailPage !== undefined) sink.relDelta(tag, cut.tailPage, vmTruncateDelta(blocks));
+      }
+      break;
+    }
+    default:
+      throw corrupt(record, 'no such operation');
+  }
+}
+
+const XLOG_DBASE_CREATE_FILE_COPY = 0x00;
+const XLOG_DBASE_CREATE_WAL_LOG = 0x10;
+const XLOG_DBASE_DROP = 0x20;
+
+export function dbaseEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+  const { buf } = record;
+  switch (record.info & 0xf0) {
+    case XLOG_DBASE_CREATE_FILE_COPY: {
+      const at = mainData(record, 16);
+      sink.dbCopy(
+        { db: buf.readUInt32LE(at + 8), spc: buf.readUInt32LE(at + 12) },
+        { db: buf.readUInt32LE(at), spc: buf.readUInt32LE(at + 4) },
+      );
+      break;
+    }
+    case XLOG_DBASE_CREATE_WAL_LOG: {
+      const at = mainData(record, 8);
+      sink.dbCreate(buf.readUInt32LE(at + 4), buf.readUInt32LE(at));
+      break;
+    }
+    case XLOG_DBASE_DROP: {
+      const at = mainData(record, 8);
+      const db = buf.readUInt32LE(at);
+      const count = buf.readInt32LE(at + 4);
+      if (count < 0 || count > (record.mainLength - 8) / 4) throw corrupt(record, `${count} tablespaces in ${record.mainLength} bytes`);
+      for (let i = 0; i < count; i++) sink.dbDrop(buf.readUInt32LE(at + 8 + i * 4), db);
+      break;
+    }
+    default:
+      throw corrupt(record, 'no such operation');
+  }
+}
+
+/** sizeof(RelMapFile) since 16. */
+const RELMAP_BYTES = 524;
+
+export function relmapEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+  const { buf } = record;
+  if ((record.info & 0xf0) !== 0) throw corrupt(record, 'no such operation');
+  const at = mainData(record, 12 + RELMAP_BYTES);
+  if (buf.readInt32LE(at + 8) !== RELMAP_BYTES) throw corrupt(record, `relation map of ${buf.readInt32LE(at + 8)} bytes`);
+  sink.relmap(buf.readUInt32LE(at + 4), buf.readUInt32LE(at), buf.subarray(at + 12, at + 12 + RELMAP_BYTES));
+}
+
+export function tablespaceEffects(record: DecodedRecord, _major: number, _sink: EffectSink): void {
+  throw unsupported(record, 'tablespaces other than pg_default and pg_global are not supported; drop the tablespace and keep its tables in pg_default');
+}
