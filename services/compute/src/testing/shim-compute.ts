@@ -19,7 +19,7 @@ const account = unprivilegedAccount();
 const runAs = account === undefined ? {} : { uid: account.uid, gid: account.gid };
 
 /** One Postgres in its own process, started straight (no pg_ctl), stopped by signal. */
-class Server_ {
+class Postmaster {
   readonly #child: ChildProcess;
   readonly #gone: Promise<number | null>;
 
@@ -61,9 +61,9 @@ export interface FaultSeen {
 
 export interface ShimComputeOptions {
   readonly installation?: PostgresInstallation;
-  /** Blocks in a segment file of this build of Postgres. */
-  readonly segmentBlocks?: number;
   readonly settings?: Readonly<Record<string, string>>;
+  /** An existing data directory to use as the source; see {@link ShimCompute.startPlain}. */
+  readonly adopt?: string;
 }
 
 export class ShimCompute implements AsyncDisposable {
@@ -78,7 +78,7 @@ export class ShimCompute implements AsyncDisposable {
   refuse: (fault: FaultSeen) => number | undefined = () => undefined;
   readonly #settings: Readonly<Record<string, string>>;
   readonly #sockets = new Set<Socket>();
-  #server: Server_ | undefined;
+  #server: Postmaster | undefined;
   #agent: Server | undefined;
   #map: ResidentMap | undefined;
   #paths: { path: string; source: string }[] = [];
@@ -86,7 +86,7 @@ export class ShimCompute implements AsyncDisposable {
   constructor(options: ShimComputeOptions = {}) {
     this.installation = options.installation ?? findPostgres(18);
     this.directory = mkdtempSync(join(tmpdir(), 'lb-shim-'));
-    this.source = join(this.directory, 'source');
+    this.source = options.adopt ?? join(this.directory, 'source');
     this.pgdata = join(this.directory, 'compute');
     this.mapPath = join(this.directory, 'resident.map');
     this.#settings = options.settings ?? {};
@@ -120,6 +120,14 @@ export class ShimCompute implements AsyncDisposable {
     await this.#startServer(this.source, {});
     await workload((database) => this.connect(database));
     await this.stop();
+  }
+
+  /** Starts the source directory itself, without shim. */
+  async startPlain(): Promise<void> {
+    this.#own(this.source);
+    for (const name of readdirSync(this.source, { recursive: true, encoding: 'utf8' })) this.#own(join(this.source, name));
+    this.#configure(this.source, {});
+    await this.#startServer(this.source, {});
   }
 
   /** Lays out the second directory: small files copied, segments left to the shim, the map written. */
@@ -247,7 +255,7 @@ export class ShimCompute implements AsyncDisposable {
   }
 
   async #startServer(pgdata: string, env: Readonly<Record<string, string>>): Promise<void> {
-    const server = new Server_(this.installation, pgdata, this.logPath, env);
+    const server = new Postmaster(this.installation, pgdata, this.logPath, env);
     this.#server = server;
     const deadline = Date.now() + 30_000;
     for (;;) {
@@ -257,7 +265,7 @@ export class ShimCompute implements AsyncDisposable {
         return;
       } catch (error) {
         // Not listening yet, or still starting: Postgres offers no event for it, a connection attempt is the probe.
-        if (!/ECONNREFUSED|ENOENT|starting up|shutting down/.test(String(error))) throw error;
+        if (!/ECONNREFUSED|ENOENT|starting up|not yet accepting/.test(String(error))) throw error;
         await new Promise((resolve) => setTimeout(resolve, 10));
       }
     }
