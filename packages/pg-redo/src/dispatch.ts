@@ -148,18 +148,12 @@ export function redo(page: Buffer, record: DecodedRecord, blockId: number, major
   }
 }
 
-/** Reused for the most frequent counter of all. */
-const seen = { seenXid: 0 };
-
-/** Tells `sink` everything the record does. Buffers and objects handed over are valid during the call only. */
+/** Tells `sink` everything the record does, but for one thing: that `record.xid` was seen, which the caller has at hand and which would
+ *  cost a call for nearly every record. Buffers and objects handed over are valid during the call only. */
 export function emitEffects(record: DecodedRecord, major: number, sink: EffectSink): void {
   const manager = TABLE[record.rmid];
   if (manager === undefined) throw refuse(record);
   try {
-    if (record.xid !== 0) {
-      seen.seenXid = record.xid;
-      sink.counters(seen);
-    }
     manager.effects(record, major, sink);
   } catch (error) {
     throw explain(record, error);

@@ -9,15 +9,12 @@ export const SLRU_MULTIXACT_MEMBERS = 2;
 export const SLRU_COMMIT_TS = 3;
 export type SlruKind = 0 | 1 | 2 | 3;
 
-/** slruTruncate with this as the first kept page: every page is gone. */
-export const SLRU_TRUNCATE_ALL = 0x1_0000_0000;
-
 /** Counters of the CheckPoint struct that WAL moves; only given fields change. `nextFullXid`, `nextOid` and the commit timestamp's zeros are
  *  taken as they are; everything else only grows, in wraparound order (xids and multixacts compare modulo 2^32). */
 export interface CounterUpdate {
   /** Next full transaction id as (epoch * 2^32 + xid): taken as is. From checkpoints. */
   nextFullXid?: number;
-  /** A 32-bit xid seen in WAL: nextFullXid becomes > it. */
+  /** A 32-bit xid seen in a record beside `record.xid` (which the caller tracks by itself): nextFullXid becomes > it. */
   seenXid?: number;
   nextOid?: number;
   nextMulti?: number;

@@ -15,6 +15,14 @@ import { corrupt } from './record-error.ts';
 
 const scratch = Buffer.alloc(BLCKSZ);
 
+/** The image of block `blockId`, whether it is to be applied or only to be compared with; pd_lsn stays as in the image. */
+export function restoreBlockImage(record: DecodedRecord, blockId: number, page: Buffer): void {
+  const block = record.blocks[blockId];
+  if (blockId > record.maxBlockId || block === undefined || !block.inUse || !block.hasImage)
+    throw corrupt(record, `has no page image of block ${blockId}`);
+  restoreImage(page, record, block);
+}
+
 /** Writes the image of block `blockId` into `page`; pd_lsn is left to the caller. */
 export function restoreImage(page: Buffer, record: DecodedRecord, block: DecodedBlock): void {
   const { buf } = record;

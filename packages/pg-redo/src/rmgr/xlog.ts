@@ -10,7 +10,7 @@ import {
   XLOG_NEXTOID,
   XLOG_PARAMETER_CHANGE,
 } from '@lakebase/pg-format';
-import { type EffectSink, SLRU_COMMIT_TS, SLRU_TRUNCATE_ALL } from '../effects.ts';
+import type { EffectSink } from '../effects.ts';
 import { corrupt, mainData } from '../record-error.ts';
 
 /** Full-page images are restored before any redo function is asked. */
@@ -80,8 +80,7 @@ export function xlogEffects(record: DecodedRecord, _major: number, sink: EffectS
         trackCommitTimestamp,
       });
       if (!trackCommitTimestamp) {
-        // DeactivateCommitTs forgets everything.
-        sink.slruTruncate(SLRU_COMMIT_TS, SLRU_TRUNCATE_ALL);
+        // The pages may stay: with these at zero nothing on them is looked up, and Postgres removes the files when it starts.
         sink.counters({ oldestCommitTsXid: 0, newestCommitTsXid: 0 });
       }
       break;
