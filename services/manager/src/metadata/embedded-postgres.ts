@@ -2,18 +2,20 @@
  *  Invariants: fsync stays on; the directory is used by one postmaster, which is our child (one left by a killed Manager is stopped first);
  *  a postmaster that dies is started again. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, openSync, closeSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { chownSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, backoffDelay, sleep } from '@lakebase/base';
+import { type Account, type PostgresInstallation, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
 import pg from 'pg';
-import { postgresPrefix } from './postgres-installation.ts';
-import { type Account, checkTraversable, giveTo, unprivilegedAccount } from './unprivileged-user.ts';
 
+const MAJOR = 18;
 const PORT = 5432;
-const SOCKET_PATH_BYTES_MAX = 107;
+/** Postgres gets its directories as open descriptors, named through /proc: the path to them may then be longer than a socket address
+ *  (107 bytes), and may lead through directories its account may not enter (a checkout in /root). */
+const DATA_FD = 3;
+const RUN_FD = 4;
+const viaFd = (fd: number): string => `/proc/self/fd/${fd}`;
 const START_MS_MAX = 60_000;
 
 export interface EmbeddedPostgresOptions {
@@ -27,35 +29,29 @@ export interface EmbeddedPostgresOptions {
 export class EmbeddedPostgres {
   readonly #options: EmbeddedPostgresOptions;
   readonly #account: Account | undefined;
-  readonly #bin: string;
+  readonly #installation: PostgresInstallation;
   readonly #data: string;
   readonly #socketDir: string;
   #child: ChildProcess | undefined;
+  #socketDirFd: number | undefined;
   #stopping = new AbortController();
   #supervision: Promise<void> = Promise.resolve();
 
   constructor(options: EmbeddedPostgresOptions) {
     this.#options = options;
     this.#account = unprivilegedAccount();
-    this.#bin = join(postgresPrefix(options.prefix), 'bin');
+    this.#installation = findPostgres(MAJOR, options.prefix);
     this.#data = join(options.dataDir, 'pgdata');
-    const near = join(options.dataDir, 'run');
-    const fits = Buffer.byteLength(join(near, `.s.PGSQL.${PORT}.lock`)) <= SOCKET_PATH_BYTES_MAX;
-    this.#socketDir = fits ? near : join(tmpdir(), `lakebase-${createHash('sha256').update(near).digest('hex').slice(0, 12)}`);
+    this.#socketDir = join(options.dataDir, 'run');
   }
 
   get clientConfig(): pg.PoolConfig {
-    return { host: this.#socketDir, port: PORT, user: 'lakebase', password: this.#options.password, database: 'postgres' };
+    return { host: this.#clientSocketDir(), port: PORT, user: 'lakebase', password: this.#options.password, database: 'postgres' };
   }
 
   async start(): Promise<void> {
-    mkdirSync(this.#options.dataDir, { recursive: true, mode: 0o711 });
-    checkTraversable(this.#account, this.#data, 'set LAKEBASE_HOME to a directory it can reach, for example /var/lib/lakebase');
-    checkTraversable(this.#account, join(this.#bin, 'postgres'), 'install the project in a directory it can reach');
-    for (const dir of [this.#socketDir]) {
-      mkdirSync(dir, { recursive: true, mode: 0o700 });
-      giveTo(this.#account, dir);
-    }
+    mkdirSync(this.#socketDir, { recursive: true, mode: 0o700 });
+    this.#give(this.#socketDir);
     if (!existsSync(join(this.#data, 'PG_VERSION'))) await this.#initdb();
     await this.#stopLeftover();
     await this.#launch();
@@ -78,15 +74,16 @@ export class EmbeddedPostgres {
     const passwordFile = join(this.#socketDir, 'initdb-password');
     rmSync(fresh, { recursive: true, force: true });
     mkdirSync(fresh, { mode: 0o700 });
-    giveTo(this.#account, fresh);
+    this.#give(fresh);
     writeFileSync(passwordFile, this.#options.password, { mode: 0o600 });
-    giveTo(this.#account, passwordFile);
+    this.#give(passwordFile);
+    const pwfile = `${viaFd(RUN_FD)}/initdb-password`;
     try {
-      const args = ['-D', fresh, '-U', 'lakebase', '--auth=scram-sha-256', `--pwfile=${passwordFile}`, '--encoding=UTF8', '--locale=C', '--no-instructions'];
-      const child = spawn(join(this.#bin, 'initdb'), args, { stdio: ['ignore', 'pipe', 'pipe'], ...this.#identity(), env: { PATH: process.env.PATH ?? '', LC_ALL: 'C' } });
+      const args = ['-D', viaFd(DATA_FD), '-U', 'lakebase', '--auth=scram-sha-256', `--pwfile=${pwfile}`, '--encoding=UTF8', '--locale=C', '--no-instructions'];
+      const child = this.#spawn('initdb', args, fresh, 'pipe');
       let output = '';
-      child.stdout.on('data', (chunk) => (output += String(chunk)));
-      child.stderr.on('data', (chunk) => (output += String(chunk)));
+      child.stdout?.on('data', (chunk) => (output += String(chunk)));
+      child.stderr?.on('data', (chunk) => (output += String(chunk)));
       const [code] = (await once(child, 'close')) as [number | null];
       if (code !== 0) throw new LakebaseError('CONFIG', `cannot create the metadata database in ${fresh}: ${output.trim().split('\n').slice(-3).join(' ')}`);
     } finally {
@@ -112,25 +109,49 @@ export class EmbeddedPostgres {
 
   #isOurPostmaster(pid: number): boolean {
     try {
-      return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(this.#data);
+      return readlinkSync(`/proc/${pid}/cwd`) === realpathSync(this.#data);
     } catch {
       return false;
     }
   }
 
-  #identity(): { uid?: number; gid?: number; cwd: string } {
-    return this.#account === undefined ? { cwd: '/' } : { uid: this.#account.uid, gid: this.#account.gid, cwd: '/' };
+  #give(path: string): void {
+    if (this.#account !== undefined) chownSync(path, this.#account.uid, this.#account.gid);
+  }
+
+  /** A socket address holds 107 bytes; a longer path is reached through a descriptor of our own as well. */
+  #clientSocketDir(): string {
+    if (Buffer.byteLength(join(this.#socketDir, `.s.PGSQL.${PORT}`)) <= 107) return this.#socketDir;
+    this.#socketDirFd ??= openSync(this.#socketDir, 'r');
+    return viaFd(this.#socketDirFd);
+  }
+
+  /** Detached: a Ctrl-C in the terminal must not reach it before the Manager has finished with it. */
+  #spawn(tool: string, args: readonly string[], dataDir: string, output: 'pipe' | number): ChildProcess {
+    const dataFd = openSync(dataDir, 'r');
+    const runFd = openSync(this.#socketDir, 'r');
+    try {
+      return spawn(join(this.#installation.binDir, tool), args, {
+        stdio: ['ignore', output, output, dataFd, runFd],
+        cwd: '/',
+        detached: true,
+        env: { PATH: process.env.PATH ?? '', LC_ALL: 'C', LD_LIBRARY_PATH: this.#installation.libDir },
+        ...(this.#account === undefined ? {} : { uid: this.#account.uid, gid: this.#account.gid }),
+      });
+    } finally {
+      closeSync(dataFd);
+      closeSync(runFd);
+    }
   }
 
   async #launch(): Promise<void> {
     const settings = {
-      listen_addresses: '', unix_socket_directories: this.#socketDir, unix_socket_permissions: '0700', port: PORT, fsync: 'on', max_connections: 25, shared_buffers: '16MB', wal_level: 'minimal',
+      listen_addresses: '', unix_socket_directories: viaFd(RUN_FD), unix_socket_permissions: '0700', port: PORT, fsync: 'on', max_connections: 25, shared_buffers: '16MB', wal_level: 'minimal',
       max_wal_senders: 0, io_method: 'sync', jit: 'off', max_logical_replication_workers: 0, min_wal_size: '32MB', max_wal_size: '64MB', log_line_prefix: '%m [%p] ', autovacuum_worker_slots: 2, autovacuum_max_workers: 1,
     };
     const logFile = openSync(join(this.#options.dataDir, 'postgres.log'), 'a', 0o600);
-    const args = ['-D', this.#data, ...Object.entries(settings).flatMap(([k, v]) => ['-c', `${k}=${v}`])];
-    // Detached: a Ctrl-C in the terminal must not reach it before the Manager has finished with it.
-    const child = spawn(join(this.#bin, 'postgres'), args, { stdio: ['ignore', logFile, logFile], detached: true, ...this.#identity(), env: { PATH: process.env.PATH ?? '', LC_ALL: 'C' } });
+    const args = ['-D', viaFd(DATA_FD), ...Object.entries(settings).flatMap(([k, v]) => ['-c', `${k}=${v}`])];
+    const child = this.#spawn('postgres', args, this.#data, logFile);
     closeSync(logFile);
     this.#child = child;
     let exited: string | undefined;
