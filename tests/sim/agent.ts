@@ -108,7 +108,7 @@ export class Agent implements Process {
         this.#registerLeader(candidacy, action.request.donor, action.request.termStartLsn, action.request.term);
         this.#send(action.to, { kind: 'elected', attempt: candidacy.attempt, request: action.request });
       } else if (action.kind === 'won') this.#startCompute(candidacy, action.result.term, action.result.startLsn);
-      else {
+      else if (action.kind === 'lost' || (this.#persistent && this.#world.random.chance(0.1))) {
         this.#highestTerm = Math.max(this.#highestTerm, action.highestTerm);
         return this.#lost();
       }
@@ -208,7 +208,7 @@ export class Agent implements Process {
       case 'vote':
         if (candidacy === null || election === null || message.attempt !== candidacy.attempt) return;
         candidacy.logs.set(from, message.log);
-        return this.#act(candidacy, election.onVote(this.#world.has('longest-log-wins') ? flatten(message.vote) : message.vote));
+        return this.#act(candidacy, election.onVote(message.vote));
       case 'refused':
         if (candidacy === null || election === null || message.attempt !== candidacy.attempt) return;
         return this.#act(candidacy, election.onRefusal(from, { term: message.term as Term, reason: message.reason }));
@@ -237,9 +237,4 @@ export class Agent implements Process {
       if (this.#life === life) run();
     });
   }
-}
-
-/** The bug `longest-log-wins`: a vote whose last log term says nothing. */
-function flatten<T extends { readonly termHistory: readonly unknown[] }>(vote: T): T {
-  return { ...vote, lastLogTerm: 0, termHistory: [] };
 }

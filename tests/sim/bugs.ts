@@ -16,13 +16,9 @@ export const BUGS = [
   'history-after-copy',
   /** The history is persisted before the divergent tail is cut. */
   'history-before-truncation',
-  /** A donor serves its tail whatever its term is by now. */
-  'peer-serves-any-term',
   /** A member takes a quorum's commit LSN for its own bytes without comparing terms. */
   'commit-without-log-check',
   /** A member that lost WAL votes. */
   'damaged-votes',
-  /** The donor is the longest log, whatever its last term. */
-  'longest-log-wins',
 ] as const;
 export type Bug = (typeof BUGS)[number];

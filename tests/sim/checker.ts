@@ -23,6 +23,8 @@ interface HistoryEntry {
 export class Checker {
   readonly committed: SimRecord[] = [];
   readonly leaders = new Map<number, Leader>();
+  /** Term -> number of records acknowledged in it. A leader owes what lower terms committed; one elected late owes nothing to higher ones. */
+  readonly #claims = new Map<number, number>();
   readonly counts = { acknowledged: 0, leaders: 0, truncations: 0, divergentTruncations: 0, served: 0, copied: 0, damages: 0, crashes: 0 };
 
   get committedEnd(): number {
@@ -35,7 +37,7 @@ export class Checker {
     if (other !== undefined && other.candidacy !== leader.candidacy) this.#broken(`two leaders in term ${leader.term}`);
     this.leaders.set(leader.term, leader);
     this.counts.leaders++;
-    this.#holds(leader.log, this.committed.length, `leader of term ${leader.term}`);
+    for (const [term, n] of this.#claims) if (term < leader.term) this.#holds(leader.log, n, `leader of term ${leader.term}, after term ${term}`);
   }
 
   /** Everything in `log` that ends at or before `position` is committed, says `who`, by what was acknowledged in `term`. */
@@ -43,6 +45,8 @@ export class Checker {
     const n = countUpTo(log, position);
     this.#same(log, n, who);
     for (let i = this.committed.length; i < n; i++) this.committed.push(log[i] as SimRecord);
+    if (n <= (this.#claims.get(term) ?? 0)) return;
+    this.#claims.set(term, n);
     for (const leader of this.leaders.values()) {
       if (leader.term > term) this.#holds(leader.log, n, `leader of term ${leader.term}, after ${who} in term ${term}`);
     }

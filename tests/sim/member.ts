@@ -157,6 +157,7 @@ export class Member implements Process {
       if (step.done !== true) {
         const write = step.value;
         this.#pending = write;
+        if (this.#world.random.chance(this.#world.writeCrashChance)) return this.#after(2, () => this.#world.onWriteCrash(this.id));
         this.#after(this.#world.random.between(0, 5), () => {
           this.#pending = null;
           write.done();
@@ -336,7 +337,7 @@ export class Member implements Process {
   }
 
   #serveCopy(to: string, term: number, from: number, end: number): void {
-    if (!mayServePeer(this.state, term as Term) && !this.#world.has('peer-serves-any-term')) return;
+    if (!mayServePeer(this.state, term as Term)) return;
     const upTo = Math.min(end, this.log.flushed, from + 8 * this.#world.random.between(1, CHUNK_BYTES_MAX / 8));
     if (upTo > from) this.#send(to, { kind: 'copyChunk', term, from, to: upTo, records: overlapping(this.log.records, from, upTo) });
   }

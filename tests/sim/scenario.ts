@@ -2,6 +2,7 @@
  *
  *  The fault model: any number of crashes, restarts, partitions and competing computes; at most one member at a time is damaged (loses durable bytes
  *  or its control file), and a rebuilt one comes back only after every election of before has ended. */
+import { AssertionFailed, LakebaseError } from '@lakebase/base';
 import { Agent, ELECTION_MS_MAX } from './agent.ts';
 import type { Bug } from './bugs.ts';
 import { type Checker, InvariantBroken } from './checker.ts';
@@ -10,7 +11,7 @@ import { Reader } from './reader.ts';
 import { DELAY_MS_MAX, MEMBERS, World } from './world.ts';
 
 const REBUILD_AFTER_MS = ELECTION_MS_MAX + 3 * DELAY_MS_MAX;
-const HEAL_MS_MAX = 30_000;
+const HEAL_MS_MAX = 6_000;
 
 export interface RunOptions {
   readonly bug?: Bug | null;
@@ -34,13 +35,14 @@ export function run(seed: number, options: RunOptions = {}): RunResult {
   return { seed, failure, digest, events: clock.events, virtualMs: clock.now, counts: checker.counts, trace: trace ?? [] };
 }
 
-/** Any exception is a finding: a broken invariant, or an assertion or CORRUPT error of the core itself. */
+/** A finding is a broken invariant, or an assertion or CORRUPT error of the core itself. Anything else is a defect of the simulator. */
 function attempt(world: World, faultMs: number): string | null {
   try {
     new Scenario(world).play(faultMs);
     return null;
   } catch (error) {
-    return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+    if (error instanceof InvariantBroken || error instanceof AssertionFailed || error instanceof LakebaseError) return `${error.name}: ${error.message}`;
+    throw error;
   }
 }
 
@@ -62,6 +64,8 @@ class Scenario {
     this.#reader = new Reader(world);
     this.#pace = random.pick([20, 50, 120]);
     this.#damage = random.chance(0.4);
+    world.writeCrashChance = random.pick([0, 0.01, 0.03]);
+    world.onWriteCrash = (id) => this.#crash(this.#members.find((member) => member.id === id) as Member);
     world.lossChance = random.pick([0, 0, 0.02, 0.1]);
     world.duplicateChance = random.pick([0, 0.02, 0.1]);
     world.slowChance = random.pick([0, 0.02, 0.1]);
@@ -122,6 +126,7 @@ class Scenario {
     world.lossChance = 0;
     world.duplicateChance = 0;
     world.slowChance = 0;
+    world.writeCrashChance = 0;
     world.heal();
     for (const agent of this.#agents) agent.stop();
     this.#agents[0]?.campaign(true);
@@ -131,6 +136,8 @@ class Scenario {
   #recovered(): boolean {
     const agent = this.#agents[0];
     if (agent === undefined || !agent.running) return false;
+    // A member that was damaged in this very term is repaired by the next start.
+    if (this.#members.some((m) => m.up && (m.state.damage?.term ?? 0) >= agent.term)) agent.campaign(true);
     const end = this.#world.checker.committedEnd;
     const all = this.#members.every((m) => m.up && !m.damaged && m.state.commitLsn >= agent.startLsn && m.state.term === agent.term);
     return all && agent.acknowledged > agent.startLsn && this.#reader.position > agent.startLsn && end > agent.startLsn;

@@ -21,6 +21,9 @@ export class World {
   lossChance = 0;
   duplicateChance = 0;
   slowChance = 0;
+  /** A member dies in the middle of a disk write this often; the scenario says what that means. */
+  writeCrashChance = 0;
+  onWriteCrash: (member: string) => void = () => {};
   #nextId = 1;
   /** Rolling hash of every delivery: two runs of a seed must agree on it. */
   digest = 0x811c9dc5;

@@ -22,8 +22,11 @@ export interface ElectionWon {
 export type ElectionAction =
   | { readonly kind: 'elected'; readonly to: string; readonly request: Elected }
   | { readonly kind: 'won'; readonly result: ElectionWon }
-  /** No majority is left that could make us win. `highestTerm` is what the next attempt must exceed. */
-  | { readonly kind: 'lost'; readonly highestTerm: Term; readonly reason: string };
+  /** Not won: a member is at a higher term, or no majority is left. `highestTerm` is what the next attempt must exceed. */
+  | { readonly kind: 'lost'; readonly highestTerm: Term; readonly reason: string }
+  /** After winning: `member` is at a higher term and can never join this one. A compute that has not started yet should campaign again; a running one
+   *  is safe but one member short until its next start, or about to be fenced. */
+  | { readonly kind: 'outpaced'; readonly member: string; readonly highestTerm: Term };
 
 export interface ElectionOptions {
   readonly members: readonly string[];
@@ -119,11 +122,13 @@ export class Election {
   onRefusal(member: string, refusal: { readonly term?: Term; readonly reason: string }): readonly ElectionAction[] {
     this.#known(member);
     if (refusal.term !== undefined && refusal.term > this.#highestTerm) this.#highestTerm = refusal.term;
-    if (this.#phase === 'won' || this.#phase === 'lost') return [];
-    if (this.#phase === 'voting' && this.#votes.has(member)) return []; // a duplicate of our own request was refused
-    if (this.#adopted.has(member)) return [];
+    const outpaced = refusal.term !== undefined && refusal.term > this.term;
+    if (this.#phase === 'lost') return [];
+    if (this.#phase === 'won') return outpaced ? [{ kind: 'outpaced', member, highestTerm: this.#highestTerm }] : [];
+    // A duplicate of a request of ours that was already granted.
+    if (!outpaced && (this.#adopted.has(member) || (this.#phase === 'voting' && this.#votes.has(member)))) return [];
     this.#refused.set(member, refusal.reason);
-    if (this.#members.length - this.#refused.size >= this.quorum) return [];
+    if (!outpaced && this.#members.length - this.#refused.size >= this.quorum) return [];
     this.#phase = 'lost';
     const why = [...this.#refused].map(([id, reason]) => `${id}: ${reason}`).join('; ');
     return [{ kind: 'lost', highestTerm: this.#highestTerm, reason: why }];
