@@ -4,6 +4,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { BLCKSZ, FORK_FSM, FORK_VM, parseRelPath, type RelTag, relPath } from '@lakebase/ids';
+import { initPage, isNewPage } from '@lakebase/pg-format';
 import { firstDifferences } from './diff.ts';
 import { type Mismatch, type PageStore, readSlru, SLRU_DIRS, type StoredRel } from './page-store.ts';
 import { maskLsnAndChecksum } from './mask.ts';
@@ -76,6 +77,7 @@ function compareRelation(result: Comparison, rel: StoredRel, theirs: Buffer): vo
     if (rel.tag.fork === FORK_FSM) result.fsmPages++;
     const ours = Buffer.from(rel.pages[block] as Buffer);
     const other = Buffer.from(theirs.subarray(block * BLCKSZ, (block + 1) * BLCKSZ));
+    if (rel.tag.fork === FORK_FSM) for (const page of [ours, other]) if (isNewPage(page)) initPage(page, 0); // initialised on first read
     maskLsnAndChecksum(ours);
     maskLsnAndChecksum(other);
     if (!ours.equals(other)) differ(result, `${name} block ${block}`, firstDifferences(ours, other));

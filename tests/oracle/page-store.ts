@@ -8,8 +8,10 @@ import { join } from 'node:path';
 import { BLCKSZ, FORK_FSM, FORK_MAIN, type ForkNumber, formatLsn, parseRelPath, type RelTag, relPath } from '@lakebase/ids';
 import type { DecodedRecord } from '@lakebase/pg-format';
 import {
+  applyHeapDelta,
   applySideDelta,
   type CounterUpdate,
+  deltaChildBlock,
   deltaMakesPage,
   type EffectSink,
   emitEffects,
@@ -19,7 +21,7 @@ import {
   fsmSet,
   type ParameterChange,
   redo,
-  restoreBlockImage,
+  restoreImage,
   type SlruKind,
 } from '@lakebase/pg-redo';
 import { firstDifferences } from './diff.ts';
@@ -125,7 +127,7 @@ export class PageStore implements EffectSink {
       redo(page, record, blockId, this.#major);
     } catch (error) {
       this.#mismatch(record, blockId, tag, `redo throws ${String(error)}`);
-      if (b.hasImage) restoreBlockImage(record, blockId, page);
+      if (b.hasImage) restoreImage(page, record, b);
       return;
     }
     if (!b.hasImage) return;
@@ -135,7 +137,7 @@ export class PageStore implements EffectSink {
     }
     if (count !== undefined) count.images++;
     const image = this.#scratch;
-    restoreBlockImage(record, blockId, image);
+    restoreImage(image, record, b);
     const expected = Buffer.from(image);
     const actual = Buffer.from(page);
     maskPage(record.rmid, expected, b.block);
@@ -160,7 +162,9 @@ export class PageStore implements EffectSink {
   relDelta(tag: RelTag, block: number, delta: Buffer): void {
     const rel = this.rel(tag);
     if (!deltaMakesPage(delta) && block >= rel.pages.length) return;
-    applySideDelta(this.#extend(tag, block), delta, (this.#record as DecodedRecord).endLsn);
+    const child = deltaChildBlock(delta);
+    if (child === undefined) applySideDelta(this.#extend(tag, block), delta, (this.#record as DecodedRecord).endLsn);
+    else applyHeapDelta(this.#extend(tag, block), delta, rel.pages[child]);
   }
 
   freeSpaceHint(main: RelTag, heapBlock: number): void {

@@ -6,7 +6,7 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
     // Wide keys: few per page, so that a few thousand rows make four levels.
     'CREATE TABLE wide(id int, key text)',
     'CREATE UNIQUE INDEX wide_key ON wide(key)',
-    `INSERT INTO wide SELECT i, md5((i * 7919)::text) || repeat(md5(i::text), 25) FROM generate_series(1, ${900 * scale}) i`,
+    `INSERT INTO wide SELECT i, md5((i * 7919)::text) || repeat(md5(i::text), 25) FROM generate_series(1, ${700 * scale}) i`,
     'DELETE FROM wide WHERE id % 5 <> 0',
     'VACUUM wide',
     `INSERT INTO wide SELECT i, md5((i * 7919)::text) || repeat(md5(i::text), 25) FROM generate_series(10001, ${10000 + 300 * scale}) i`,
@@ -28,7 +28,7 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
     // Duplicates: deduplication, then insertion into the middle of a posting list through recycled heap positions.
     'CREATE TABLE dup(id int, k int, f int) WITH (fillfactor = 90)',
     'CREATE INDEX dup_k ON dup(k)',
-    `INSERT INTO dup SELECT i, i % 5, 0 FROM generate_series(1, ${2200 * scale}) i`,
+    `INSERT INTO dup SELECT i, i % 5, 0 FROM generate_series(1, ${1500 * scale}) i`,
     'DELETE FROM dup WHERE id % 11 = 3',
     'VACUUM dup',
     `INSERT INTO dup SELECT i, i % 5, 1 FROM generate_series(1, ${500 * scale}) i`,
@@ -68,8 +68,8 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
     'CREATE TABLE empty_index(i int primary key)',
     'CREATE TABLE inc(i int, t text)',
     'CREATE UNIQUE INDEX inc_i ON inc(i) INCLUDE (t)',
-    "INSERT INTO inc SELECT i, repeat('i', 40) FROM generate_series(1, 1500) i",
-    'DELETE FROM inc WHERE i < 1000',
+    "INSERT INTO inc SELECT i, repeat('i', 40) FROM generate_series(1, 900) i",
+    'DELETE FROM inc WHERE i < 700',
     'VACUUM inc',
   ]);
   // Pages deleted above are reused once their deletion is old enough for every snapshot.
@@ -79,7 +79,7 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
   await each(db, [
     'VACUUM wide', 'VACUUM ordered', 'VACUUM inc', 'VACUUM dup',
     `INSERT INTO wide SELECT i, md5((i * 7919)::text) || repeat(md5(i::text), 25) FROM generate_series(20001, ${20000 + 500 * scale}) i`,
-    'INSERT INTO inc SELECT i, $$r$$ FROM generate_series(2000, 4500) i',
+    'INSERT INTO inc SELECT i, $$r$$ FROM generate_series(2000, 3200) i',
     `DELETE FROM wide WHERE id < 10150`,
     'VACUUM wide', 'SELECT txid_current()', 'VACUUM wide', 'VACUUM wide',
   ]);

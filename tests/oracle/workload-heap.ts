@@ -2,7 +2,7 @@
 import { each, type Scene } from './workload.ts';
 
 export async function heapWorkload({ db, scale }: Scene): Promise<void> {
-  const rows = 1500 * scale;
+  const rows = 1200 * scale;
   await each(db, [
     'CREATE TABLE t(id int primary key, k int, v text, pad text) WITH (fillfactor = 85)',
     'CREATE INDEX t_k ON t(k)',
@@ -116,8 +116,8 @@ export async function heapWorkload({ db, scale }: Scene): Promise<void> {
     "PREPARE TRANSACTION 'three'",
     "COMMIT PREPARED 'three'",
     // One commit with many dropped relations.
-    'DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format($q$CREATE TABLE many%s(i int primary key)$q$, i); END LOOP; END $$',
-    'DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format($q$DROP TABLE many%s$q$, i); END LOOP; END $$',
+    'DO $$ BEGIN FOR i IN 1..25 LOOP EXECUTE format($q$CREATE TABLE many%s(i int primary key)$q$, i); END LOOP; END $$',
+    'DO $$ BEGIN FOR i IN 1..25 LOOP EXECUTE format($q$DROP TABLE many%s$q$, i); END LOOP; END $$',
     'BEGIN',
     'CREATE TABLE rolled_back(i int primary key)',
     'INSERT INTO rolled_back SELECT generate_series(1, 100)',

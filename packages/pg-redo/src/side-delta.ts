@@ -7,7 +7,7 @@
  *  | 0x02 MULTIXACT_OFFSETS | pg_multixact/offsets | (entry u16, offset u32)+ |
  *  | 0x03 MULTIXACT_MEMBERS | pg_multixact/members | (index on page u16, xid u32, status u8)+ |
  *  | 0x04 COMMIT_TS | pg_commit_ts | time i64, origin u16, (xid modulo 819 u16)+ |
- *  | 0x40–0x43 | VM, FSM | heap/heap-delta.ts |
+ *  | 0x40–0x44 | VM, FSM | heap/heap-delta.ts |
  *
  *  Invariants: (1) applying is idempotent; (2) a page of zeros is a valid start; (3) no delta moves an LSN: SLRU pages have none, and
  *  Postgres's redo does not move it on VM and FSM pages either. */

@@ -81,6 +81,15 @@ export function fsmTruncateAvail(page: Buffer, heapBlocks: number): boolean {
   return changed;
 }
 
+/** An upper page after everything behind its slot `slot` is gone: that slot takes the child's maximum (0 without a child), later ones 0.
+ *  A page nothing changes on stays as it is, even when it was never initialised. */
+export function fsmRefreshSlots(page: Buffer, slot: number, child: Buffer | undefined): void {
+  for (let s = slot; s < FSM_SLOTS; s++) {
+    const value = s === slot && child !== undefined ? fsmRoot(child) : 0;
+    if (fsmGet(page, s) !== value) fsmSet(page, s, value);
+  }
+}
+
 /** Recomputes every inner node (fsm_rebuild_page). */
 export function fsmRebuild(page: Buffer): void {
   for (let node = INNER_NODES - 1; node >= 0; node--) page[NODES_OFFSET + node] = maxOfChildren(page, node);

@@ -3,7 +3,7 @@ import { FORK_FSM, FORK_INIT, FORK_MAIN, FORK_VM, type ForkNumber } from '@lakeb
 import type { DecodedRecord } from '@lakebase/pg-format';
 import type { EffectSink } from '../effects.ts';
 import { fsmTruncation } from '../heap/fsm.ts';
-import { fsmTruncateDelta, vmTruncateDelta } from '../heap/heap-delta.ts';
+import { fsmTruncateDeltas, vmTruncateDelta } from '../heap/heap-delta.ts';
 import { vmTruncation } from '../heap/vm.ts';
 import { corrupt, mainData, unsupported } from '../record-error.ts';
 
@@ -38,7 +38,7 @@ export function smgrEffects(record: DecodedRecord, _major: number, sink: EffectS
         const tag = { ...rel, fork: FORK_FSM } as const;
         const cut = fsmTruncation(blocks);
         sink.relTruncate(tag, cut.blocks);
-        if (cut.tailPage !== undefined) sink.relDelta(tag, cut.tailPage, fsmTruncateDelta(blocks));
+        for (const { block, delta } of fsmTruncateDeltas(blocks)) sink.relDelta(tag, block, delta);
       }
       if ((flags & SMGR_TRUNCATE_VM) !== 0) {
         const tag = { ...rel, fork: FORK_VM } as const;
