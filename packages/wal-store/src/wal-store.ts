@@ -141,6 +141,10 @@ export class WalStore {
   get appendLsn(): Lsn {
     return this.#position as Lsn;
   }
+  /** True after a failure that only opening the store again can cure. */
+  get broken(): boolean {
+    return this.#broken !== undefined;
+  }
   get damage(): Damage | undefined {
     return this.#damage;
   }

@@ -1,1 +1,11 @@
-export {};
+/** Safekeeper process. */
+import { loadConfig, readSecret, runService } from '@lakebase/service-kit';
+import { safekeeperConfig } from './config.ts';
+import { startSafekeeper } from './service.ts';
+
+const config = loadConfig('lakebase-safekeeper', safekeeperConfig, process.argv.slice(2));
+
+await runService(config.id, config.logLevel, async ({ log, teardown, fail }) => {
+  const safekeeper = await startSafekeeper(config, readSecret(config.secretFile), log, fail);
+  teardown.add('safekeeper', () => safekeeper.stop());
+});

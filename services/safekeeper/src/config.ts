@@ -1,0 +1,34 @@
+/** Configuration of a safekeeper process. */
+import { commonConfig } from '@lakebase/service-kit';
+import { type Static, type TObject, Type } from 'typebox';
+
+const keys = {
+  ...commonConfig,
+  /** Address and port of the WAL service (Postgres replication protocol). */
+  pgHost: Type.String({ default: '127.0.0.1' }),
+  pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+  /** Directory with one subdirectory per project. */
+  dataDir: Type.String({ minLength: 1 }),
+  /** The other members. */
+  peers: Type.Array(
+    Type.Object(
+      {
+        id: Type.String({ minLength: 1, maxLength: 64 }),
+        httpUrl: Type.String({ minLength: 1 }),
+        pgHost: Type.String({ minLength: 1 }),
+        pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+      },
+      { additionalProperties: false },
+    ),
+    { maxItems: 8 },
+  ),
+  /** WAL kept beyond what the pageserver and all peers have; 0 keeps everything. */
+  trimAfterBytes: Type.Integer({ minimum: 0, default: 1024 * 1024 * 1024 }),
+  /** Recent WAL of a timeline kept in memory while it is in use. */
+  ringBytes: Type.Integer({ minimum: 0, default: 4 * 1024 * 1024 }),
+  /** How long a member whose disk was lost waits before it joins a term again: longer than any election takes. */
+  rebuildDelayMs: Type.Integer({ minimum: 0, default: 120_000 }),
+};
+
+export const safekeeperConfig: TObject<typeof keys> = Type.Object(keys, { additionalProperties: false });
+export type SafekeeperConfig = Static<typeof safekeeperConfig>;

@@ -1,0 +1,120 @@
+/** HTTP surface of packages/api, safekeeper.ts. Bodies are checked here; everything behind works on parsed values. */
+import {
+  type CreateWalTimeline,
+  type ElectedRequest,
+  type ElectedResponse,
+  type SubscribeRequest,
+  type VoteResponse,
+  timelineScope,
+} from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
+import { type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTerm, parseTimelineId } from '@lakebase/ids';
+import { parseConfig } from '@lakebase/service-kit';
+import { historyToJson } from '@lakebase/wal-quorum';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { type TObject, Type } from 'typebox';
+import { electedFromJson } from './adoption.ts';
+import type { PeerFeed } from './peer-feed.ts';
+import type { Timelines } from './timelines.ts';
+
+const lsnText = Type.String({ maxLength: 17 });
+const term = Type.Integer({ minimum: 1 });
+const createSchema = Type.Object({
+  systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
+  pgVersion: Type.Integer({ minimum: 14, maximum: 999_999 }),
+  startLsn: lsnText,
+  prevRecordLsn: lsnText,
+});
+const voteSchema = Type.Object({ term });
+const electedSchema = Type.Object({
+  term,
+  termStartLsn: lsnText,
+  lastRecordLsn: lsnText,
+  termHistory: Type.Array(Type.Object({ term: Type.Integer({ minimum: 1 }), startLsn: lsnText })),
+  donor: Type.Object({
+    id: Type.String({ maxLength: 64 }),
+    httpUrl: Type.String({ maxLength: 1024 }),
+    pgHost: Type.String({ maxLength: 1024 }),
+    pgPort: Type.Integer({ minimum: 1, maximum: 65535 }),
+  }),
+  voters: Type.Array(Type.String({ maxLength: 64 }), { maxItems: 16 }),
+});
+const subscribeSchema = Type.Object({
+  term,
+  host: Type.String({ minLength: 1, maxLength: 1024 }),
+  port: Type.Integer({ minimum: 1, maximum: 65535 }),
+  user: Type.String({ minLength: 1, maxLength: 63 }),
+  standbyName: Type.String({ pattern: '^[A-Za-z0-9_-]{1,63}$' }),
+});
+
+interface Params {
+  readonly project: ProjectUid;
+  readonly timeline: TimelineId;
+}
+
+function params(request: FastifyRequest): Params {
+  const raw = request.params as Record<string, unknown>;
+  return { project: parseProjectUid(raw['project']), timeline: parseTimelineId(raw['timeline']) };
+}
+
+function body<T>(schema: TObject, request: FastifyRequest): T {
+  try {
+    return parseConfig(schema, request.body ?? {}, 'request body') as T;
+  } catch (error) {
+    throw new LakebaseError('INVALID_ARGUMENT', error instanceof Error ? error.message : 'bad request body');
+  }
+}
+
+export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: PeerFeed): void {
+  const options = {
+    config: {
+      scopes: (request: FastifyRequest) => {
+        const raw = request.params as Record<string, string>;
+        return [timelineScope(raw['project'] ?? '', raw['timeline'] ?? '')];
+      },
+    },
+  };
+  const path = '/v1/timelines/:project/:timeline';
+  const find = (request: FastifyRequest) => {
+    const { project, timeline } = params(request);
+    return timelines.get(project, timeline);
+  };
+
+  app.put(path, options, async (request) => {
+    const { project, timeline } = params(request);
+    return timelines.create(project, timeline, body<CreateWalTimeline>(createSchema, request));
+  });
+  app.get(path, options, async (request) => find(request).status());
+  app.delete(path, options, async (request, reply) => {
+    const { project, timeline } = params(request);
+    await timelines.remove(project, timeline);
+    return reply.code(204).send();
+  });
+  app.post(`${path}/vote`, options, async (request): Promise<VoteResponse> => {
+    const { granted, vote } = find(request).vote(parseTerm(body<{ term: number }>(voteSchema, request).term));
+    return {
+      granted,
+      term: vote.term,
+      lastLogTerm: vote.lastLogTerm,
+      flushRecordLsn: formatLsn(vote.flushRecordLsn),
+      lastRecordLsn: formatLsn(vote.lastRecordLsn),
+      commitLsn: formatLsn(vote.commitLsn),
+      termHistory: historyToJson(vote.termHistory),
+    };
+  });
+  app.post(`${path}/elected`, options, async (request): Promise<ElectedResponse> => {
+    const timeline = find(request);
+    const wanted = body<ElectedRequest>(electedSchema, request);
+    await timelines.elected(timeline, electedFromJson(wanted), wanted.donor);
+    return { term: timeline.term, flushRecordLsn: formatLsn(timeline.state.flushRecordLsn) };
+  });
+  app.post(`${path}/subscribe`, options, async (request) =>
+    timelines.subscribe(find(request), body<SubscribeRequest>(subscribeSchema, request)),
+  );
+  app.get('/v1/peer-stream', (_request, reply) => {
+    reply.hijack();
+    reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' });
+    reply.raw.socket?.setNoDelay(true);
+    feed.add(reply.raw);
+  });
+}

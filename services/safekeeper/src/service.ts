@@ -1,0 +1,131 @@
+/** A whole safekeeper: starts in order, stops in reverse. `main.ts` runs one per process; tests run several in one. */
+import { type AddressInfo } from 'node:net';
+import { internalToken } from '@lakebase/api';
+import type { Logger } from '@lakebase/base';
+import { createHttpServer } from '@lakebase/service-kit';
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import type { SafekeeperConfig } from './config.ts';
+import { addRoutes } from './http-routes.ts';
+import { PeerFeed, PeerListener } from './peer-feed.ts';
+import { Timelines } from './timelines.ts';
+import { WalService } from './wal-service.ts';
+
+export interface Safekeeper {
+  readonly timelines: Timelines;
+  readonly httpPort: number;
+  readonly pgPort: number;
+  stop(): Promise<void>;
+}
+
+/** Timelines named one by one in /metrics. */
+const LABELLED_TIMELINES_MAX = 200;
+const BODY_BYTES_MAX = 16 * 1024 * 1024;
+
+export async function startSafekeeper(
+  config: SafekeeperConfig,
+  secret: string,
+  log: Logger,
+  onFatal: (error: unknown) => void,
+): Promise<Safekeeper> {
+  const steps: (() => Promise<unknown> | void)[] = [];
+  const stop = async (): Promise<void> => {
+    for (const step of steps.splice(0).reverse()) await step();
+  };
+  let feed: PeerFeed | undefined;
+  const appended = new Counter({ name: 'lakebase_safekeeper_appended_bytes_total', help: 'WAL bytes made durable', registers: [] });
+  const flushSeconds = new Histogram({
+    name: 'lakebase_safekeeper_flush_seconds',
+    help: 'One batch: write and fdatasync',
+    buckets: [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1],
+    registers: [],
+  });
+  try {
+    const timelines = new Timelines({
+      config,
+      secret,
+      log,
+      onMoved: (timeline) => feed?.touch(timeline),
+      onFlush: (seconds, bytes) => {
+        appended.inc(bytes);
+        flushSeconds.observe(seconds);
+      },
+      onFatal,
+    });
+    steps.push(() => timelines.close());
+    feed = new PeerFeed(() => timelines);
+    steps.push(() => feed?.close());
+    const wal = new WalService({
+      secret,
+      log,
+      find: (project, timeline) => timelines.get(project, timeline),
+      onPageserverStatus: (timeline, status) => timelines.onPageserverStatus(timeline, status),
+    });
+    const { app, metrics } = createHttpServer({
+      log,
+      secret,
+      bodyLimitBytes: BODY_BYTES_MAX,
+      health: () => ({ timelines: timelines.size, unusable: timelines.brokenCount }),
+    });
+    metrics.registerMetric(appended);
+    metrics.registerMetric(flushSeconds);
+    addGauges(metrics, timelines, wal);
+    addRoutes(app, timelines, feed);
+    await app.listen({ host: config.httpHost, port: config.httpPort });
+    steps.push(() => app.close());
+    const pgPort = await wal.listen(config.pgHost, config.pgPort);
+    steps.push(() => wal.close());
+    const token = internalToken(secret, 'service');
+    for (const peer of config.peers) {
+      const listener = new PeerListener({
+        peer,
+        token,
+        log,
+        onStatus: (id, status, position) => timelines.onPeerStatus(id, status, position),
+      });
+      steps.push(() => listener.stop());
+    }
+    const httpPort = (app.server.address() as AddressInfo).port;
+    log.info({ httpPort, pgPort, timelines: timelines.size }, 'safekeeper is ready');
+    return { timelines, httpPort, pgPort, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+function addGauges(registry: Registry, timelines: Timelines, wal: WalService): void {
+  const labelNames = ['project', 'timeline'] as const;
+  const perTimeline = (name: string, help: string, value: (t: Timelines extends Iterable<infer T> ? T : never) => number): void => {
+    const gauge = new Gauge({
+      name,
+      help,
+      labelNames,
+      registers: [registry],
+      collect() {
+        gauge.reset();
+        let n = 0;
+        for (const t of timelines) {
+          if (n++ >= LABELLED_TIMELINES_MAX) break;
+          gauge.set({ project: t.project, timeline: t.timeline }, value(t));
+        }
+      },
+    });
+  };
+  perTimeline('lakebase_safekeeper_flush_lsn', 'End of durable WAL', (t) => t.flushLsn);
+  perTimeline('lakebase_safekeeper_commit_lsn', 'End of committed WAL known here', (t) => t.state.commitLsn);
+  perTimeline('lakebase_safekeeper_term', 'Term of this member', (t) => t.term);
+  perTimeline('lakebase_safekeeper_streaming', '1 while a compute streams to this member', (t) => (t.feeder === undefined ? 0 : 1));
+  perTimeline('lakebase_safekeeper_damaged', '1 while this member does not vote', (t) => (t.control.damage === null ? 0 : 1));
+  const total: Gauge = new Gauge({
+    name: 'lakebase_safekeeper_timelines',
+    help: 'Timelines open',
+    registers: [registry],
+    collect: (): void => total.set(timelines.size),
+  });
+  const readers: Gauge = new Gauge({
+    name: 'lakebase_safekeeper_wal_connections',
+    help: 'Replication connections',
+    registers: [registry],
+    collect: (): void => readers.set(wal.connections),
+  });
+}

@@ -1,0 +1,413 @@
+/** One timeline on this member: control file and WAL store together as the acceptor of the election protocol (docs/protocols/election.md).
+ *
+ *  Invariants:
+ *  - Everything that changes term, history or log runs in one turn of the event loop (the store and the control file are written
+ *    synchronously), except an adoption, which is a queue of such turns and checks its term again in each.
+ *  - A position is shown to anybody only after its fdatasync; a term only after the control file that holds it.
+ *  - All WAL that arrives in one turn of the event loop becomes durable with one fdatasync at the end of that turn. */
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import type { WalTimelineStatus } from '@lakebase/api';
+import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
+import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn } from '@lakebase/ids';
+import {
+  type AcceptorState,
+  type ControlFile,
+  type MemberPosition,
+  type Vote,
+  handleVote,
+  historyToJson,
+  mayCopy,
+  mayServePeer,
+  mayStream,
+  memberCommitLsn,
+  positionOf,
+  readableLsn,
+  voteOf,
+} from '@lakebase/wal-quorum';
+import { WalStore } from '@lakebase/wal-store';
+import { readControl, writeControl } from './control-store.ts';
+
+export interface TimelineOptions {
+  readonly memberId: string;
+  readonly memberCount: number;
+  readonly ringBytes: number;
+  readonly log: Logger;
+  /** Seconds one append batch took, write and fdatasync. */
+  readonly onFlush?: (seconds: number, bytes: number) => void;
+  /** The store cannot go on in this process. */
+  readonly onFatal?: (error: unknown) => void;
+}
+
+/** What the timeline must tell the receiver that feeds it. */
+export interface Feeder {
+  readonly term: Term;
+  /** Everything up to here is durable. */
+  flushed(flushLsn: Lsn): void;
+  /** The stream must end: fenced (a reason for good) or its bytes could not be kept. */
+  drop(error: LakebaseError): void;
+}
+
+const LAZY_CONTROL_MS = 1_000;
+const IDLE_MEMORY_MS = 60_000;
+
+export class WalTimeline {
+  readonly project: ProjectUid;
+  readonly timeline: TimelineId;
+  readonly dir: string;
+  readonly quorum: number;
+  readonly memberId: string;
+  readonly memberCount: number;
+  /** One adoption at a time. */
+  readonly adoptions = new SerialQueue();
+  /** When this member started without remembering its promises; undefined when it remembers. */
+  rebuiltAt: number | undefined;
+  feeder: Feeder | undefined;
+
+  readonly #log: Logger;
+  readonly #options: TimelineOptions;
+  readonly #store: WalStore;
+  #control: ControlFile;
+  #commitLsn: Lsn;
+  #peers: ReadonlyMap<string, MemberPosition> = new Map();
+  #flushScheduled: NodeJS.Immediate | undefined;
+  #pendingBytes = 0;
+  #listeners = new Set<() => void>();
+  #lazy: NodeJS.Timeout | undefined;
+  #idle: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  /** Makes the control file of a timeline that this member never had, or lost (`control.damage` says so). */
+  static create(dir: string, control: ControlFile, options: TimelineOptions): WalTimeline {
+    writeControl(dir, control);
+    return new WalTimeline(dir, control, options);
+  }
+
+  static open(dir: string, options: TimelineOptions): WalTimeline {
+    return new WalTimeline(dir, readControl(dir), options);
+  }
+
+  private constructor(dir: string, control: ControlFile, options: TimelineOptions) {
+    this.dir = dir;
+    this.project = control.project;
+    this.timeline = control.timeline;
+    this.memberId = options.memberId;
+    this.memberCount = options.memberCount;
+    this.quorum = Math.floor(options.memberCount / 2) + 1;
+    this.#options = options;
+    this.#log = options.log.child({ project: control.project, timeline: control.timeline });
+    this.#control = control;
+    this.#commitLsn = control.commitLsn;
+    if (control.damage?.kind === 'rebuilt') this.rebuiltAt = performance.now();
+    this.#store = WalStore.open({
+      dir: join(dir, 'wal'),
+      project: control.project,
+      timeline: control.timeline,
+      startLsn: control.startLsn,
+      prevRecordLsn: control.prevRecordLsn,
+      flushHint: control.flushHint,
+      ringBytes: options.ringBytes,
+      log: this.#log,
+    });
+    this.#noteDamage();
+    this.#refreshCommit();
+  }
+
+  get state(): AcceptorState {
+    const store = this.#store;
+    return {
+      term: this.#control.term,
+      history: this.#control.history,
+      flushLsn: store.flushLsn,
+      flushRecordLsn: store.flushRecordLsn,
+      lastRecordLsn: store.lastRecordLsn,
+      commitLsn: this.#commitLsn,
+      damage: this.#control.damage,
+    };
+  }
+  get control(): ControlFile {
+    return this.#control;
+  }
+  get term(): Term {
+    return this.#control.term;
+  }
+  get firstLsn(): Lsn {
+    return this.#store.firstLsn;
+  }
+  get flushLsn(): Lsn {
+    return this.#store.flushLsn;
+  }
+  get readableLsn(): Lsn {
+    return readableLsn(this.state);
+  }
+  get position(): MemberPosition {
+    return positionOf(this.state);
+  }
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  status(): WalTimelineStatus {
+    const s = this.state;
+    return {
+      id: this.memberId,
+      systemId: this.#control.systemId.toString(),
+      pgVersion: this.#control.pgVersion,
+      startLsn: formatLsn(this.#control.startLsn),
+      prevRecordLsn: formatLsn(this.#control.prevRecordLsn),
+      term: s.term,
+      termHistory: historyToJson(s.history),
+      flushLsn: formatLsn(s.flushLsn),
+      flushRecordLsn: formatLsn(s.flushRecordLsn),
+      lastRecordLsn: formatLsn(s.lastRecordLsn),
+      commitLsn: formatLsn(s.commitLsn),
+      streaming: this.feeder === undefined ? null : { term: this.feeder.term },
+      damaged: s.damage === null ? null : `${s.damage.kind}: ${s.damage.reason}`,
+    };
+  }
+
+  // --- receiving -----------------------------------------------------------------------------------------------------------
+
+  /** WAL of the compute of `term`; made durable at the end of this turn, then the feeder is told. */
+  appendFromCompute(term: Term, at: Lsn, bytes: Buffer): void {
+    if (!mayStream(this.state, term)) throw new LakebaseError('FENCED', `term ${term} may not write here: the term is ${this.term}`);
+    this.#append(at, bytes);
+  }
+
+  /** WAL copied from a peer while adopting or catching up in `term`. */
+  appendFromPeer(term: Term, at: Lsn, bytes: Buffer): void {
+    if (!mayCopy(this.state, term)) throw new LakebaseError('FENCED', `term ${term} may not write here: the term is ${this.term}`);
+    this.#append(at, bytes);
+  }
+
+  #append(at: Lsn, bytes: Buffer): void {
+    this.#checkOpen();
+    this.#store.append(at, bytes);
+    this.#pendingBytes += bytes.length;
+    this.#flushScheduled ??= setImmediate(() => {
+      try {
+        this.flush();
+      } catch (error) {
+        this.#writeFailed(error);
+      }
+    });
+  }
+
+  /** Where the next byte goes; beyond the flush LSN while bytes of this turn wait for their fdatasync. */
+  get appendLsn(): Lsn {
+    return this.#store.appendLsn;
+  }
+
+  flush(): Lsn {
+    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
+    this.#flushScheduled = undefined;
+    const bytes = this.#pendingBytes;
+    this.#pendingBytes = 0;
+    const before = this.#store.flushLsn;
+    const started = performance.now();
+    const flushLsn = this.#store.sync();
+    if (flushLsn === before && bytes === 0) return flushLsn;
+    this.#options.onFlush?.((performance.now() - started) / 1_000, bytes);
+    this.feeder?.flushed(flushLsn);
+    this.#moved();
+    return flushLsn;
+  }
+
+  #writeFailed(error: unknown): void {
+    this.#pendingBytes = 0;
+    const cause = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
+    this.#log.error({ code: cause.code, err: cause.message }, 'cannot make WAL durable; nothing is acknowledged until it works again');
+    this.feeder?.drop(cause);
+    if (this.#store.broken) this.#options.onFatal?.(cause);
+  }
+
+  /** Drops bytes that are not durable yet, for a stream that broke off. */
+  dropPending(): void {
+    try {
+      this.flush();
+    } catch (error) {
+      this.#writeFailed(error);
+    }
+  }
+
+  // --- election ------------------------------------------------------------------------------------------------------------
+
+  /** Flush, persist, drop lower streams: in one turn. */
+  vote(term: Term): { granted: boolean; vote: Vote } {
+    this.#checkOpen();
+    try {
+      this.flush();
+    } catch (error) {
+      // A full disk loses only bytes that nobody was told of. Anything else makes the end of the log uncertain.
+      this.#writeFailed(error);
+      if (!(error instanceof LakebaseError) || error.code !== 'RESOURCE_EXHAUSTED') throw error;
+    }
+    const decision = handleVote(this.state, term);
+    if (!decision.granted) {
+      this.#log.info({ term, own: this.term, reason: decision.reason }, 'vote refused');
+      return { granted: false, vote: voteOf(this.state, this.memberId) };
+    }
+    this.raiseTerm(term);
+    this.#log.info({ term, flushRecordLsn: formatLsn(this.#store.flushRecordLsn) }, 'vote granted');
+    return { granted: true, vote: voteOf(this.state, this.memberId) };
+  }
+
+  /** Persists a higher term, then ends streams of lower ones. */
+  raiseTerm(term: Term): void {
+    this.persist({ term });
+    if (this.feeder !== undefined && this.feeder.term < term)
+      this.feeder.drop(new LakebaseError('FENCED', `term ${term} has been granted: the stream of term ${this.feeder.term} ends`));
+    this.#moved();
+  }
+
+  /** Writes the control file with these changes and what else is known now. Throws with nothing changed when that fails. */
+  persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage'>> = {}): void {
+    const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...changes };
+    writeControl(this.dir, next);
+    this.#control = next;
+  }
+
+  #hint(): Lsn {
+    return this.#store.damage === undefined ? this.#store.flushLsn : this.#control.flushHint;
+  }
+
+  /** Cuts the log to end at `at`: hint first, then the log, both durable. */
+  truncate(at: Lsn): void {
+    this.#checkOpen();
+    if (at < this.readableLsn) throw new LakebaseError('CORRUPT', `refusing to truncate committed WAL at ${formatLsn(at)}`);
+    this.persist({ flushHint: at });
+    this.#store.truncate(at);
+    this.#log.info({ lsn: formatLsn(at) }, 'divergent WAL truncated');
+    this.#moved();
+  }
+
+  /** Begins the log anew at `at`, for a member whose own end the peers no longer hold. */
+  restartAt(at: Lsn, lastRecordLsn: Lsn): void {
+    this.#checkOpen();
+    this.persist({ flushHint: this.#control.startLsn });
+    this.#store.restartAt(at, lastRecordLsn);
+    this.persist();
+    this.#moved();
+  }
+
+  /** The first place where a copy of this log can begin. */
+  firstRecord(): { lsn: Lsn; lastRecordLsn: Lsn } {
+    return this.#store.firstRecord();
+  }
+
+  // --- serving -------------------------------------------------------------------------------------------------------------
+
+  /** WAL for readers, up to what is committed; for a peer adopting `peerTerm`, everything durable. */
+  read(from: Lsn, max: number, peerTerm?: Term): Buffer {
+    this.#checkOpen();
+    try {
+      if (peerTerm === undefined) return this.#store.read(from, max, this.readableLsn);
+      if (!mayServePeer(this.state, peerTerm)) throw new LakebaseError('FENCED', `this member's term is ${this.term}, not ${peerTerm}`);
+      return this.#store.read(from, max);
+    } catch (error) {
+      this.#noteDamage();
+      throw error;
+    }
+  }
+
+  /** Calls `listener` whenever the flush LSN, the term or the commit LSN moved. Returns the way to stop. */
+  onMoved(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Positions of the other members, as last heard. */
+  setPeers(peers: ReadonlyMap<string, MemberPosition>): void {
+    this.#peers = peers;
+    if (this.#refreshCommit()) this.#notify();
+  }
+
+  get peers(): ReadonlyMap<string, MemberPosition> {
+    return this.#peers;
+  }
+
+  trim(before: Lsn): void {
+    if (!this.#closed && this.#store.damage === undefined) this.#store.trim(before);
+  }
+
+  // --- inside --------------------------------------------------------------------------------------------------------------
+
+  #refreshCommit(): boolean {
+    const next = memberCommitLsn(this.state, [...this.#peers.values()], this.quorum);
+    if (next === this.#commitLsn) return false;
+    this.#commitLsn = next;
+    return true;
+  }
+
+  #moved(): void {
+    this.#refreshCommit();
+    this.#notify();
+  }
+
+  #notify(): void {
+    if (this.#closed) return;
+    for (const listener of this.#listeners) listener();
+    this.#lazy ??= setTimeout(() => {
+      this.#lazy = undefined;
+      this.#persistLazily();
+    }, LAZY_CONTROL_MS).unref();
+    this.#idle ??= setTimeout(() => {
+      this.#idle = undefined;
+      if (this.feeder === undefined && !this.#closed) this.#store.releaseMemory();
+    }, IDLE_MEMORY_MS).unref();
+  }
+
+  #persistLazily(): void {
+    if (this.#closed || (this.#commitLsn === this.#control.commitLsn && this.#hint() === this.#control.flushHint)) return;
+    try {
+      this.persist();
+    } catch (error) {
+      this.#log.warn({ err: errorMessage(error) }, 'cannot write the control file; trying again with the next change');
+    }
+  }
+
+  /** Damage found by the store: remember it durably, then cut it off so that it can be copied again. */
+  #noteDamage(): void {
+    const found = this.#store.damage;
+    if (found === undefined) return;
+    const reason = `${found.path} at ${formatLsn(found.lsn)}: ${found.message}`;
+    this.#log.error(
+      { path: found.path, lsn: formatLsn(found.lsn), err: found.message },
+      'WAL is damaged: this member does not vote until a later term repaired it',
+    );
+    const kind = this.#control.damage?.kind ?? 'lost';
+    this.persist({ damage: { kind, term: this.#control.term, reason }, flushHint: lsn(Math.min(found.lsn, this.#store.flushLsn)) });
+    this.feeder?.drop(new LakebaseError('CORRUPT', reason));
+    this.#store.discardDamage();
+    this.#moved();
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new LakebaseError('CLOSED', `timeline ${this.timeline} is closing`);
+  }
+
+  /** Flushes, writes the control file and closes. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.feeder?.drop(new LakebaseError('CLOSED', 'the safekeeper is stopping'));
+    this.dropPending();
+    this.#persistLazily();
+    this.#closed = true;
+    clearTimeout(this.#lazy);
+    clearTimeout(this.#idle);
+    for (const listener of this.#listeners) listener();
+    await this.#store.close();
+  }
+
+  /** Closes without keeping anything and removes the directory. */
+  async destroy(): Promise<void> {
+    this.feeder?.drop(new LakebaseError('NOT_FOUND', 'the timeline is being deleted'));
+    this.#closed = true;
+    clearTimeout(this.#lazy);
+    clearTimeout(this.#idle);
+    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
+    for (const listener of this.#listeners) listener();
+    await this.#store.close();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}

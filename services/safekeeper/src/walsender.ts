@@ -1,0 +1,96 @@
+/** START_REPLICATION PHYSICAL: sends WAL as it becomes readable, keepalives in between, until the client or the timeline ends.
+ *  Invariant: without a peer term nothing beyond the commit LSN is sent; with one, nothing once this member's term is another. */
+import { LakebaseError, errorMessage } from '@lakebase/base';
+import { type Lsn, type Term, formatLsn, segmentNumber, walFileName } from '@lakebase/ids';
+import { type CopyBoth, PgError, type PgServerSession, type StandbyStatus } from '@lakebase/pg-wire';
+import { isVoid, voidWal } from './void-wal.ts';
+import type { WalTimeline } from './wal-timeline.ts';
+
+/** MAX_SEND_SIZE of stock walsenders. */
+const CHUNK_BYTES = 128 * 1024;
+const KEEPALIVE_MS = 10_000;
+
+export interface WalsenderOptions {
+  readonly from: Lsn;
+  readonly peerTerm?: Term;
+  readonly onStatus?: (status: StandbyStatus) => void;
+}
+
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+export async function sendWal(session: PgServerSession, timeline: WalTimeline, options: WalsenderOptions): Promise<void> {
+  const { from, peerTerm } = options;
+  if (from < timeline.firstLsn && !isVoid(from, timeline.firstLsn))
+    throw new PgError({
+      severity: 'ERROR',
+      sqlstate: '58P01',
+      message: `requested WAL segment ${walFileName(segmentNumber(from))} has already been removed`,
+    });
+  if (from > timeline.flushLsn)
+    throw new PgError({
+      severity: 'ERROR',
+      sqlstate: '55000',
+      message: `requested starting point ${formatLsn(from)} is ahead of the WAL flush position of this server ${formatLsn(timeline.flushLsn)}`,
+    });
+  // Wakes the loop below; set again by every change while it is busy.
+  let moved = true;
+  let wake: () => void = () => {};
+  const touch = (): void => {
+    moved = true;
+    wake();
+  };
+  const copy = session.copyBoth({
+    onStatus: (status) => {
+      options.onStatus?.(status);
+      if (status.replyRequested) copy.sendKeepalive(end(), false);
+    },
+  });
+  const end = (): Lsn => (peerTerm === undefined ? timeline.readableLsn : timeline.flushLsn);
+  const unsubscribe = timeline.onMoved(touch);
+  void copy.whenEnded.then(touch);
+  const keepalive = setInterval(() => copy.sendKeepalive(end(), false), KEEPALIVE_MS);
+  try {
+    await loop(timeline, copy, from, peerTerm, end, async () => {
+      while (!moved && !copy.ended) await new Promise<void>((resolve) => (wake = resolve));
+      moved = false;
+    });
+  } catch (error) {
+    // In COPY mode an error report ends the stream; the session goes on.
+    throw error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
+  } finally {
+    clearInterval(keepalive);
+    unsubscribe();
+  }
+  if (session.signal.aborted) return;
+  await copy.finish();
+  session.complete('START_STREAMING');
+}
+
+async function loop(
+  timeline: WalTimeline,
+  copy: CopyBoth,
+  from: Lsn,
+  peerTerm: Term | undefined,
+  end: () => Lsn,
+  changed: () => Promise<void>,
+): Promise<void> {
+  let position = from;
+  while (!copy.ended) {
+    if (timeline.closed) throw new LakebaseError('CLOSED', 'this timeline is no longer served here');
+    if (isVoid(position, timeline.firstLsn)) {
+      const bytes = voidWal(position, CHUNK_BYTES, timeline.firstLsn, timeline.control);
+      await copy.sendXLogData(position, end(), bytes);
+      position = (position + bytes.length) as Lsn;
+      await nextTurn();
+      continue;
+    }
+    const bytes = timeline.read(position, CHUNK_BYTES, peerTerm);
+    if (bytes.length === 0) {
+      await changed();
+      continue;
+    }
+    await copy.sendXLogData(position, end(), bytes);
+    position = (position + bytes.length) as Lsn;
+    if (bytes.length === CHUNK_BYTES) await nextTurn();
+  }
+}
