@@ -27,6 +27,8 @@ export interface PgConnectOptions {
   readonly replication?: 'physical' | 'database';
   /** Further start-up parameters, for example `application_name` or `options`. */
   readonly parameters?: Readonly<Record<string, string>>;
+  /** Protocol version to ask for; 3.0 unless said. */
+  readonly protocol?: number;
   /** Covers connecting and authentication. */
   readonly connectTimeoutMs?: number;
   readonly signal?: AbortSignal;
@@ -133,6 +135,11 @@ export class PgConnection {
         resolve(this.#ending ? undefined : this.#error);
       });
     });
+  }
+
+  /** Length of the cancel key: 4, or up to 256 with protocol 3.2. */
+  get cancelKeyLength(): number {
+    return this.#cancelKey.length;
   }
 
   /** Runs `sql` as one simple query; one result per statement. */
@@ -242,7 +249,7 @@ export class PgConnection {
       if (o.password === undefined) throw new LakebaseError('UNAUTHENTICATED', `${where(o)} wants a password for ${o.user}`);
       return o.password;
     };
-    await this.#exchange(encodeStartupMessage(parameters), (m, done) => {
+    await this.#exchange(encodeStartupMessage(parameters, o.protocol), (m, done) => {
       switch (m.kind) {
         case 'authenticationOk':
           if (scram !== undefined && !scram.finished) throw new ProtocolError('the server skipped the end of SCRAM');
@@ -341,6 +348,8 @@ export class PgConnection {
       this.#options.onNotice?.(m.fields);
       return;
     }
+    // After FATAL nothing follows but the end of the connection.
+    if (m.kind === 'error' && m.fields.severity === 'FATAL') throw new PgError(m.fields);
     if (this.#waiter !== undefined) return this.#waiter.onMessage(m);
     if (m.kind === 'error') throw new PgError(m.fields);
   }

@@ -104,6 +104,7 @@ export class ClientInput {
   /** Takes the socket away, for a TLS layer; bytes not yet parsed go back into it. */
   release(): ClientSocket {
     this.#detach();
+    this.#first = undefined;
     this.socket.pause();
     const rest = this.#startup?.takeRest();
     if (rest !== undefined && rest.length > 0) this.socket.unshift(rest);
