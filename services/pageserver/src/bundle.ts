@@ -1,0 +1,148 @@
+/** Builds the start bundle: everything a compute needs to start at an LSN without redo, pages apart (docs/formats/start-bundle.md). */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type BlockRef, type BundleFile, type BundlePage, type BundleRelation, type StartBundle, decodeSuspendState, encodeStartBundle } from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
+import { crc32c } from '@lakebase/bytes';
+import { BLCKSZ, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn } from '@lakebase/ids';
+import { SeriesTable, openObject, scanValues } from '@lakebase/layers';
+import { type CheckPoint, encodeCheckPoint } from '@lakebase/pg-format';
+import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT, type SlruKind } from '@lakebase/pg-redo';
+import { Catalog } from './catalog.ts';
+import { MEMBERS_PER_PAGE, OFFSETS_PER_PAGE, PAGES_PER_SEGMENT, SLRU_KINDS, XIDS_PER_PAGE, segmentFileName } from './slru.ts';
+import type { Timeline } from './timeline.ts';
+
+export const SUSPEND_OBJECT_MAGIC = 0x4c425350;
+export const BOOT_OBJECT_MAGIC = 0x4c424250;
+export const OBJECT_VERSION = 1;
+/** pg_control_version 1800 and 1700 name two-phase files by the full xid. */
+const FULL_XID_FILES_FROM_MAJOR = 17;
+/** REPLICATION_STATE_MAGIC. */
+const ORIGIN_MAGIC = 0x1257dade;
+
+export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly BlockRef[]): Promise<Buffer> {
+  const head = lsn === t.lastRecordLsn;
+  const prevRecordLsn = head ? t.prevRecordLsn : previousRecord(t, lsn);
+  const catalog = head ? t.catalog : catalogAt(t, lsn);
+  const checkpoint = checkpointOf(t, catalog);
+  const files: BundleFile[] = [
+    { path: 'PG_VERSION', bytes: Buffer.from(`${t.major}\n`) },
+    { path: 'global/pg_control', bytes: catalog.control },
+  ];
+  for (const { spc, db } of catalog.databases.values())
+    if (spc !== GLOBAL_TABLESPACE) files.push({ path: `base/${db}/PG_VERSION`, bytes: Buffer.from(`${t.major}\n`) });
+  for (const { spc, db, bytes } of catalog.relmaps.values())
+    files.push({ path: spc === GLOBAL_TABLESPACE ? 'global/pg_filenode.map' : `base/${db}/pg_filenode.map`, bytes });
+  slruFiles(t, catalog, checkpoint, lsn, files);
+  twophaseFiles(t.major, catalog, files);
+  if (catalog.origins.size > 0) files.push({ path: 'pg_logical/replorigin_checkpoint', bytes: originFile(catalog.origins) });
+
+  const suspend = t.storage.index.suspend;
+  const cleanSuspend = suspend !== null && suspend.lsn === lsn;
+  if (cleanSuspend) files.push(...suspendFiles(t, suspend.file));
+
+  const relations: BundleRelation[] = [];
+  for (const id of catalog.relations()) {
+    const s = catalog.series.get(id);
+    relations.push({ tag: { spc: s.spc, db: s.db, rel: s.rel, fork: s.fork as ForkNumber }, nblocks: catalog.blocks(id) });
+  }
+  relations.sort((a, b) => a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork);
+
+  const bootPages: BundlePage[] = [];
+  for (const { tag, block } of bootSet) {
+    const [bytes] = await t.pages(tag, block, 1, lsn);
+    if (bytes !== undefined) bootPages.push({ tag, block, bytes });
+  }
+  const bundle: StartBundle = {
+    cleanSuspend,
+    systemId: BigInt(t.storage.index.systemId),
+    lsn,
+    prevRecordLsn,
+    major: t.major,
+    checkpoint: encodeCheckPoint(checkpoint),
+    files,
+    relations,
+    bootPages,
+  };
+  return encodeStartBundle(bundle);
+}
+
+/** A start at an LSN in the past: small values as of then; "next" counters as of now, which is safe (they may only be too high). */
+function catalogAt(t: Timeline, lsn: Lsn): Catalog {
+  return Catalog.load(scanValues(t.memoryLayers(), t.storage.set, lsn), new SeriesTable(), lsn);
+}
+
+function checkpointOf(t: Timeline, catalog: Catalog): CheckPoint {
+  const now = t.catalog.checkpoint;
+  const then = catalog.checkpoint ?? now;
+  if (now === undefined || then === undefined) throw new LakebaseError('CORRUPT', `timeline ${t.id} has no checkpoint counters`);
+  return {
+    ...then,
+    nextFullXid: now.nextFullXid,
+    nextOid: now.nextOid,
+    nextMulti: now.nextMulti,
+    nextMultiOffset: now.nextMultiOffset,
+  };
+}
+
+function previousRecord(t: Timeline, lsn: Lsn): Lsn {
+  const index = t.storage.index;
+  if (lsn === index.startLsn) return index.startPrevRecordLsn as Lsn;
+  if (lsn === index.diskConsistentLsn) return index.prevRecordLsn as Lsn;
+  throw new LakebaseError('CONFLICT', `a start at ${formatLsn(lsn)} is not possible: the timeline has gone on to ${formatLsn(t.lastRecordLsn)}`);
+}
+
+function slruFiles(t: Timeline, catalog: Catalog, checkpoint: CheckPoint, lsn: Lsn, files: BundleFile[]): void {
+  // Start-up reads the pages the counters stand on, whether or not anything was written there yet.
+  const needed = new Map<SlruKind, number>([
+    [SLRU_XACT, Math.floor((checkpoint.nextFullXid % 0x1_0000_0000) / XIDS_PER_PAGE)],
+    [SLRU_MULTIXACT_OFFSETS, Math.floor(checkpoint.nextMulti / OFFSETS_PER_PAGE)],
+    [SLRU_MULTIXACT_MEMBERS, Math.floor(checkpoint.nextMultiOffset / MEMBERS_PER_PAGE)],
+  ]);
+  for (const kind of SLRU_KINDS) {
+    const segments = new Map(catalog.slru[kind]);
+    const page = needed.get(kind);
+    if (page !== undefined) {
+      const segment = Math.floor(page / PAGES_PER_SEGMENT);
+      segments.set(segment, Math.max(segments.get(segment) ?? 0, (page % PAGES_PER_SEGMENT) + 1));
+    }
+    if (kind === SLRU_COMMIT_TS && segments.size === 0) continue;
+    for (const [segment, pages] of [...segments].sort((a, b) => a[0] - b[0])) {
+      const bytes = Buffer.allocUnsafe(pages * BLCKSZ);
+      for (let i = 0; i < pages; i++) t.slruPage(kind, segment * PAGES_PER_SEGMENT + i, lsn).copy(bytes, i * BLCKSZ);
+      files.push({ path: segmentFileName(kind, segment), bytes });
+    }
+  }
+}
+
+function twophaseFiles(major: number, catalog: Catalog, files: BundleFile[]): void {
+  for (const [fullXid, bytes] of catalog.twophase) {
+    const crc = Buffer.allocUnsafe(4);
+    crc.writeUInt32LE(crc32c(bytes), 0);
+    const hex = (n: number): string => n.toString(16).toUpperCase().padStart(8, '0');
+    const xid = hex(fullXid % 0x1_0000_0000);
+    const name = major >= FULL_XID_FILES_FROM_MAJOR ? hex(Math.floor(fullXid / 0x1_0000_0000)) + xid : xid;
+    files.push({ path: `pg_twophase/${name}`, bytes: Buffer.concat([bytes, crc]) });
+  }
+}
+
+/** replorigin_checkpoint: magic, (u16 origin, 6 bytes padding, u64 remote LSN)…, CRC-32C of all before. */
+function originFile(origins: ReadonlyMap<number, number>): Buffer {
+  const bytes = Buffer.alloc(4 + origins.size * 16 + 4);
+  bytes.writeUInt32LE(ORIGIN_MAGIC, 0);
+  let at = 4;
+  for (const [id, lsn] of origins) {
+    bytes.writeUInt16LE(id, at);
+    bytes.writeUInt32LE(lsn % 0x1_0000_0000, at + 8);
+    bytes.writeUInt32LE(Math.floor(lsn / 0x1_0000_0000), at + 12);
+    at += 16;
+  }
+  bytes.writeUInt32LE(crc32c(bytes.subarray(0, at)), at);
+  return bytes;
+}
+
+function suspendFiles(t: Timeline, file: string): readonly BundleFile[] {
+  const path = join(t.storage.files.directory, file);
+  const payload = openObject(SUSPEND_OBJECT_MAGIC, OBJECT_VERSION, t.project, readFileSync(path), t.storage.files.ciphers, path);
+  return decodeSuspendState(payload).files;
+}

@@ -1,0 +1,12 @@
+/** Worker thread: runs compaction jobs it is sent, one at a time, and answers each with its result. */
+import { parentPort } from 'node:worker_threads';
+import { LakebaseError, errorMessage } from '@lakebase/base';
+import { type CompactionJob, runCompaction } from './compaction-job.ts';
+
+parentPort?.on('message', (message: { id: number; job: CompactionJob }) => {
+  runCompaction(message.job).then(
+    (layers) => parentPort?.postMessage({ id: message.id, layers }),
+    (error: unknown) =>
+      parentPort?.postMessage({ id: message.id, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
+  );
+});

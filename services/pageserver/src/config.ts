@@ -1,0 +1,35 @@
+/** Configuration of the pageserver (keys common to all services: service-kit commonConfig). */
+import { commonConfig } from '@lakebase/service-kit';
+import { type Static, Type } from 'typebox';
+
+const MIB = 1 << 20;
+
+export const configSchema = Type.Object(
+  {
+    ...commonConfig,
+    /** Directory of templates and timelines. */
+    dataDir: Type.String(),
+    /** Address and port of the page service (docs/protocols/page-service.md). */
+    pageHost: Type.String({ default: '127.0.0.1' }),
+    pagePort: Type.Integer({ minimum: 0, maximum: 65535 }),
+    /** Longest wait of a read for WAL that is not ingested yet. */
+    waitLsnTimeoutMs: Type.Integer({ default: 30_000, minimum: 1 }),
+    /** The open layer is flushed at this size… */
+    openLayerBytes: Type.Integer({ default: 64 * MIB, minimum: MIB }),
+    /** …or when no WAL came for this long. */
+    idleFlushMs: Type.Integer({ default: 60_000, minimum: 100 }),
+    /** Size at which merged and image layer files are cut. */
+    layerFileBytes: Type.Integer({ default: 128 * MIB, minimum: MIB }),
+    /** This many L0 layers are merged into L1. */
+    compactionLayers: Type.Integer({ default: 4, minimum: 2 }),
+    /** Merging leaves at most about this many records between two images of a page. */
+    maxRecordsPerPage: Type.Integer({ default: 200, minimum: 10 }),
+    /** In memory, a page with this many pending records gets an image when ingest is caught up. */
+    hotPageRecords: Type.Integer({ default: 1_000, minimum: 10 }),
+    /** Bounds of the caches of materialised pages and of layer frames. */
+    pageCacheBytes: Type.Integer({ default: 64 * MIB, minimum: MIB }),
+    frameCacheBytes: Type.Integer({ default: 32 * MIB, minimum: MIB }),
+  },
+  { additionalProperties: false },
+);
+export type PageserverConfig = Static<typeof configSchema>;

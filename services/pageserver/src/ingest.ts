@@ -1,0 +1,191 @@
+/** Turns decoded WAL records into entries of the open layer and changes of the catalog. The hot path: one record, no allocation of ours.
+ *  Invariant: all effects of a record are filed under its end LSN, and the timeline's last record LSN moves only after all are filed. */
+import { LakebaseError } from '@lakebase/base';
+import type { Lsn, RelTag } from '@lakebase/ids';
+import { FORK_FSM, FORK_VM } from '@lakebase/ids';
+import {
+  ARG_STOP,
+  ENTRY_DELTA,
+  ENTRY_FSM_HINT,
+  ENTRY_RECORD,
+  ENTRY_VALUE,
+  ENTRY_ZERO,
+  KIND_REL_PAGE,
+  KIND_SLRU_PAGE,
+  type OpenLayer,
+} from '@lakebase/layers';
+import { type DecodedBlock, type DecodedRecord, patchControlFile } from '@lakebase/pg-format';
+import { type CounterUpdate, type EffectSink, type ParameterChange, type SlruKind, emitEffects, fsmAddress } from '@lakebase/pg-redo';
+import { ABSENT, type Catalog, type FileValue } from './catalog.ts';
+import { advancePastXid, applyCounters } from './counters.ts';
+
+export interface DatabaseCopy {
+  readonly src: { spc: number; db: number };
+  readonly dst: { spc: number; db: number };
+}
+
+const EMPTY = Buffer.alloc(0);
+const VERY_HOT_RECORDS = 16_384;
+
+export class Ingest implements EffectSink {
+  layer: OpenLayer;
+  readonly #catalog: Catalog;
+  readonly #major: number;
+  readonly #hotRecords: number;
+  /** Pages with very many pending records: (series, block) pairs. */
+  readonly hot: number[] = [];
+  /** The same for pages that need an image even while ingest is behind. */
+  readonly veryHot: number[] = [];
+  /** FILE_COPY database creations of the last record: to be done before the record counts as ingested. */
+  readonly copies: DatabaseCopy[] = [];
+  records = 0;
+
+  #record: DecodedRecord | undefined;
+  #lsn = 0 as Lsn;
+  #position = -1;
+  readonly #hint = Buffer.allocUnsafe(4);
+  readonly #file: FileValue = (series, block, bytes) => {
+    this.layer.put(series, block, ENTRY_VALUE, ARG_STOP, this.#lsn, bytes);
+  };
+
+  constructor(layer: OpenLayer, catalog: Catalog, major: number, hotRecords: number) {
+    this.layer = layer;
+    this.#catalog = catalog;
+    this.#major = major;
+    this.#hotRecords = hotRecords;
+  }
+
+  /** Files everything a record does. Throws UNSUPPORTED or CORRUPT; the timeline is then broken at this record. */
+  apply(record: DecodedRecord): void {
+    this.#record = record;
+    this.#lsn = record.endLsn;
+    this.#position = -1;
+    if (record.xid !== 0) this.#seenXid(record.xid);
+    emitEffects(record, this.#major, this);
+    this.layer.advance(record.endLsn);
+    this.records++;
+  }
+
+  /** Files counters as of `lsn` (before a layer is frozen). */
+  fileCheckpoint(lsn: Lsn): void {
+    this.#lsn = lsn;
+    this.#catalog.fileCheckpoint(this.#file);
+  }
+  /** Files values as of an LSN outside of any record. */
+  valuesAt(lsn: Lsn): FileValue {
+    this.#lsn = lsn;
+    return this.#file;
+  }
+
+  block(blockId: number): void {
+    const record = this.#record as DecodedRecord;
+    const b = record.blocks[blockId] as DecodedBlock;
+    const catalog = this.#catalog;
+    const id = catalog.series.intern(KIND_REL_PAGE, b.spc, b.db, b.rel, b.fork);
+    const blocks = catalog.blocks(id);
+    if (blocks === ABSENT || b.block >= blocks) catalog.extend(id, b.block + 1, this.#lsn, this.#file);
+    const stop = b.willInit || (b.hasImage && b.applyImage) ? ARG_STOP : 0;
+    if (this.#position < 0) this.#position = this.layer.append(record.buf, record.offset, record.length);
+    const pending = this.layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
+    if (pending >= this.#hotRecords) this.#count(id, b.block, pending);
+  }
+
+  relDelta(tag: RelTag, block: number, delta: Buffer): void {
+    const id = this.#catalog.relId(tag);
+    const blocks = this.#catalog.blocks(id);
+    if (blocks === ABSENT || block >= blocks) {
+      // A visibility map page that does not exist has no bit to clear.
+      if (tag.fork === FORK_VM) return;
+      this.#catalog.extend(id, block + 1, this.#lsn, this.#file);
+    }
+    this.#count(id, block, this.layer.put(id, block, ENTRY_DELTA, 0, this.#lsn, delta));
+  }
+
+  freeSpaceHint(main: RelTag, heapBlock: number): void {
+    const catalog = this.#catalog;
+    const id = catalog.series.intern(KIND_REL_PAGE, main.spc, main.db, main.rel, FORK_FSM);
+    const { fsmBlock } = fsmAddress(heapBlock);
+    const blocks = catalog.blocks(id);
+    if (blocks === ABSENT || fsmBlock >= blocks) catalog.extend(id, fsmBlock + 1, this.#lsn, this.#file);
+    this.#hint.writeUInt32LE(heapBlock, 0);
+    this.layer.put(id, fsmBlock, ENTRY_FSM_HINT, 0, this.#lsn, this.#hint);
+  }
+
+  slruDelta(kind: SlruKind, page: number, delta: Buffer): void {
+    const id = this.#catalog.series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
+    this.#catalog.touchSlru(kind, page, this.#file);
+    this.#count(id, page, this.layer.put(id, page, ENTRY_DELTA, 0, this.#lsn, delta));
+  }
+  slruZero(kind: SlruKind, page: number): void {
+    const id = this.#catalog.series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
+    this.#catalog.touchSlru(kind, page, this.#file);
+    this.layer.put(id, page, ENTRY_ZERO, ARG_STOP, this.#lsn, EMPTY);
+  }
+  slruTruncate(kind: SlruKind, firstKeptPage: number): void {
+    this.#catalog.truncateSlru(kind, firstKeptPage, this.#file);
+  }
+
+  relCreate(tag: RelTag): void {
+    this.#catalog.create(this.#catalog.relId(tag), this.#lsn, this.#file);
+  }
+  relTruncate(tag: RelTag, blocks: number): void {
+    this.#catalog.truncate(this.#catalog.relId(tag), blocks, this.#lsn, this.#file);
+  }
+  relDrop(spc: number, db: number, rel: number): void {
+    for (let fork = 0; fork <= 3; fork++) {
+      const id = this.#catalog.series.find(KIND_REL_PAGE, spc, db, rel, fork);
+      if (id >= 0) this.#catalog.drop(id, this.#lsn, this.#file);
+    }
+  }
+
+  dbCopy(src: { spc: number; db: number }, dst: { spc: number; db: number }): void {
+    this.#catalog.dropDatabase(dst.spc, dst.db, this.#lsn, this.#file);
+    this.copies.push({ src: { ...src }, dst: { ...dst } });
+  }
+  dbCreate(spc: number, db: number): void {
+    this.#catalog.createDatabase(spc, db, this.#file);
+  }
+  dbDrop(spc: number, db: number): void {
+    this.#catalog.dropDatabase(spc, db, this.#lsn, this.#file);
+  }
+  relmap(spc: number, db: number, bytes: Buffer): void {
+    this.#catalog.putRelmap(spc, db, bytes, this.#file);
+  }
+  twophasePut(fullXid: number, bytes: Buffer): void {
+    this.#catalog.putTwophase(fullXid, bytes, this.#file);
+  }
+  twophaseDelete(fullXid: number): void {
+    this.#catalog.putTwophase(fullXid, undefined, this.#file);
+  }
+  originAdvance(originId: number, remoteLsn: number): void {
+    this.#catalog.putOrigin(originId, remoteLsn, this.#file);
+  }
+  originDrop(originId: number): void {
+    this.#catalog.putOrigin(originId, undefined, this.#file);
+  }
+
+  counters(update: CounterUpdate): void {
+    const checkpoint = this.#catalog.checkpoint;
+    if (checkpoint === undefined) throw new LakebaseError('CORRUPT', 'the timeline has no checkpoint counters');
+    applyCounters(checkpoint, update);
+    this.#catalog.checkpointDirty = true;
+  }
+  parameters(change: ParameterChange): void {
+    this.#catalog.putControl(patchControlFile(this.#catalog.control, { parameters: change }), this.#file);
+  }
+
+  #seenXid(xid: number): void {
+    const checkpoint = this.#catalog.checkpoint;
+    if (checkpoint === undefined) return;
+    const next = advancePastXid(checkpoint.nextFullXid, xid);
+    if (next === checkpoint.nextFullXid) return;
+    checkpoint.nextFullXid = next;
+    this.#catalog.checkpointDirty = true;
+  }
+
+  #count(id: number, block: number, pending: number): void {
+    if (pending === 0) return;
+    if (pending % VERY_HOT_RECORDS === 0) this.veryHot.push(id, block);
+    else if (pending % this.#hotRecords === 0) this.hot.push(id, block);
+  }
+}

@@ -1,0 +1,65 @@
+/** Prometheus series of the pageserver. Names say unit and meaning; labels never grow with data (no relation, no page). */
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import type { PageListener, PageMetrics } from './page-listener.ts';
+import type { TimelineStore } from './store.ts';
+
+export function registerMetrics(registry: Registry, store: TimelineStore, listener: () => PageListener | undefined): PageMetrics {
+  const seconds = new Histogram({
+    name: 'lakebase_page_request_seconds',
+    help: 'Time from a page service request to its answer, waiting for WAL included',
+    labelNames: ['type'],
+    buckets: [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1, 10],
+    registers: [registry],
+  });
+  const pages = new Counter({ name: 'lakebase_pages_served_total', help: 'Pages answered', registers: [registry] });
+  const failures = new Counter({ name: 'lakebase_page_request_failures_total', help: 'Failed page service requests', labelNames: ['code'], registers: [registry] });
+  const gauge = (name: string, help: string, read: () => number): void => {
+    new Gauge({
+      name,
+      help,
+      registers: [registry],
+      collect() {
+        this.set(read());
+      },
+    });
+  };
+  const perTimeline = (name: string, help: string, read: (t: { timeline: import('./timeline.ts').Timeline; receiver: import('./wal-receiver.ts').WalReceiver }) => number): void => {
+    new Gauge({
+      name,
+      help,
+      labelNames: ['timeline'],
+      registers: [registry],
+      collect() {
+        this.reset();
+        for (const t of store.attached()) this.set({ timeline: t.timeline.id }, read(t));
+      },
+    });
+  };
+  perTimeline('lakebase_last_record_lsn', 'End of the last ingested record', (t) => t.timeline.lastRecordLsn);
+  perTimeline('lakebase_disk_consistent_lsn', 'Durable in layers up to here', (t) => t.timeline.storage.diskConsistentLsn);
+  perTimeline('lakebase_ingest_lag_bytes', 'WAL the safekeeper has and we have not', (t) => Math.max(0, t.receiver.senderLsn - t.timeline.lastRecordLsn));
+  perTimeline('lakebase_records_ingested', 'WAL records ingested since the process started', (t) => t.timeline.recordsIngested);
+  perTimeline('lakebase_redo_applied', 'Changes applied by reads since the process started', (t) => t.timeline.reader.applied);
+  perTimeline('lakebase_layers', 'Layer files', (t) => t.timeline.storage.set.layers.length);
+  perTimeline('lakebase_compactions', 'Merges since the process started', (t) => t.timeline.storage.compactions);
+  perTimeline('lakebase_timeline_broken', '1 when ingest stopped for good', (t) => (t.timeline.broken === undefined ? 0 : 1));
+  gauge('lakebase_timelines_damaged', 'Timelines whose files failed a check at attach', () => store.damaged);
+  gauge('lakebase_page_connections', 'Open page service connections', () => listener()?.connections ?? 0);
+  gauge('lakebase_frame_cache_bytes', 'Layer frames in memory', () => store.caches.frames.bytes);
+  gauge('lakebase_page_cache_bytes', 'Materialised pages in memory', () => store.caches.pages.used);
+  const delay = monitorEventLoopDelay({ resolution: 10 });
+  delay.enable();
+  gauge('lakebase_event_loop_delay_p99_seconds', '99th percentile of event loop delay since the last scrape', () => {
+    const value = delay.percentile(99) / 1e9;
+    delay.reset();
+    return value;
+  });
+  return {
+    observe: (type, s, n) => {
+      seconds.observe({ type }, s);
+      if (n > 0) pages.inc(n);
+    },
+    failed: (code) => failures.inc({ code }),
+  };
+}

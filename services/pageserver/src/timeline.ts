@@ -1,0 +1,377 @@
+/** A timeline in service: ingest at the head, reads at any LSN since its start, flushing and the small objects around it.
+ *  LSNs, each advanced here only: `lastRecordLsn`, end of the last record all of whose effects are filed and readable;
+ *  `diskConsistentLsn` (storage), what survives kill -9. Invariant: diskConsistentLsn <= lastRecordLsn.
+ *  Reads never await between the choice of their LSN's view and the page, so ingest and maintenance may go on beside them. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
+import type { PageTimelineStatus } from '@lakebase/api';
+import { BLCKSZ, INVALID_LSN, type Lsn, MAX_LSN, type ProjectUid, type RelTag, type TimelineId, formatLsn } from '@lakebase/ids';
+import {
+  ARG_STOP,
+  ENTRY_IMAGE,
+  type Entry,
+  type Floors,
+  KIND_REL_PAGE,
+  KIND_SLRU_PAGE,
+  OpenLayer,
+  PageReader,
+  SeriesTable,
+  encodeKey,
+  scanValues,
+} from '@lakebase/layers';
+import { type DecodedRecord, WalDecoder, rmgrName } from '@lakebase/pg-format';
+import { ABSENT, Catalog } from './catalog.ts';
+import type { PageserverConfig } from './config.ts';
+import { copyDatabase } from './database-copy.ts';
+import { Ingest } from './ingest.ts';
+import { LsnWaiters } from './lsn-waiters.ts';
+import { type CacheBudget, PageCache } from './page-cache.ts';
+import { pageRedo } from './page-redo.ts';
+import type { TimelineStorage } from './storage.ts';
+
+/** Ingest waits when this many frozen layers are not on disk yet. */
+const FROZEN_LAYERS_MAX = 3;
+/** Longest stretch of work without a turn of the event loop. */
+const SLICE_MS = 8;
+
+export class Timeline {
+  readonly project: ProjectUid;
+  readonly id: TimelineId;
+  readonly major: number;
+  readonly storage: TimelineStorage;
+  readonly catalog: Catalog;
+  readonly cache: PageCache;
+  readonly reader: PageReader;
+  readonly log: Logger;
+  readonly #config: PageserverConfig;
+  readonly #series: SeriesTable;
+  readonly #ingest: Ingest;
+  readonly #waiters = new LsnWaiters();
+  #open: OpenLayer;
+  #lastRecordLsn: Lsn;
+  #prevRecordLsn: Lsn;
+  #broken: LakebaseError | undefined;
+  #closed = false;
+  #idleTimer: NodeJS.Timeout | undefined;
+  #flushing: Promise<void> | undefined;
+  /** Aborted at close: ends retries. */
+  readonly #stop = new AbortController();
+
+  constructor(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger) {
+    this.storage = storage;
+    this.#config = config;
+    this.log = log;
+    const index = storage.index;
+    this.project = index.project as ProjectUid;
+    this.id = index.timeline as TimelineId;
+    this.major = index.pgVersion;
+    this.#lastRecordLsn = storage.diskConsistentLsn;
+    this.#prevRecordLsn = index.prevRecordLsn as Lsn;
+    this.#series = new SeriesTable();
+    this.catalog = Catalog.load(scanValues([], storage.set, this.#lastRecordLsn), this.#series, this.#lastRecordLsn);
+    if (this.catalog.checkpoint === undefined || this.catalog.control.length === 0)
+      throw new LakebaseError('CORRUPT', `timeline ${this.id}: its layers in ${storage.files.directory} hold no checkpoint or control file`);
+    this.#open = new OpenLayer(this.#series, this.#lastRecordLsn);
+    this.#ingest = new Ingest(this.#open, this.catalog, this.major, config.hotPageRecords);
+    this.cache = new PageCache(budget);
+    this.reader = new PageReader(this, pageRedo(this.major));
+    this.#armIdleFlush();
+  }
+
+  // --- ingest ---------------------------------------------------------------------------------------------------------------------
+
+  get lastRecordLsn(): Lsn {
+    return this.#lastRecordLsn;
+  }
+  get prevRecordLsn(): Lsn {
+    return this.#prevRecordLsn;
+  }
+  get broken(): LakebaseError | undefined {
+    return this.#broken;
+  }
+  get recordsIngested(): number {
+    return this.#ingest.records;
+  }
+  get stopSignal(): AbortSignal {
+    return this.#stop.signal;
+  }
+
+  /** A decoder that continues where ingest stands. */
+  newDecoder(): WalDecoder {
+    const index = this.storage.index;
+    return new WalDecoder({
+      startLsn: this.#lastRecordLsn,
+      major: this.major,
+      systemId: BigInt(index.systemId),
+      ...(this.#prevRecordLsn === INVALID_LSN ? {} : { prevLsn: this.#prevRecordLsn }),
+    });
+  }
+
+  /** Ingests every whole record the decoder has. Yields to reads now and then, and waits when flushing is behind.
+   *  `behind`: much more WAL is waiting, so hot pages are left for later unless they are very hot. */
+  async ingestFrom(decoder: WalDecoder, behind = false): Promise<void> {
+    if (this.#broken !== undefined) throw this.#broken;
+    let sliceStart = performance.now();
+    for (let n = 1; ; n++) {
+      const record = decoder.next();
+      if (record === undefined) break;
+      this.#applyOrBreak(record);
+      if (this.#ingest.copies.length > 0) await this.#runCopies(record);
+      this.#lastRecordLsn = record.endLsn;
+      this.#prevRecordLsn = record.lsn;
+      if (this.#open.byteCount >= this.#config.openLayerBytes || this.#open.full) {
+        this.freeze();
+        while (this.storage.frozen.length > FROZEN_LAYERS_MAX && !this.#closed) await this.#flushing;
+        if (this.#closed) throw new LakebaseError('CLOSED', 'the timeline is shutting down');
+      }
+      if ((n & 255) === 0 && performance.now() - sliceStart > SLICE_MS) {
+        this.#waiters.advance(this.#lastRecordLsn);
+        await nextTurn();
+        sliceStart = performance.now();
+      }
+    }
+    this.#waiters.advance(this.#lastRecordLsn);
+    if (this.#ingest.veryHot.length > 0) await this.#imageHotPages(this.#ingest.veryHot);
+    if (!behind && this.#ingest.hot.length > 0) await this.#imageHotPages(this.#ingest.hot);
+    this.#armIdleFlush();
+  }
+
+  #applyOrBreak(record: DecodedRecord): void {
+    try {
+      this.#ingest.apply(record);
+    } catch (error) {
+      const code = error instanceof LakebaseError && (error.code === 'UNSUPPORTED' || error.code === 'CORRUPT') ? error.code : 'INTERNAL';
+      this.breakIngest(
+        new LakebaseError(
+          code,
+          `ingest stopped at record ${formatLsn(record.lsn)} (${rmgrName(record.rmid)}, info 0x${(record.info & 0xf0).toString(16)}): ${errorMessage(error)}`,
+          { cause: error },
+        ),
+      );
+      throw this.#broken;
+    }
+  }
+
+  /** No more WAL is taken until a restart; reads at or below lastRecordLsn go on. The open layer may hold part of a record: it is never flushed. */
+  breakIngest(error: LakebaseError): void {
+    this.#broken = error;
+    this.log.error({ err: error.message, lastRecordLsn: formatLsn(this.#lastRecordLsn) }, 'timeline is broken: WAL cannot be ingested further');
+    this.#waiters.fail(error);
+  }
+
+  /** Puts images of pages with very many pending records into the open layer, so that no read meets them. */
+  async #imageHotPages(hot: number[]): Promise<void> {
+    let sliceStart = performance.now();
+    while (hot.length > 0 && !this.#closed && this.#broken === undefined) {
+      const block = hot.pop() as number;
+      const series = hot.pop() as number;
+      if (this.#open.pending(series, block) < this.#config.hotPageRecords / 2) continue;
+      const lsn = this.#lastRecordLsn;
+      const page = this.#pageAt(series, block, lsn);
+      this.#open.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, page);
+      if (performance.now() - sliceStart > SLICE_MS) {
+        await nextTurn();
+        sliceStart = performance.now();
+      }
+    }
+  }
+
+  async #runCopies(record: DecodedRecord): Promise<void> {
+    const lsn = record.endLsn;
+    const prev = record.lsn;
+    // Until the open layer follows the copy's layer onto disk, nothing may be merged between the two.
+    await this.flushed();
+    for (const copy of this.#ingest.copies.splice(0)) await copyDatabase(this, copy, lsn);
+    this.#lastRecordLsn = lsn;
+    this.#prevRecordLsn = prev;
+    this.freeze();
+    await this.flushed();
+  }
+
+  // --- flushing -------------------------------------------------------------------------------------------------------------------
+
+  /** Freezes the open layer at the last record and starts writing it. */
+  freeze(): void {
+    if (this.#broken !== undefined) return;
+    this.#ingest.fileCheckpoint(this.#lastRecordLsn);
+    const layer = this.#open;
+    layer.freeze(this.#lastRecordLsn);
+    this.storage.addFrozen(layer, this.#prevRecordLsn);
+    this.#open = new OpenLayer(this.#series, this.#lastRecordLsn);
+    this.#ingest.layer = this.#open;
+    this.#ingest.hot.length = 0;
+    this.#ingest.veryHot.length = 0;
+    this.#flushing ??= this.#flushUntilDone().finally(() => {
+      this.#flushing = undefined;
+    });
+  }
+
+  async #flushUntilDone(): Promise<void> {
+    for (let attempt = 0; this.storage.frozen.length > 0 && !this.#closed; attempt++) {
+      try {
+        await this.storage.flush();
+        attempt = -1;
+      } catch (error) {
+        if (this.#closed) return;
+        this.log.error({ err: errorMessage(error) }, 'cannot write a layer; trying again');
+        await sleep(Math.min(10_000, 250 * 2 ** attempt), this.#stop.signal).catch(() => {});
+      }
+    }
+  }
+
+  /** Waits until everything frozen so far is on disk. */
+  async flushed(): Promise<void> {
+    while (this.#flushing !== undefined) await this.#flushing;
+  }
+
+  /** Makes lastRecordLsn durable in layers. */
+  async checkpoint(): Promise<void> {
+    if (this.storage.diskConsistentLsn < this.#lastRecordLsn || !this.#open.empty) this.freeze();
+    await this.flushed();
+  }
+
+  #armIdleFlush(): void {
+    clearTimeout(this.#idleTimer);
+    if (this.#closed) return;
+    this.#idleTimer = setTimeout(() => {
+      if (!this.#open.empty) this.freeze();
+    }, this.#config.idleFlushMs);
+    this.#idleTimer.unref();
+  }
+
+  // --- reads ----------------------------------------------------------------------------------------------------------------------
+
+  /** KeyView over memory and files, newest first. */
+  collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
+    return this.#open.collect(key, upTo, floor, out) || this.storage.collect(key, upTo, floor, out);
+  }
+
+  /** Layers not on disk yet, newest first. */
+  memoryLayers(): OpenLayer[] {
+    return [this.#open, ...this.storage.frozen.map((f) => f.layer)];
+  }
+
+  /** Resolves once everything up to `lsn` is readable. */
+  async waitFor(lsn: Lsn, timeoutMs: number = this.#config.waitLsnTimeoutMs): Promise<void> {
+    if (lsn <= this.#lastRecordLsn) return;
+    if (this.#broken !== undefined) throw this.#broken;
+    await this.#waiters.wait(lsn, timeoutMs, () => this.#lastRecordLsn);
+  }
+
+  /** The LSN to answer at, given what the caller promises (docs/protocols/page-service.md). */
+  async chooseLsn(requestLsn: Lsn, notModifiedSince: Lsn): Promise<Lsn> {
+    if (notModifiedSince > requestLsn) throw new LakebaseError('INVALID_ARGUMENT', 'notModifiedSince is above requestLsn');
+    await this.waitFor(notModifiedSince);
+    const at = Math.min(requestLsn === MAX_LSN ? Number.MAX_SAFE_INTEGER : requestLsn, this.#lastRecordLsn) as Lsn;
+    this.checkReadable(at);
+    return at;
+  }
+  checkReadable(lsn: Lsn): void {
+    const start = this.storage.index.startLsn as Lsn;
+    if (lsn < start) throw new LakebaseError('INVALID_ARGUMENT', `LSN ${formatLsn(lsn)} is before the timeline's start ${formatLsn(start)}`);
+  }
+
+  /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. */
+  relSize(tag: RelTag, lsn: Lsn): number | undefined {
+    const id = this.#series.find(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
+    if (id >= 0 && lsn >= this.catalog.changedLsn(id)) {
+      const blocks = this.catalog.blocks(id);
+      return blocks === ABSENT ? undefined : blocks;
+    }
+    return this.reader.relSize({ kind: KIND_REL_PAGE, ...tag }, lsn);
+  }
+
+  /** Up to `count` pages as of one LSN; fewer when the fork ends before. */
+  async pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
+    const blocks = this.relSize(tag, lsn) ?? 0;
+    const end = Math.min(block + count, blocks);
+    const id = this.#series.intern(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
+    const pages: Buffer[] = [];
+    let sliceStart = performance.now();
+    for (let b = block; b < end; b++) {
+      pages.push(this.#pageAt(id, b, lsn));
+      if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
+        await nextTurn();
+        sliceStart = performance.now();
+      }
+    }
+    return pages;
+  }
+
+  slruPage(kind: number, page: number, lsn: Lsn): Buffer {
+    return this.#pageAt(this.#series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0), page, lsn);
+  }
+
+  /** One page through the cache. The result is shared: never change it. */
+  #pageAt(series: number, block: number, lsn: Lsn): Buffer {
+    const base = this.cache.get(series, block);
+    if (base?.lsn === lsn) return base.page;
+    const s = this.#series.get(series);
+    let floors: Floors | undefined;
+    if (s.kind === KIND_REL_PAGE && lsn >= this.catalog.changedLsn(series)) floors = this.catalog.floors(series);
+    if (base !== undefined && base.lsn < lsn && this.#unchanged(series, block, base.lsn, lsn, floors)) {
+      this.cache.set(series, block, { page: base.page, lsn });
+      return base.page;
+    }
+    const page = this.reader.page(s, block, lsn, floors, base);
+    if (base === undefined || base.lsn < lsn) this.cache.set(series, block, { page, lsn });
+    return page;
+  }
+
+  /** Cheap test that nothing happened to a page in (from, to]. */
+  #unchanged(series: number, block: number, from: Lsn, to: Lsn, floors: Floors | undefined): boolean {
+    const s = this.#series.get(series);
+    if (s.kind === KIND_REL_PAGE && (floors === undefined || this.catalog.changedLsn(series) > from)) return false;
+    const found: Entry[] = [];
+    this.collect(encodeKey(s, block), to, from, found);
+    return found.length === 0;
+  }
+
+  // --- pages from outside WAL -----------------------------------------------------------------------------------------------------
+
+  /** Files page images at exactly lastRecordLsn (a clean suspend). */
+  fileImages(pages: Iterable<{ tag: RelTag; block: number; bytes: Buffer }>): void {
+    if (this.#broken !== undefined) throw this.#broken;
+    const lsn = this.#lastRecordLsn;
+    for (const p of pages) {
+      const id = this.catalog.relId(p.tag);
+      const blocks = this.catalog.blocks(id);
+      if (blocks === ABSENT) continue;
+      if (p.bytes.length !== BLCKSZ) throw new LakebaseError('INVALID_ARGUMENT', `a page of ${p.bytes.length} bytes`);
+      if (p.block >= blocks) this.catalog.extend(id, p.block + 1, lsn, this.#ingest.valuesAt(lsn));
+      this.#open.put(id, p.block, ENTRY_IMAGE, ARG_STOP, lsn, p.bytes);
+      this.cache.delete(id, p.block);
+    }
+  }
+
+  // --- life -----------------------------------------------------------------------------------------------------------------------
+
+  status(): PageTimelineStatus {
+    const index = this.storage.index;
+    return {
+      project: this.project,
+      timeline: this.id,
+      pgVersion: this.major,
+      systemId: index.systemId,
+      startLsn: formatLsn(index.startLsn as Lsn),
+      startPrevRecordLsn: formatLsn(index.startPrevRecordLsn as Lsn),
+      lastRecordLsn: formatLsn(this.#lastRecordLsn),
+      diskConsistentLsn: formatLsn(this.storage.diskConsistentLsn),
+      logicalSizeBytes: this.catalog.totalBlocks * BLCKSZ,
+      state: this.#broken === undefined ? 'ACTIVE' : 'BROKEN',
+      error: this.#broken?.message ?? null,
+      layers: this.storage.set.layers.length,
+    };
+  }
+
+  /** Ends ingest and waiting reads; writes nothing more (what is not flushed is ingested again at the next start). */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#idleTimer);
+    this.#stop.abort(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
+    this.#waiters.fail(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
+    await this.#flushing;
+    await this.storage.close();
+    this.cache.clear();
+  }
+}

@@ -1,0 +1,129 @@
+/** Follows a timeline's WAL: a physical replication client of one of its safekeepers, on to the next one when that fails.
+ *  Invariants: WAL is asked for from lastRecordLsn on, so nothing is skipped or ingested twice; a safekeeper shows committed WAL only.
+ *  The last record LSN is reported as written, the disk-consistent LSN as flushed and applied: what the safekeeper may forget. */
+import { LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
+import type { PeerAddress } from '@lakebase/api';
+import { type Lsn, formatLsn } from '@lakebase/ids';
+import { PgConnection, type ReplicationStream } from '@lakebase/pg-wire';
+import type { Timeline } from './timeline.ts';
+
+const STATUS_INTERVAL_MS = 1_000;
+/** No message at all for this long: the connection is dead. Safekeepers send keepalives far more often. */
+const SILENCE_MS = 30_000;
+/** A damaged stream may be one safekeeper's fault: this many tries at the same LSN before the timeline counts as broken. */
+const CORRUPT_TRIES = 6;
+/** Ingest counts as behind while the sender has this much more. */
+const BEHIND_BYTES = 4 << 20;
+
+export class WalReceiver {
+  readonly #timeline: Timeline;
+  readonly #password: string;
+  readonly #log: Logger;
+  readonly #stop = new AbortController();
+  readonly #done: Promise<void>;
+  #safekeepers: readonly PeerAddress[];
+  #next = 0;
+  connectedTo: string | undefined;
+  /** End of WAL at the sender, as last heard. */
+  senderLsn = 0 as Lsn;
+
+  constructor(timeline: Timeline, safekeepers: readonly PeerAddress[], password: string) {
+    this.#timeline = timeline;
+    this.#safekeepers = safekeepers;
+    this.#password = password;
+    this.#log = timeline.log;
+    this.#done = this.#run();
+  }
+
+  set safekeepers(list: readonly PeerAddress[]) {
+    this.#safekeepers = list;
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
+    await this.#done;
+  }
+
+  async #run(): Promise<void> {
+    let failures = 0;
+    let corrupt = { lsn: -1, tries: 0 };
+    while (!this.#stop.signal.aborted && this.#timeline.broken === undefined) {
+      const peer = this.#safekeepers[this.#next++ % Math.max(1, this.#safekeepers.length)];
+      const before = this.#timeline.lastRecordLsn;
+      try {
+        if (peer === undefined) throw new LakebaseError('CONFIG', 'the timeline has no safekeepers');
+        await this.#follow(peer);
+      } catch (error) {
+        if (this.#stop.signal.aborted || this.#timeline.broken !== undefined) break;
+        if (isCode(error, 'CORRUPT')) {
+          const lsn = this.#timeline.lastRecordLsn;
+          corrupt = { lsn, tries: corrupt.lsn === lsn ? corrupt.tries + 1 : 1 };
+          if (corrupt.tries >= CORRUPT_TRIES) this.#timeline.breakIngest(error);
+        }
+        this.#log.warn({ safekeeper: peer?.id, err: errorMessage(error), lastRecordLsn: formatLsn(this.#timeline.lastRecordLsn) }, 'WAL stream ended; trying the next safekeeper');
+      }
+      failures = this.#timeline.lastRecordLsn > before ? 0 : failures + 1;
+      await sleep(backoffDelay(failures, { baseMs: 20, maxMs: 2_000 }), this.#stop.signal).catch(() => {});
+    }
+  }
+
+  async #follow(peer: PeerAddress): Promise<void> {
+    const t = this.#timeline;
+    const connection = await PgConnection.connect({
+      host: peer.pgHost,
+      port: peer.pgPort,
+      user: 'pageserver',
+      password: this.#password,
+      replication: 'physical',
+      parameters: { application_name: 'pageserver', options: `-c lakebase.project=${t.project} -c lakebase.timeline=${t.id}` },
+      connectTimeoutMs: 5_000,
+      signal: this.#stop.signal,
+    });
+    const onAbort = (): void => connection.destroy();
+    this.#stop.signal.addEventListener('abort', onAbort, { once: true });
+    let heard = performance.now();
+    let ticker: NodeJS.Timeout | undefined;
+    let stream: ReplicationStream | undefined;
+    const report = (): void => {
+      const flush = t.storage.diskConsistentLsn;
+      stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush });
+    };
+    try {
+      const decoder = t.newDecoder();
+      const start = t.lastRecordLsn;
+      let expected: number = start;
+      stream = await connection.startReplication(
+        { startLsn: start, timeline: 1 },
+        {
+          onXLogData: async (message) => {
+            heard = performance.now();
+            this.senderLsn = message.walEnd;
+            if (message.start !== expected)
+              throw new LakebaseError('UNAVAILABLE', `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`);
+            expected += message.data.length;
+            decoder.push(message.data);
+            await t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
+          },
+          onKeepalive: (message) => {
+            heard = performance.now();
+            this.senderLsn = message.walEnd;
+            if (message.replyRequested) report();
+          },
+        },
+      );
+      this.connectedTo = peer.id;
+      this.#log.info({ safekeeper: peer.id, startLsn: formatLsn(start) }, 'following WAL');
+      ticker = setInterval(() => {
+        if (performance.now() - heard > SILENCE_MS) connection.destroy();
+        else report();
+      }, STATUS_INTERVAL_MS);
+      await stream.ended;
+      throw new LakebaseError('UNAVAILABLE', 'the safekeeper ended the stream');
+    } finally {
+      clearInterval(ticker);
+      this.connectedTo = undefined;
+      this.#stop.signal.removeEventListener('abort', onAbort);
+      connection.destroy();
+    }
+  }
+}
