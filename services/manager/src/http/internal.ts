@@ -75,7 +75,14 @@ async function roleSecret(c: Context, row: EndpointRow, role: string): Promise<R
     const known = await catalog.lastKnownSecret(c.db, row.timeline_id, role);
     if (known !== undefined) return known;
     if (isReservedRole(role) || row.disabled) throw new LakebaseError('NOT_FOUND', 'no such role');
-    return askCompute(c, row, role, (await c.endpoints.wake(row.uid)).computeId);
+    const { computeId } = await c.endpoints.wake(row.uid);
+    try {
+      return await askCompute(c, row, role, computeId);
+    } catch (error) {
+      // Remembered until the next suspend asks again: guessing names must not keep an endpoint awake.
+      if (isCode(error, 'NOT_FOUND')) await catalog.rememberSecret(c.db, row.timeline_id, { name: role, verifier: null, login: false });
+      throw error;
+    }
   }
   try {
     return await askCompute(c, row, role, running.computeId);

@@ -7,7 +7,7 @@ import type { FarEnd } from '../far-end.ts';
 import { ignoreNotFound, isTransient } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { newComputeId } from '../model/names.ts';
-import { databaseSpec, knownRoleNames, pendingCatalog, rememberSecret, roleSpec, setApplied } from '../store/catalog.ts';
+import { databaseSpec, forgetSecret, knownRoleNames, pendingCatalog, rememberSecret, roleSpec, setApplied } from '../store/catalog.ts';
 import type { Pending } from '../store/catalog.ts';
 import { type EndpointRow, endpointByUid, setActive, setIdle, setLastActive, setLastError, setStarting } from '../store/endpoints.ts';
 
@@ -265,6 +265,7 @@ export class EndpointController {
         await rememberSecret(this.#c.db, row.timeline_id, await this.#c.far.computeHost.role(computeId, name));
       } catch (error) {
         if (!isCode(error, 'NOT_FOUND')) return;
+        await forgetSecret(this.#c.db, row.timeline_id, name);
       }
     }
   }

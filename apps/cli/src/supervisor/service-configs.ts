@@ -1,0 +1,134 @@
+/** The configuration files of all services of one machine, written anew at every start from the directory, the environment and the ports. */
+import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { randomBytes, createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { tmpdir } from 'node:os';
+import { LakebaseError } from '@lakebase/base';
+import type { PeerAddress } from '@lakebase/api';
+import type { Home } from '../home.ts';
+
+export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
+export const SERVICE_NAMES = [...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
+export type ServiceName = (typeof SERVICE_NAMES)[number];
+
+/** Started together, stopped together: a group starts when the one before it is healthy, and stops in the reverse order. */
+export const START_ORDER: readonly (readonly ServiceName[])[] = [SAFEKEEPERS, ['pageserver', 'compute'], ['manager'], ['proxy']];
+
+export const INTERNAL_PORTS = ['sk1Http', 'sk1Pg', 'sk2Http', 'sk2Pg', 'sk3Http', 'sk3Pg', 'pageserverHttp', 'pageserverPages', 'computeHttp', 'proxyHttp'] as const;
+export type InternalPorts = Readonly<Record<(typeof INTERNAL_PORTS)[number], number>>;
+
+export interface Settings {
+  readonly pgPort: number;
+  readonly httpPort: number;
+  /** Where the two public listeners bind; loopback unless asked otherwise. */
+  readonly listenHost: string;
+  readonly databaseUrl: string | null;
+  readonly postgresPrefix: string | null;
+  readonly logLevel: string;
+  readonly suspendTimeoutSeconds: number;
+  readonly tls: { readonly certFile: string; readonly keyFile: string } | null;
+}
+
+const LOOPBACK = '127.0.0.1';
+
+export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort: number): Settings {
+  const some = (name: string): string | null => (env[name] === undefined || env[name] === '' ? null : (env[name] as string));
+  const level = some('LAKEBASE_LOG_LEVEL') ?? 'info';
+  if (!['debug', 'info', 'warn', 'error'].includes(level)) throw new LakebaseError('CONFIG', `LAKEBASE_LOG_LEVEL=${level}: use debug, info, warn or error`);
+  const suspend = Number(some('LAKEBASE_SUSPEND_SECONDS') ?? 300);
+  if (!Number.isInteger(suspend) || suspend < 1) throw new LakebaseError('CONFIG', `LAKEBASE_SUSPEND_SECONDS must be a whole number of seconds from 1`);
+  const [certFile, keyFile] = [some('LAKEBASE_TLS_CERT'), some('LAKEBASE_TLS_KEY')];
+  if ((certFile === null) !== (keyFile === null)) throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
+  return {
+    pgPort,
+    httpPort,
+    listenHost: some('LAKEBASE_LISTEN') ?? LOOPBACK,
+    databaseUrl: some('LAKEBASE_DATABASE_URL'),
+    postgresPrefix: some('LAKEBASE_POSTGRES'),
+    logLevel: level,
+    suspendTimeoutSeconds: suspend,
+    tls: certFile === null || keyFile === null ? null : { certFile, keyFile },
+  };
+}
+
+export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s: Settings): Record<ServiceName, Record<string, unknown>> {
+  const common = (id: string, httpPort: number): Record<string, unknown> => ({ id, httpHost: LOOPBACK, httpPort, secretFile: home.secretFile, logLevel: s.logLevel });
+  const http = (port: number): string => `http://${LOOPBACK}:${port}`;
+  const peers: PeerAddress[] = SAFEKEEPERS.map((id) => ({ id, httpUrl: http(ports[`${id}Http`]), pgHost: LOOPBACK, pgPort: ports[`${id}Pg`] }));
+  const safekeeper = (id: (typeof SAFEKEEPERS)[number]): Record<string, unknown> => ({
+    ...common(id, ports[`${id}Http`]),
+    pgHost: LOOPBACK,
+    pgPort: ports[`${id}Pg`],
+    dataDir: join(home.data, id),
+    peers: peers.filter((peer) => peer.id !== id),
+  });
+  return {
+    sk1: safekeeper('sk1'),
+    sk2: safekeeper('sk2'),
+    sk3: safekeeper('sk3'),
+    pageserver: { ...common('pageserver', ports.pageserverHttp), dataDir: join(home.data, 'pageserver'), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
+    compute: {
+      ...common('compute', ports.computeHttp),
+      dataDir: join(home.data, 'compute'),
+      runtimeDir: runtimeDir(home),
+      pageserverHttpUrl: http(ports.pageserverHttp),
+      postgresPrefix: s.postgresPrefix,
+      shimPath: join(root, 'native', 'pgshim', 'build', 'pgshim.so'),
+    },
+    manager: {
+      ...common('manager', s.httpPort),
+      httpHost: s.listenHost,
+      dataDir: join(home.data, 'manager'),
+      databaseUrl: s.databaseUrl,
+      postgresPrefix: s.postgresPrefix,
+      computeHostUrl: http(ports.computeHttp),
+      pageserver: { httpUrl: http(ports.pageserverHttp), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
+      safekeepers: peers,
+      proxyHost: 'localhost',
+      proxyPort: s.pgPort,
+      adminTokenFile: home.adminTokenFile,
+      credentialsFile: home.credentialsFile,
+      suspendTimeoutSeconds: s.suspendTimeoutSeconds,
+    },
+    proxy: {
+      ...common('proxy', ports.proxyHttp),
+      listenHost: s.listenHost,
+      listenPort: s.pgPort,
+      managerUrl: `http://${reachable(s.listenHost)}:${s.httpPort}`,
+      dataDir: join(home.data, 'proxy'),
+      tls: s.tls,
+      reservedRoles: ['lakebase_admin', 'postgres'],
+    },
+  };
+}
+
+/** Where this machine reaches a listener that is bound to `host`. */
+export const reachable = (host: string): string => (host === '0.0.0.0' || host === '::' ? LOOPBACK : host.includes(':') ? `[${host}]` : host);
+
+/** Socket paths are limited to 107 bytes and must be reachable by Postgres's account, so sockets are not under the home directory. */
+function runtimeDir(home: Home): string {
+  const uid = process.getuid?.() ?? 0;
+  return join(existsSync('/tmp') ? '/tmp' : tmpdir(), `lakebase-${uid}-${createHash('sha256').update(home.dir).digest('hex').slice(0, 8)}`);
+}
+
+export const entryPoint = (name: ServiceName): string => `services/${(SAFEKEEPERS as readonly string[]).includes(name) ? 'safekeeper' : name}/dist/main.js`;
+export const configPath = (home: Home, name: ServiceName): string => join(home.config, `${name}.json`);
+
+export function writeJson(path: string, value: unknown, mode = 0o600): void {
+  const fresh = `${path}.new`;
+  writeFileSync(fresh, `${JSON.stringify(value, null, 2)}\n`, { mode, flush: true });
+  renameSync(fresh, path);
+}
+
+/** 32 random bytes as hex, made once; everything internal is authenticated with it. */
+export function ensureSecret(home: Home): void {
+  if (existsSync(home.secretFile)) {
+    if (!/^[0-9a-f]{64}\s*$/.test(readFileSync(home.secretFile, 'utf8')))
+      throw new LakebaseError('CONFIG', `${home.secretFile} does not hold 64 hexadecimal digits: restore it, or start on an empty directory`);
+    return;
+  }
+  const fresh = `${home.secretFile}.new`;
+  writeFileSync(fresh, `${randomBytes(32).toString('hex')}\n`, { mode: 0o600, flush: true });
+  chmodSync(fresh, 0o600);
+  renameSync(fresh, home.secretFile);
+}
