@@ -122,6 +122,7 @@ export class Agent implements Process {
     const leader: Leader = { candidacy: candidacy.attempt, term, log: log.slice(0, countUpTo(log, startLsn)) };
     this.#world.note(() => `${this.id} elected in term ${term} at ${startLsn}, donor ${donor}`);
     checker.elected(leader);
+    if (this.#world.random.chance(this.#world.leaderDeathChance)) this.#after(this.#world.random.between(1, 60), () => this.#lost());
     this.#retry(candidacy);
   }
 

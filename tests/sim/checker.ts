@@ -37,7 +37,8 @@ export class Checker {
     if (other !== undefined && other.candidacy !== leader.candidacy) this.#broken(`two leaders in term ${leader.term}`);
     this.leaders.set(leader.term, leader);
     this.counts.leaders++;
-    for (const [term, n] of this.#claims) if (term < leader.term) this.#holds(leader.log, n, `leader of term ${leader.term}, after term ${term}`);
+    for (const [term, n] of this.#claims)
+      if (term < leader.term) this.#holds(leader.log, n, `leader of term ${leader.term}, after term ${term}`);
   }
 
   /** Everything in `log` that ends at or before `position` is committed, says `who`, by what was acknowledged in `term`. */
@@ -93,7 +94,9 @@ export class Checker {
     if (shared === 0) return;
     const [mine, known] = [log[shared - 1], this.committed[shared - 1]];
     if (mine?.id !== known?.id) {
-      this.#broken(`${who}: record ${mine?.id} of term ${mine?.term} where ${known?.id} of term ${known?.term} is committed (${known?.start})`);
+      this.#broken(
+        `${who}: record ${mine?.id} of term ${mine?.term} where ${known?.id} of term ${known?.term} is committed (${known?.start})`,
+      );
     }
   }
 

@@ -60,7 +60,9 @@ export class SimLog {
         continue;
       }
       if ((last?.id ?? 0) !== record.prevId) {
-        throw new InvariantBroken(`${who}: record ${record.id} of term ${record.term} follows ${record.prevId}, log ends with ${last?.id ?? 0}`);
+        throw new InvariantBroken(
+          `${who}: record ${record.id} of term ${record.term} follows ${record.prevId}, log ends with ${last?.id ?? 0}`,
+        );
       }
       this.records.push(record);
     }

@@ -8,7 +8,13 @@ const SEEDS_DEFAULT = 5_000;
 const FAILURES_SHOWN = 5;
 
 const { values } = parseArgs({
-  options: { seeds: { type: 'string' }, seed: { type: 'string' }, from: { type: 'string' }, bug: { type: 'string' }, trace: { type: 'boolean' } },
+  options: {
+    seeds: { type: 'string' },
+    seed: { type: 'string' },
+    from: { type: 'string' },
+    bug: { type: 'string' },
+    trace: { type: 'boolean' },
+  },
 });
 
 function number(text: string | undefined, fallback: number, name: string): number {
@@ -50,7 +56,11 @@ function main(): number {
   }
   const seconds = (Date.now() - startedAt) / 1000;
   console.log(`${tried} seeds, ${events} events, ${failures} failures, ${seconds.toFixed(1)} s (commit ${commitHash()})`);
-  console.log(Object.entries(totals).map(([name, count]) => `${name} ${count}`).join(', '));
+  console.log(
+    Object.entries(totals)
+      .map(([name, count]) => `${name} ${count}`)
+      .join(', '),
+  );
   return failures === 0 ? 0 : 1;
 }
 

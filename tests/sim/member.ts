@@ -40,7 +40,7 @@ type Operation = Generator<DiskWrite, void, void>;
 
 const EMPTY: Control = { term: 0, history: [], commitLsn: GENESIS_LSN, damage: null };
 const STALL_MS = 60;
-const CHUNK_BYTES_MAX = 400;
+const READ_BYTES_MAX = 400;
 
 export class Member implements Process {
   readonly id: string;
@@ -98,7 +98,8 @@ export class Member implements Process {
     if (damage === 'lost') {
       log.truncate(log.recordEnd(random.between(GENESIS_LSN, log.end)));
       const { term } = this.#durable;
-      if (this.#durable.damage?.kind !== 'rebuilt') this.#durable = { ...this.#durable, damage: { kind: 'lost', term: term as Term, reason: 'simulated' } };
+      if (this.#durable.damage?.kind !== 'rebuilt')
+        this.#durable = { ...this.#durable, damage: { kind: 'lost', term: term as Term, reason: 'simulated' } };
     } else if (damage === 'rebuilt') {
       log.truncate(GENESIS_LSN);
       this.#durable = { ...EMPTY, damage: { kind: 'rebuilt', term: 0 as Term, reason: 'simulated' } };
@@ -157,7 +158,8 @@ export class Member implements Process {
       if (step.done !== true) {
         const write = step.value;
         this.#pending = write;
-        if (this.#world.random.chance(this.#world.writeCrashChance)) return this.#after(2, () => this.#world.onWriteCrash(this.id));
+        const risk = this.#world.writeCrashChance * (write.atomic ? 3 : 1);
+        if (this.#world.random.chance(risk)) return this.#after(2, () => this.#world.onWriteCrash(this.id));
         this.#after(this.#world.random.between(0, 5), () => {
           this.#pending = null;
           write.done();
@@ -308,7 +310,8 @@ export class Member implements Process {
         return this.#serveCopy(from, message.term, message.from, message.to);
       case 'copyChunk': {
         const allowed = (): boolean =>
-          this.#adoption?.request.term === message.term && (mayCopy(this.state, message.term as Term) || this.#world.has('history-after-copy'));
+          this.#adoption?.request.term === message.term &&
+          (mayCopy(this.state, message.term as Term) || this.#world.has('history-after-copy'));
         if (this.#adoption !== null) this.#adoption.progressAt = this.#world.clock.now;
         return this.#enqueue(this.#append(message.from, message.to, message.records, allowed, null));
       }
@@ -329,8 +332,9 @@ export class Member implements Process {
         this.#peers.set(from, message.position);
         return this.#learnCommit();
       case 'readRequest': {
-        const to = this.log.recordEnd(Math.min(readableLsn(this.state), message.from + CHUNK_BYTES_MAX));
-        if (to > message.from) this.#send(from, { kind: 'readAnswer', from: message.from, to, records: overlapping(this.log.records, message.from, to) });
+        const to = this.log.recordEnd(Math.min(readableLsn(this.state), message.from + READ_BYTES_MAX));
+        if (to > message.from)
+          this.#send(from, { kind: 'readAnswer', from: message.from, to, records: overlapping(this.log.records, message.from, to) });
         return;
       }
     }
@@ -338,7 +342,7 @@ export class Member implements Process {
 
   #serveCopy(to: string, term: number, from: number, end: number): void {
     if (!mayServePeer(this.state, term as Term)) return;
-    const upTo = Math.min(end, this.log.flushed, from + 8 * this.#world.random.between(1, CHUNK_BYTES_MAX / 8));
+    const upTo = Math.min(end, this.log.flushed, from + 8 * this.#world.random.between(1, this.#world.copyBytesMax / 8));
     if (upTo > from) this.#send(to, { kind: 'copyChunk', term, from, to: upTo, records: overlapping(this.log.records, from, upTo) });
   }
 }

@@ -12,7 +12,13 @@ export type Message =
   | { readonly kind: 'elected'; readonly attempt: number; readonly request: Elected }
   | { readonly kind: 'adopted'; readonly attempt: number; readonly term: number; readonly flushRecordLsn: number }
   | { readonly kind: 'copyRequest'; readonly term: number; readonly from: number; readonly to: number }
-  | { readonly kind: 'copyChunk'; readonly term: number; readonly from: number; readonly to: number; readonly records: readonly SimRecord[] }
+  | {
+      readonly kind: 'copyChunk';
+      readonly term: number;
+      readonly from: number;
+      readonly to: number;
+      readonly records: readonly SimRecord[];
+    }
   | { readonly kind: 'subscribe'; readonly term: number }
   | { readonly kind: 'startReplication'; readonly term: number; readonly session: number; readonly from: number }
   | {

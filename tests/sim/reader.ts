@@ -53,7 +53,8 @@ export class Reader implements Process {
     const fresh = records.filter((record) => record.end > this.log.end);
     const known = records[records.length - fresh.length - 1];
     const kept = known === undefined ? undefined : this.log.records[countUpTo(this.log.records, known.end) - 1];
-    if (known?.id !== kept?.id) throw new InvariantBroken(`reader: ${from} served record ${known?.id} where it had been served ${kept?.id}`);
+    if (known?.id !== kept?.id)
+      throw new InvariantBroken(`reader: ${from} served record ${known?.id} where it had been served ${kept?.id}`);
     if (fresh.length > 0) this.log.append(this.log.end, to, fresh, `reader, from ${from}`);
     this.log.flushed = this.log.end;
     this.position = to;

@@ -41,10 +41,20 @@ function attempt(world: World, faultMs: number): string | null {
     new Scenario(world).play(faultMs);
     return null;
   } catch (error) {
-    if (error instanceof InvariantBroken || error instanceof AssertionFailed || error instanceof LakebaseError) return `${error.name}: ${error.message}`;
+    if (error instanceof InvariantBroken || error instanceof AssertionFailed || error instanceof LakebaseError)
+      return `${error.name}: ${error.message}`;
     throw error;
   }
 }
+
+type Fault = 'crash' | 'isolate' | 'block' | 'heal' | 'stop' | 'reread' | 'campaign';
+
+/** What a run is mostly about: broken members, a broken network, or computes that come and go. One entry is one share. */
+const MIXES: readonly (readonly Fault[])[] = [
+  ['crash', 'crash', 'crash', 'isolate', 'heal', 'stop', 'reread', 'campaign', 'campaign'],
+  ['crash', 'isolate', 'isolate', 'block', 'heal', 'heal', 'heal', 'stop', 'reread', 'campaign', 'campaign'],
+  ['crash', 'block', 'heal', 'stop', 'stop', 'campaign', 'campaign', 'campaign', 'campaign', 'campaign'],
+];
 
 class Scenario {
   readonly #world: World;
@@ -54,6 +64,7 @@ class Scenario {
   #faults = true;
   /** How wild this run is. */
   readonly #pace: number;
+  readonly #mix: readonly Fault[];
   readonly #damage: boolean;
 
   constructor(world: World) {
@@ -63,9 +74,12 @@ class Scenario {
     this.#agents = ['compute1', 'compute2', 'compute3'].slice(0, random.between(1, 3)).map((id) => new Agent(id, world));
     this.#reader = new Reader(world);
     this.#pace = random.pick([20, 50, 120]);
+    this.#mix = random.pick(MIXES);
     this.#damage = random.chance(0.4);
     world.writeCrashChance = random.pick([0, 0.01, 0.03]);
     world.onWriteCrash = (id) => this.#crash(this.#members.find((member) => member.id === id) as Member);
+    world.leaderDeathChance = random.pick([0, 0.3, 0.7]);
+    world.copyBytesMax = random.pick([48, 400]);
     world.lossChance = random.pick([0, 0, 0.02, 0.1]);
     world.duplicateChance = random.pick([0, 0.02, 0.1]);
     world.slowChance = random.pick([0, 0.02, 0.1]);
@@ -93,13 +107,14 @@ class Scenario {
 
   #fault(): void {
     const { random } = this.#world;
-    const choice = random.between(0, 99);
-    if (choice < 30) this.#crash(random.pick(this.#members));
-    else if (choice < 45) this.#world.isolate(random.pick([...MEMBERS, ...this.#agents.map((agent) => agent.id)]), random.chance(0.3));
-    else if (choice < 55) this.#world.block(random.pick(MEMBERS), random.pick(this.#agents).id);
-    else if (choice < 75) this.#world.heal();
-    else if (choice < 80) random.pick(this.#agents).stop();
-    else if (choice < 83) this.#reader.restart();
+    const choice = random.pick(this.#mix);
+    if (choice === 'crash') this.#crash(random.pick(this.#members));
+    else if (choice === 'isolate')
+      this.#world.isolate(random.pick([...MEMBERS, ...this.#agents.map((agent) => agent.id)]), random.chance(0.3));
+    else if (choice === 'block') this.#world.block(random.pick(MEMBERS), random.pick(this.#agents).id);
+    else if (choice === 'heal') this.#world.heal();
+    else if (choice === 'stop') random.pick(this.#agents).stop();
+    else if (choice === 'reread') this.#reader.restart();
     else {
       const agent = random.pick(this.#agents);
       if (!agent.busy || random.chance(0.3)) agent.campaign(random.chance(0.7));
@@ -127,6 +142,7 @@ class Scenario {
     world.duplicateChance = 0;
     world.slowChance = 0;
     world.writeCrashChance = 0;
+    world.leaderDeathChance = 0;
     world.heal();
     for (const agent of this.#agents) agent.stop();
     this.#agents[0]?.campaign(true);

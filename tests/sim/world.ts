@@ -23,6 +23,10 @@ export class World {
   slowChance = 0;
   /** A member dies in the middle of a disk write this often; the scenario says what that means. */
   writeCrashChance = 0;
+  /** An agent dies soon after it sent `elected` this often: terms that some members adopt and some do not. */
+  leaderDeathChance = 0;
+  /** Small pieces make long copies. */
+  copyBytesMax = 400;
   onWriteCrash: (member: string) => void = () => {};
   #nextId = 1;
   /** Rolling hash of every delivery: two runs of a seed must agree on it. */

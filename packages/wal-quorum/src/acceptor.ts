@@ -65,7 +65,11 @@ export type VoteDecision =
 /** A term is granted once, to whoever asks first; a candidate whose answer got lost asks again with a higher term. */
 export function handleVote(state: AcceptorState, term: Term): VoteDecision {
   if (state.damage !== null) {
-    return { granted: false, term: state.term, reason: `damaged, does not vote until a later term has repaired it (${state.damage.reason})` };
+    return {
+      granted: false,
+      term: state.term,
+      reason: `damaged, does not vote until a later term has repaired it (${state.damage.reason})`,
+    };
   }
   if (term <= state.term) return { granted: false, term: state.term, reason: `term ${state.term} is already granted` };
   return { granted: true, next: { ...state, term } };
@@ -100,9 +104,8 @@ export function planElected(state: AcceptorState, request: Elected, self: string
   const raiseTerm = request.term > state.term ? request.term : null;
   if (raiseTerm === null && state.history.at(-1)?.term === request.term) {
     if (state.flushRecordLsn >= termStartLsn) return { kind: 'adopted' };
-    // An earlier attempt got as far as step 3. What follows the last complete record is cut and copied again.
-    const truncateTo = state.flushLsn > state.flushRecordLsn ? state.flushRecordLsn : null;
-    return { kind: 'adopt', raiseTerm, truncateTo, history, copyFrom: state.flushRecordLsn, copyTo: termStartLsn };
+    // An earlier attempt got as far as step 3: all that is here, a partial record included, is a prefix of the donor's log.
+    return { kind: 'adopt', raiseTerm, truncateTo: null, history, copyFrom: state.flushLsn, copyTo: termStartLsn };
   }
   const keep = Math.min(commonPoint(state.history, state.flushRecordLsn, history), termStartLsn) as Lsn;
   if (keep < readableLsn(state)) {

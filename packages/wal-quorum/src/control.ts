@@ -44,7 +44,9 @@ export function encodeControlFile(control: ControlFile): Buffer {
   const { damage } = control;
   const reason = Buffer.from(damage?.reason ?? '', 'utf8').subarray(0, REASON_BYTES_MAX);
   const w = new ByteWriter(CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + 4);
-  w.u32be(CONTROL_FILE_MAGIC).u16be(CONTROL_FILE_VERSION).u16be(DAMAGE_KINDS.indexOf(damage?.kind ?? 'none'));
+  w.u32be(CONTROL_FILE_MAGIC)
+    .u16be(CONTROL_FILE_VERSION)
+    .u16be(DAMAGE_KINDS.indexOf(damage?.kind ?? 'none'));
   w.u32be(Number(control.systemId >> 32n)).u32be(Number(control.systemId & 0xffff_ffffn));
   w.u32be(control.pgVersion).u32be(control.history.length);
   w.u64be(control.term).u64be(control.startLsn).u64be(control.prevRecordLsn).u64be(control.commitLsn).u64be(control.flushHint);
