@@ -9,7 +9,7 @@ import { type Frame, FrameParser, MSG, decodeRequest, encodeErrorFrame, encodeFr
 import { LakebaseError, silentLogger } from '@lakebase/base';
 import { BLCKSZ, type Term, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
 import { BootSet } from './boot-set.ts';
-import { catalogStatements } from './catalog.ts';
+import { type RoleRow, catalogStatements } from './catalog.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
 import { pgIdentConf, postgresqlConf } from './settings.ts';
@@ -30,14 +30,14 @@ describe('settings', () => {
 });
 
 describe('catalog', () => {
-  const have = new Map([['owner', { name: 'owner', verifier: 'v1', login: true, createdb: true, createrole: false, bypassrls: false, member_of: ['databricks_superuser'] }]]);
+  const have = new Map<string, RoleRow>([['owner', { name: 'owner', verifier: 'v1', login: true, createdb: true, createrole: false, bypassrls: false, member_of: ['databricks_superuser'] }]]);
   const owner = { name: 'owner', verifier: 'v1', login: true, createdb: true, memberOf: ['databricks_superuser'] };
   const spec = { roles: [owner], databases: [], droppedRoles: [], droppedDatabases: [] };
   it('has nothing to say when all is as wanted', () => assert.deepEqual(catalogStatements(spec, have, new Map()), []));
   it('creates, alters, grants and drops; names and literals are quoted', () => {
     const out = catalogStatements(
       { roles: [{ ...owner, verifier: "v'2" }, { name: 'we"ird', verifier: null, login: false }], databases: [{ name: 'app', owner: 'owner' }, { name: 'old', owner: 'owner' }], droppedRoles: ['gone', 'owner'], droppedDatabases: ['trash', 'absent'] },
-      new Map([...have, ['gone', { name: 'gone', verifier: null, login: true, createdb: false, createrole: false, bypassrls: false, member_of: [] }]]), new Map([['old', 'other'], ['trash', 'owner']]));
+      new Map<string, RoleRow>([...have, ['gone', { name: 'gone', verifier: null, login: true, createdb: false, createrole: false, bypassrls: false, member_of: [] }]]), new Map([['old', 'other'], ['trash', 'owner']]));
     assert.deepEqual(out, [
       `ALTER ROLE "owner" LOGIN CREATEDB NOCREATEROLE NOBYPASSRLS PASSWORD 'v''2'`, 'CREATE ROLE "we""ird" NOLOGIN NOCREATEDB NOCREATEROLE NOBYPASSRLS', 'CREATE DATABASE "app" OWNER "owner"', 'ALTER DATABASE "old" OWNER TO "owner"',
       'DROP DATABASE "trash" WITH (FORCE)', 'DROP ROLE "gone"',

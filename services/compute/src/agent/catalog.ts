@@ -15,7 +15,7 @@ export interface CatalogSpec {
   readonly droppedDatabases: readonly string[];
 }
 
-interface RoleRow { name: string; verifier: string | null; login: boolean; createdb: boolean; createrole: boolean; bypassrls: boolean; member_of: string[] }
+export interface RoleRow { name: string; verifier: string | null; login: boolean; createdb: boolean; createrole: boolean; bypassrls: boolean; member_of: string[] }
 
 const ident = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`;

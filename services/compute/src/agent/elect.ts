@@ -70,7 +70,8 @@ function campaign(
     const perform = (action: ElectionAction): void => {
       if (action.kind === 'won') resolve(action.result);
       else if (action.kind === 'lost') resolve({ lostTo: action.highestTerm, reason: action.reason });
-      else void tellElected(action.to, action.request);
+      else if (action.kind === 'elected') void tellElected(action.to, action.request);
+      else log.warn({ safekeeper: action.member, term, higherTerm: action.highestTerm }, 'safekeeper is at a higher term and cannot follow this compute');
     };
     const refused = (member: string, error: unknown): void => {
       log.warn({ safekeeper: member, term, err: errorMessage(error) }, 'safekeeper refuses this election');
