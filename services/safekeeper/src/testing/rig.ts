@@ -1,0 +1,276 @@
+/** Test rig: a stock Postgres as the compute, three safekeepers in this process, and an election like the agent's. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { appendFileSync, chownSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type PeerAddress, SafekeeperClient, type VoteResponse, type WalTimelineStatus, internalToken } from '@lakebase/api';
+import { type Logger, silentLogger, sleep } from '@lakebase/base';
+import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, newProjectUid, newTimelineId, parseLsn } from '@lakebase/ids';
+import { PgConnection, unixSocketPath } from '@lakebase/pg-wire';
+import { findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
+import { Election, type ElectionAction, historyFromJson, historyToJson } from '@lakebase/wal-quorum';
+import type { SafekeeperConfig } from '../config.ts';
+import { type Safekeeper, startSafekeeper } from '../service.ts';
+
+export const SECRET = '5e'.repeat(32);
+const PORT = 5432;
+
+export class StockServer implements AsyncDisposable {
+  readonly dir = mkdtempSync(join(tmpdir(), 'lb-sk-pg-'));
+  readonly #account = unprivilegedAccount();
+  readonly #installation = findPostgres(18);
+  #child: ChildProcess | undefined;
+
+  constructor(settings: Readonly<Record<string, string>> = {}) {
+    if (this.#account !== undefined) chownSync(this.dir, this.#account.uid, this.#account.gid);
+    const args = [
+      '-D',
+      join(this.dir, 'data'),
+      '-U',
+      'admin',
+      '--auth=trust',
+      '--no-sync',
+      '--no-data-checksums',
+      '--encoding=UTF8',
+      '--locale=C',
+    ];
+    execFileSync(join(this.#installation.binDir, 'initdb'), args, { ...this.#spawnOptions, stdio: 'pipe' });
+    this.configure({
+      listen_addresses: '',
+      unix_socket_directories: this.dir,
+      fsync: 'off',
+      full_page_writes: 'off',
+      wal_sender_timeout: '10s',
+      ...settings,
+    });
+  }
+
+  get #spawnOptions() {
+    const env = { ...process.env, LD_LIBRARY_PATH: this.#installation.libDir, LC_ALL: 'C', TZ: 'UTC' };
+    return { cwd: '/', env, ...(this.#account === undefined ? {} : { uid: this.#account.uid, gid: this.#account.gid }) };
+  }
+
+  configure(settings: Readonly<Record<string, string>>): void {
+    appendFileSync(
+      join(this.dir, 'data', 'postgresql.conf'),
+      Object.entries(settings)
+        .map(([k, v]) => `${k} = '${v}'\n`)
+        .join(''),
+    );
+  }
+
+  async start(): Promise<void> {
+    this.#child = spawn(join(this.#installation.binDir, 'postgres'), ['-D', join(this.dir, 'data')], {
+      ...this.#spawnOptions,
+      stdio: 'ignore',
+    });
+    for (let i = 0; ; i++) {
+      if (this.#child.exitCode !== null) throw new Error('Postgres did not start');
+      if (existsSync(unixSocketPath(this.dir, PORT))) {
+        try {
+          await (await this.connect()).end();
+          return;
+        } catch (error) {
+          if (i > 500) throw error;
+        }
+      }
+      await sleep(10);
+    }
+  }
+
+  reload(settings: Readonly<Record<string, string>>): void {
+    this.configure(settings);
+    this.#child?.kill('SIGHUP');
+  }
+
+  connect(): Promise<PgConnection> {
+    return PgConnection.connect({ host: this.dir, port: PORT, user: 'admin', database: 'postgres' });
+  }
+
+  async stop(signal: NodeJS.Signals = 'SIGINT'): Promise<void> {
+    const child = this.#child;
+    this.#child = undefined;
+    if (child === undefined || child.exitCode !== null) return;
+    const gone = new Promise((resolve) => child.once('exit', resolve));
+    child.kill(signal);
+    await gone;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop('SIGQUIT');
+    rmSync(this.dir, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 });
+  }
+}
+
+export class Member {
+  readonly address: PeerAddress;
+  readonly client: SafekeeperClient;
+  readonly config: SafekeeperConfig;
+  readonly #log: Logger;
+  running: Safekeeper | undefined;
+
+  constructor(config: SafekeeperConfig, log: Logger) {
+    this.config = config;
+    this.#log = log;
+    this.address = { id: config.id, httpUrl: `http://127.0.0.1:${config.httpPort}`, pgHost: '127.0.0.1', pgPort: config.pgPort };
+    this.client = new SafekeeperClient({ baseUrl: this.address.httpUrl, token: internalToken(SECRET, 'service') });
+  }
+
+  async start(): Promise<void> {
+    this.running = await startSafekeeper(this.config, SECRET, this.#log, (error) => {
+      throw error;
+    });
+  }
+
+  async stop(): Promise<void> {
+    await this.running?.stop();
+    this.running = undefined;
+  }
+}
+
+export class Quorum implements AsyncDisposable {
+  readonly project: ProjectUid = newProjectUid();
+  readonly timeline: TimelineId = newTimelineId();
+  readonly members: readonly Member[];
+  readonly #root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
+
+  private constructor(members: readonly Member[], root: string) {
+    this.members = members;
+    this.#root = root;
+  }
+
+  static async start(log: Logger = silentLogger, more: Partial<SafekeeperConfig> = {}): Promise<Quorum> {
+    const root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
+    const ports = await freePorts(6);
+    const addresses = ['sk1', 'sk2', 'sk3'].map((id, i) => ({
+      id,
+      httpUrl: `http://127.0.0.1:${ports[i]}`,
+      pgHost: '127.0.0.1',
+      pgPort: ports[i + 3] as number,
+    }));
+    const members = addresses.map((own, i) => {
+      const config: SafekeeperConfig = {
+        id: own.id,
+        httpHost: '127.0.0.1',
+        httpPort: ports[i] as number,
+        secretFile: '',
+        logLevel: 'warn',
+        pgHost: '127.0.0.1',
+        pgPort: own.pgPort,
+        dataDir: join(root, own.id),
+        peers: addresses.filter((a) => a.id !== own.id),
+        trimAfterBytes: 0,
+        ringBytes: 1 << 20,
+        rebuildDelayMs: 0,
+        ...more,
+      };
+      return new Member(config, log.child({ sk: own.id }));
+    });
+    const quorum = new Quorum(members, root);
+    for (const member of members) await member.start();
+    return quorum;
+  }
+
+  member(i: number): Member {
+    return this.members[i] as Member;
+  }
+  status(i: number): Promise<WalTimelineStatus> {
+    return this.member(i).client.status(this.project, this.timeline);
+  }
+
+  /** Creates the timeline everywhere, beginning at the server's present end of WAL. */
+  async create(server: StockServer): Promise<void> {
+    const sql = await server.connect();
+    await sql.query('CHECKPOINT');
+    const [end] = await sql.query(
+      'SELECT pg_current_wal_insert_lsn()::text, pg_switch_wal()::text, system_identifier::text FROM pg_control_system()',
+    );
+    const [row] = await sql.query('SELECT pg_current_wal_insert_lsn()::text');
+    await sql.end();
+    const startLsn = row?.rows[0]?.[0] as string;
+    const body = { systemId: end?.rows[0]?.[2] as string, pgVersion: 18, startLsn, prevRecordLsn: end?.rows[0]?.[0] as string };
+    for (const member of this.members) await member.client.create(this.project, this.timeline, body);
+  }
+
+  /** An election over whoever is up. */
+  async elect(term: number, members: readonly Member[] = this.members.filter((m) => m.running !== undefined)): Promise<Lsn> {
+    const election = new Election({ members: this.members.map((m) => m.config.id), term: term as Term });
+    let startLsn: Lsn | undefined;
+    const perform = async (actions: readonly ElectionAction[]): Promise<void> => {
+      for (const action of actions) {
+        if (action.kind === 'lost') throw new Error(`election lost: ${action.reason}`);
+        if (action.kind === 'won') startLsn = action.result.startLsn;
+        if (action.kind !== 'elected') continue;
+        const to = members.find((m) => m.config.id === action.to);
+        if (to === undefined) continue;
+        const donor = this.members.find((m) => m.config.id === action.request.donor) as Member;
+        const answer = await to.client.elected(this.project, this.timeline, {
+          term: action.request.term,
+          termStartLsn: formatLsn(action.request.termStartLsn),
+          lastRecordLsn: formatLsn(action.request.lastRecordLsn),
+          termHistory: historyToJson(action.request.termHistory),
+          donor: donor.address,
+          voters: action.request.voters,
+        });
+        await perform(election.onElected(action.to, { term: answer.term, flushRecordLsn: parseLsn(answer.flushRecordLsn) }));
+      }
+    };
+    for (const member of members) {
+      const v = await member.client.vote(this.project, this.timeline, { term: term as Term });
+      await perform(
+        v.granted ? election.onVote(voteFrom(member.config.id, v)) : election.onRefusal(member.config.id, { reason: 'refused' }),
+      );
+    }
+    if (startLsn === undefined) throw new Error('no quorum adopted the term');
+    return startLsn;
+  }
+
+  async subscribe(
+    server: StockServer,
+    term: number,
+    members: readonly Member[] = this.members.filter((m) => m.running !== undefined),
+  ): Promise<void> {
+    for (const member of members)
+      await member.client.subscribe(this.project, this.timeline, {
+        term: term as Term,
+        host: server.dir,
+        port: PORT,
+        user: 'admin',
+        standbyName: member.config.id,
+      });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const member of this.members) await member.stop();
+    rmSync(this.#root, { recursive: true, force: true });
+  }
+}
+
+const voteFrom = (voter: string, v: VoteResponse) => ({
+  voter,
+  term: v.term,
+  lastLogTerm: v.lastLogTerm,
+  flushRecordLsn: parseLsn(v.flushRecordLsn),
+  lastRecordLsn: parseLsn(v.lastRecordLsn),
+  commitLsn: parseLsn(v.commitLsn),
+  termHistory: historyFromJson(v.termHistory),
+});
+
+async function freePorts(n: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: n }, () => {
+      const server = createServer();
+      return new Promise<typeof server>((resolve) => server.listen(0, '127.0.0.1', () => resolve(server)));
+    }),
+  );
+  const ports = servers.map((s) => (s.address() as { port: number }).port);
+  await Promise.all(servers.map((s) => new Promise((resolve) => s.close(resolve))));
+  return ports;
+}
+
+/** Polls a fact that other processes make true. */
+export async function until(what: string, check: () => Promise<boolean> | boolean, ms = 10_000): Promise<void> {
+  for (const deadline = performance.now() + ms; performance.now() < deadline; await sleep(10)) if (await check()) return;
+  throw new Error(`not within ${ms} ms: ${what}`);
+}
