@@ -40,8 +40,9 @@ async function selfSigned(dataDir: string): Promise<{ certFile: string; keyFile:
     algorithm: 'sha256',
     notAfterDate: new Date(Date.now() + SELF_SIGNED_DAYS * 86_400_000),
     extensions: [
-      { name: 'basicConstraints', cA: false },
-      { name: 'keyUsage', digitalSignature: true },
+      // Older TLS libraries accept a self-signed certificate as sslrootcert only when it may sign certificates.
+      { name: 'basicConstraints', cA: true, critical: true },
+      { name: 'keyUsage', digitalSignature: true, keyCertSign: true, critical: true },
       { name: 'extKeyUsage', serverAuth: true },
       {
         name: 'subjectAltName',
