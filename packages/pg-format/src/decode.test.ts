@@ -53,8 +53,8 @@ test('hostile bytes give a record whose parts lie inside it, or CORRUPT', () => 
   const good = sample();
   const out = newDecodedRecord();
   fc.assert(
-    fc.property(fc.array(fc.tuple(fc.integer({ min: 16, max: 90 }), fc.integer({ min: 0, max: 255 })), { minLength: 1, maxLength: 6 }), fc.integer({ min: 0, max: 8300 }), (edits, cut) => {
-      const bytes = Buffer.from(good.subarray(0, good.length - (cut > 8200 ? 0 : cut)));
+    fc.property(fc.array(fc.tuple(fc.integer({ min: 16, max: 90 }), fc.integer({ min: 0, max: 255 })), { minLength: 1, maxLength: 6 }), fc.integer({ min: 0, max: 8140 }), (edits, cut) => {
+      const bytes = Buffer.from(good.subarray(0, good.length - (cut > 8000 ? cut : 0)));
       bytes.writeUInt32LE(bytes.length, 0);
       for (const [at, value] of edits) if (at < bytes.length) bytes[at] = value;
       try {

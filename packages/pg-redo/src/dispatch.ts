@@ -117,6 +117,7 @@ const TABLE: readonly (ResourceManager | undefined)[] = Object.assign(new Array<
 /** Every failure of decoding a record becomes a CORRUPT that names it; a read past a buffer's end is Node's RangeError. */
 function explain(record: DecodedRecord, error: unknown): unknown {
   if (error instanceof RangeError) return corrupt(record, 'refers to bytes outside its page or itself', error);
+  if (isCode(error, 'INVALID_LSN')) return corrupt(record, `it or its page holds an impossible LSN: ${error.message}`, error);
   if (isCode(error, 'CORRUPT') && !error.message.startsWith('WAL record'))
     return new LakebaseError('CORRUPT', `${describeRecord(record)}: ${error.message}`, { cause: error });
   return error;

@@ -1,0 +1,158 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { isCode } from '@lakebase/base';
+import { lsn } from '@lakebase/ids';
+import {
+  type DecodedRecord,
+  decodeRecord,
+  initPage,
+  newDecodedRecord,
+  pageLsn,
+  RM_BRIN_ID,
+  RM_BTREE_ID,
+  RM_CLOG_ID,
+  RM_GENERIC_ID,
+  RM_GIN_ID,
+  RM_MULTIXACT_ID,
+  RM_SEQ_ID,
+  RM_SMGR_ID,
+  RM_TBLSPC_ID,
+  RM_XACT_ID,
+  RM_XLOG_ID,
+} from '@lakebase/pg-format';
+import { emitEffects, redo } from './dispatch.ts';
+import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT } from './effects.ts';
+import { simpleRecord } from './testing/record-maker.ts';
+import { type Call, recordingSink } from './testing/recording-sink.ts';
+
+const decode = (bytes: Buffer): DecodedRecord => decodeRecord(bytes, 0, bytes.length, lsn(0x1000), lsn(0x1100), newDecodedRecord());
+
+function effects(fields: Parameters<typeof simpleRecord>[0], options: { major?: number; commitTimestamps?: boolean } = {}): Call[] {
+  const { sink, calls } = recordingSink(options.commitTimestamps === undefined ? {} : { commitTimestamps: options.commitTimestamps });
+  emitEffects(decode(simpleRecord(fields)), options.major ?? 18, sink);
+  return calls;
+}
+
+const u32 = (...values: number[]): Buffer => {
+  const out = Buffer.alloc(values.length * 4);
+  values.forEach((v, i) => out.writeUInt32LE(v >>> 0, i * 4));
+  return out;
+};
+const TIME = Buffer.from('0807060504030201', 'hex');
+
+describe('transactions', () => {
+  test('a plain commit is one status delta, and one timestamp delta unless told off', () => {
+    assert.deepEqual(effects({ rmid: RM_XACT_ID, info: 0x00, xid: 777, main: TIME }, { commitTimestamps: false }), [
+      ['slruDelta', SLRU_XACT, 0, '01010903'],
+    ]);
+    assert.deepEqual(effects({ rmid: RM_XACT_ID, info: 0x00, xid: 777, main: TIME }), [
+      ['slruDelta', SLRU_XACT, 0, '01010903'],
+      ['slruDelta', SLRU_COMMIT_TS, 0, '04080706050403020100000903'],
+      ['counters', { seenXid: 777, newestCommitTsXid: 777 }],
+    ]);
+  });
+
+  test('subtransactions on two pages, dropped relations, statistics of either width, messages', () => {
+    for (const [major, statBytes] of [[17, 12], [18, 16]] as const) {
+      const main = Buffer.concat([
+        TIME,
+        u32(0x01 | 0x02 | 0x04 | 0x08 | 0x100), // dbinfo, subxacts, relations, messages, statistics
+        u32(5, 1663),
+        u32(2, 32_767, 32_769),
+        u32(1, 1663, 5, 16_400),
+        u32(1),
+        Buffer.alloc(statBytes),
+        u32(1),
+        Buffer.alloc(16),
+      ]);
+      assert.deepEqual(effects({ rmid: RM_XACT_ID, info: 0x80, xid: 32_766, main }, { major, commitTimestamps: false }), [
+        ['slruDelta', SLRU_XACT, 0, '0101fe7fff7f'],
+        ['slruDelta', SLRU_XACT, 1, '01010100'],
+        ['counters', { seenXid: 32_769 }],
+        ['relDrop', 1663, 5, 16_400],
+      ]);
+    }
+  });
+
+  test('ending a prepared transaction takes its xid from the record', () => {
+    const main = Buffer.concat([TIME, u32(0x10 | 0x80 | 0x20), u32(900), Buffer.from('gid\0'), u32(0x500, 0x2), TIME]);
+    assert.deepEqual(effects({ rmid: RM_XACT_ID, info: 0xc0, xid: 901, main }), [
+      ['slruDelta', SLRU_XACT, 0, '01028403'],
+      ['counters', { seenXid: 900 }],
+      ['originAdvance', 0, 0x2_0000_0500],
+      ['twophaseDelete', 900],
+    ]);
+  });
+
+  test('a list longer than the record is CORRUPT', () => {
+    const main = Buffer.concat([TIME, u32(0x02), u32(0x7fff_ffff), u32(1)]);
+    assert.throws(() => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main }), (e) => isCode(e, 'CORRUPT') && /0\/1000/.test(e.message));
+    const negative = Buffer.concat([TIME, u32(0x02), u32(-1)]);
+    assert.throws(() => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main: negative }), (e) => isCode(e, 'CORRUPT'));
+  });
+});
+
+test('multixact creation across both page boundaries', () => {
+  const main = u32(2047, 1635, 2, 100, 0, 101, 5);
+  assert.deepEqual(effects({ rmid: RM_MULTIXACT_ID, info: 0x20, main }), [
+    ['slruDelta', SLRU_MULTIXACT_OFFSETS, 0, '02ff0763060000'],
+    ['slruDelta', SLRU_MULTIXACT_OFFSETS, 1, '02000065060000'],
+    ['slruDelta', SLRU_MULTIXACT_MEMBERS, 0, '0363066400000000'],
+    ['slruDelta', SLRU_MULTIXACT_MEMBERS, 1, '0300006500000005'],
+    ['counters', { nextMulti: 2048, nextMultiOffset: 1637, seenXid: 101 }],
+  ]);
+});
+
+test('SLRU page numbers are 8 bytes since 17', () => {
+  assert.deepEqual(effects({ rmid: RM_CLOG_ID, info: 0x00, main: u32(9, 0) }), [['slruZero', SLRU_XACT, 9]]);
+  assert.deepEqual(effects({ rmid: RM_CLOG_ID, info: 0x10, main: u32(9, 800, 5) }, { major: 16 }), [
+    ['slruTruncate', SLRU_XACT, 9],
+    ['counters', { oldestXid: 800, oldestXidDb: 5 }],
+  ]);
+});
+
+test('what cannot be replayed yet is refused with a way out; its full-page images apply all the same', () => {
+  for (const rmid of [RM_GIN_ID, RM_BRIN_ID, RM_TBLSPC_ID, 22 + 106, 255])
+    assert.throws(() => effects({ rmid, info: 0, main: Buffer.alloc(20) }), (e) => isCode(e, 'UNSUPPORTED') && /0\/1000/.test(e.message), `rmgr ${rmid}`);
+  assert.throws(() => effects({ rmid: RM_GIN_ID, info: 0, blocks: [{ id: 0, data: Buffer.alloc(4) }] }), (e) => isCode(e, 'UNSUPPORTED'));
+});
+
+describe('redo', () => {
+  test('a page at or past the record stays', () => {
+    const record = decode(simpleRecord({ rmid: RM_GENERIC_ID, info: 0, blocks: [{ id: 0, data: Buffer.from([100, 0, 2, 0, 7, 8]) }] }));
+    const page = Buffer.alloc(8192);
+    initPage(page, 0);
+    page.writeUInt16LE(200, 12);
+    redo(page, record, 0, 18);
+    assert.equal(pageLsn(page), 0x1100);
+    assert.deepEqual([page[100], page[101]], [7, 8]);
+    const after = Buffer.from(page);
+    redo(page, record, 0, 18);
+    assert.ok(page.equals(after));
+  });
+
+  test('an uninitialised page is refused unless the record makes it', () => {
+    const change = decode(simpleRecord({ rmid: RM_GENERIC_ID, info: 0, blocks: [{ id: 0, data: Buffer.from([100, 0, 1, 0, 7]) }] }));
+    assert.throws(() => redo(Buffer.alloc(8192), change, 0, 18), (e) => isCode(e, 'CORRUPT') && /not initialised/.test(e.message));
+    const seq = decode(simpleRecord({ rmid: RM_SEQ_ID, info: 0, blocks: [{ id: 0, willInit: true }], main: Buffer.alloc(60, 1) }));
+    const page = Buffer.alloc(8192, 5);
+    redo(page, seq, 0, 18);
+    assert.equal(page.readUInt32LE(8184), 0x1717);
+    assert.throws(() => redo(page, seq, 1, 18), (e) => isCode(e, 'CORRUPT'));
+  });
+
+  test('a run of generic WAL that leaves the page is CORRUPT', () => {
+    const page = Buffer.alloc(8192);
+    initPage(page, 0);
+    const record = decode(simpleRecord({ rmid: RM_GENERIC_ID, info: 0, blocks: [{ id: 0, data: Buffer.from([0xff, 0x1f, 2, 0, 7, 8]) }] }));
+    assert.throws(() => redo(page, record, 0, 18), (e) => isCode(e, 'CORRUPT'));
+  });
+
+  test('records without blocks have none to redo', () => {
+    const record = decode(simpleRecord({ rmid: RM_SMGR_ID, info: 0x10, blocks: [{ id: 0 }], main: Buffer.alloc(16) }));
+    assert.throws(() => redo(Buffer.alloc(8192), record, 0, 18), (e) => isCode(e, 'UNSUPPORTED'));
+    const fpi = decode(simpleRecord({ rmid: RM_XLOG_ID, info: 0xb0, blocks: [{ id: 0 }] }));
+    assert.throws(() => redo(Buffer.alloc(8192, 1), fpi, 0, 18), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(() => redo(Buffer.alloc(10), decode(simpleRecord({ rmid: RM_BTREE_ID, info: 0, blocks: [{ id: 0 }] })), 0, 18), (e) => isCode(e, 'INVALID_ARGUMENT'));
+  });
+});
