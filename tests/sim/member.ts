@@ -245,6 +245,7 @@ export class Member implements Process {
     this.#send(agent, { kind: 'adopted', attempt, term: request.term, flushRecordLsn: this.state.flushRecordLsn });
   }
 
+  // oxlint-disable-next-line require-yield -- an operation of the queue that writes to memory only
   *#append(from: number, to: number, records: Parameters<SimLog['append']>[2], allowed: () => boolean, ackTo: string | null): Operation {
     if (!allowed() || from !== this.log.end) return;
     const known = this.log.records.length;

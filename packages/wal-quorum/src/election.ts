@@ -56,8 +56,7 @@ export function planCandidacy(
 
 /** The most advanced voter: last log term first, then the end of its last complete record; the first of equals. */
 export function chooseDonor(votes: readonly Vote[]): Vote {
-  const donor = votes.reduce((best, vote) => (isAhead(vote, best) ? vote : best));
-  return donor;
+  return votes.reduce((best, vote) => (isAhead(vote, best) ? vote : best));
 }
 
 const isAhead = (a: Vote, b: Vote): boolean =>

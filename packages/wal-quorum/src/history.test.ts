@@ -43,6 +43,7 @@ test('common points', () => {
   assert.equal(commonPoint([], at(100), other), 100, 'an empty log');
   assert.equal(commonPoint(h([1, 100]), at(180), h([2, 100])), 100, 'nothing in common but the start');
   assert.equal(commonPoint(h([1, 100]), at(150), h([4, 200], [5, 300])), 150, 'a stub of a log whose beginning was pruned');
+  assert.equal(commonPoint(h([5, 300], [6, 400]), at(250), other), 250, 'a stub of a log whose own history was pruned beyond its end');
   assert.throws(() => commonPoint(h([1, 100], [2, 200]), at(250), h([1, 100], [2, 210])), { code: 'CORRUPT' });
 });
 

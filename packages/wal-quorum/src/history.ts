@@ -59,8 +59,8 @@ export function pruneHistory(history: TermHistory, floor: Lsn): TermHistory {
 }
 
 /** End of the longest prefix that a log (`own`, ending at `ownEnd`) shares with the log that `other` describes.
- *  `other` is taken as complete, so its last term is open. Bytes before its first entry are shared by all logs: a timeline
- *  holds no WAL without a term, and pruning stays below what all have committed. */
+ *  `other` is taken as complete, so its last term is open. Bytes before the first entry of a history are shared by all
+ *  logs: a timeline holds no WAL without a term, and pruning stays below what all have committed. */
 export function commonPoint(own: TermHistory, ownEnd: Lsn, other: TermHistory): Lsn {
   const mine = historyUpTo(own, ownEnd);
   let i = mine.length - 1;
@@ -83,9 +83,9 @@ export function commonPoint(own: TermHistory, ownEnd: Lsn, other: TermHistory): 
     if (a.term > b.term) i--;
     else j--;
   }
-  // No term in common. Either `other` opens at the very start of the timeline, or it was pruned: then its first entry begins below a point that was
-  // committed everywhere, and a log without that entry can only be a shorter prefix of it.
-  return Math.min(other[0]?.startLsn ?? ownEnd, ownEnd) as Lsn;
+  // No term in common: one side is a stub that ends before the other's first entry. What lies before either first entry is shared.
+  const shared = Math.max(own[0]?.startLsn ?? 0, other[0]?.startLsn ?? 0);
+  return Math.min(shared, ownEnd) as Lsn;
 }
 
 export interface TermHistoryEntryText {
