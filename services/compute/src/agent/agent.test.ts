@@ -26,7 +26,7 @@ describe('settings', () => {
     assert.match(conf, /^lakebase\.term = '7'$/m);
     assert.match(conf, /'\/tmp\/o''dd'/);
   });
-  it('maps accounts once each', () => assert.equal(pgIdentConf(['root', 'nobody', 'root']), "lakebase 'root' all\nlakebase 'nobody' all\n"));
+  it('maps accounts once each', () => assert.equal(pgIdentConf(['root', 'nobody', 'root']), 'lakebase "root" all\nlakebase "nobody" all\n'));
 });
 
 describe('catalog', () => {

@@ -133,6 +133,7 @@ export class Compute {
   }
 
   async stop(mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
+    if (this.#state === 'FAILED') return this.status();
     this.#stopping ??= this.#stop(mode);
     await this.#stopping;
     return this.status();

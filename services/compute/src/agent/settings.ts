@@ -68,5 +68,5 @@ export function pgHbaConf(): string {
 }
 
 export function pgIdentConf(accounts: readonly string[]): string {
-  return [...new Set(accounts)].map((account) => `lakebase ${quote(account)} all\n`).join('');
+  return [...new Set(accounts)].map((account) => `lakebase "${account}" all\n`).join('');
 }

@@ -3,6 +3,7 @@
  *  is kept for a while so that the Manager learns why it ended. */
 import { createHash } from 'node:crypto';
 import { chownSync, mkdirSync, rmSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ComputeChange, type ComputeSpec, type ComputeStatus, type RoleSecret, internalToken, timelineScope } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
@@ -116,7 +117,9 @@ export class Computes {
     this.#ended.set(id, ended);
     for (const old of this.#ended.keys()) if (this.#ended.size > ENDED_KEPT) this.#ended.delete(old);
     // Postgres dies with its agent; its last processes may still be leaving the directory.
-    for (const dir of directories) rmSync(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
+    for (const dir of directories) {
+      rm(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 }).catch((error: unknown) => this.#options.log.warn({ dir, err: errorMessage(error) }, 'scratch directory not removed; the next start of the host does it'));
+    }
   }
 
   #refillSpares(): void {
