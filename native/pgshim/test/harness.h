@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -129,6 +130,7 @@ __attribute__((unused)) static void start_agent(void)
     agent_pid = fork();
     CHECK(agent_pid >= 0);
     if (agent_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nothing behind */
         for (;;) {
             int fd = accept(listener, NULL, NULL);
             pthread_t thread;
