@@ -186,6 +186,12 @@ describe('TLS', () => {
         tls.on('close', () => resolve(messages(Buffer.concat(got)).map((m) => (m.kind === 'error' ? m.fields.sqlstate : m.kind))));
       });
     assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'ep-two.db.example.com' }), ['authenticationSasl']);
+    // The name of the machine stands for the default endpoint; a mistyped endpoint does not.
+    const resolved = manager.calls.resolve;
+    assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'db.example.com' }), ['authenticationSasl']);
+    assert.equal(manager.calls.resolve, resolved + 2);
+    assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'ep-tow.example.com' }), ['authenticationSasl']);
+    assert.equal(manager.calls.resolve, resolved + 3);
     assert.deepEqual(await talk({ ALPNProtocols: ['http/1.1'] }), []);
     assert.deepEqual(await talk({}), ['08P01']);
   });

@@ -62,6 +62,9 @@ export function endpointFromSni(serverName: string | undefined, domain: string |
   return name.slice(0, dot);
 }
 
+/** The form of every endpoint id the Manager gives out. */
+export const looksLikeEndpoint = (label: string): boolean => label.startsWith('ep-');
+
 function replicationMode(value: string | undefined): ClientRequest['replication'] {
   if (value === undefined) return 'none';
   const v = value.toLowerCase();

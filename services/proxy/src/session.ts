@@ -30,7 +30,7 @@ import type { Directory, Route } from './directory.ts';
 import type { FailureLimit } from './failure-limit.ts';
 import type { ProxyMetrics } from './metrics.ts';
 import { Relay } from './relay.ts';
-import { type ClientRequest, endpointFromSni, parseClientRequest } from './routing.ts';
+import { type ClientRequest, endpointFromSni, looksLikeEndpoint, parseClientRequest } from './routing.ts';
 import type { TlsIdentity } from './tls.ts';
 
 export interface ProxyContext {
@@ -191,9 +191,9 @@ async function admit(
   }
   const fromSni = request.namedEndpoint === null ? endpointFromSni(arrival.serverName, config.domain) : null;
   let endpoint = await directory.resolve(request.namedEndpoint ?? fromSni);
-  // A host name that is nobody's endpoint is just the name of this machine.
-  if (endpoint === undefined && fromSni !== null) endpoint = await directory.resolve(null);
-  if (endpoint === undefined && request.namedEndpoint === null)
+  // A host name that is no endpoint's is just the name of this machine; a mistyped endpoint must not end up at another one.
+  if (endpoint === undefined && fromSni !== null && !looksLikeEndpoint(fromSni)) endpoint = await directory.resolve(null);
+  if (endpoint === undefined && request.namedEndpoint === null && (fromSni === null || !looksLikeEndpoint(fromSni)))
     throw fatal('08004', 'the connection does not say which endpoint it is for', {
       hint: 'Add options=endpoint=<endpoint id> to the connection string, or use the endpoint’s host name.',
     });
