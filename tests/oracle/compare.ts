@@ -42,6 +42,20 @@ export function compareWithStandby(store: PageStore, standbyDir: string): Compar
   return result;
 }
 
+/** Makes one bit wrong in each kind of thing compared; the comparison must notice every one. Ruins the store. */
+export function blindSpots(store: PageStore, standbyDir: string, known: Comparison): string[] {
+  const some = (fork: number): Buffer | undefined =>
+    [...store.rels.values()].find((r) => r.exists && r.tag.db !== 0 && r.tag.fork === fork && r.pages.length > 0)?.pages.at(-1);
+  const slru = (kind: number): Buffer | undefined => [...(store.slru[kind]?.values() ?? [])].at(-1);
+  const spoilt: [page: Buffer | undefined, at: number][] = [
+    [some(FORK_VM), 24], [some(FORK_FSM), 5000], [some(0), 8191], [slru(0), 17], [slru(1), 17], [slru(2), 17], [slru(3), 17],
+    [store.relmapOf(1664, 0), 20], [[...store.twophase.values()][0], 4],
+  ];
+  for (const [page, at] of spoilt) if (page !== undefined) page[at] = (page[at] as number) ^ 1;
+  const noticed = compareWithStandby(store, standbyDir).differenceCount - known.differenceCount;
+  return noticed === spoilt.length ? [] : [`${spoilt.length - noticed} of ${spoilt.length} kinds of file`];
+}
+
 function differ(result: Comparison, where: string, detail: string): void {
   result.differenceCount++;
   if (result.differences.length < 60) result.differences.push({ where, detail });

@@ -1,6 +1,6 @@
 /** `npm run oracle [-- --smoke] [--postgres PREFIX] [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
 import { parseArgs } from 'node:util';
-import { formatReport, runOracle } from './run.ts';
+import { failures, formatReport, runOracle } from './run.ts';
 
 const { values } = parseArgs({ options: { smoke: { type: 'boolean' }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } } });
 const report = await runOracle({
@@ -11,4 +11,4 @@ const report = await runOracle({
   log: (line) => process.stdout.write(`${line}\n`),
 });
 process.stdout.write(`${formatReport(report)}\n`);
-process.exitCode = report.mismatchCount + report.comparison.differenceCount + report.notReached.length === 0 ? 0 : 1;
+process.exitCode = failures(report) === 0 ? 0 : 1;

@@ -71,7 +71,7 @@ function maskHeap(page: Buffer, block: number): void {
         page.writeUInt16LE(i + 1, at + 16);
       }
     }
-    if (length !== 0) page.fill(0, at + length, at + ((length + 7) & ~7));
+    if (length !== 0) page.fill(0, Math.min(at + length, 8192), Math.min(at + ((length + 7) & ~7), 8192));
   }
 }
 

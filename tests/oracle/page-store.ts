@@ -21,9 +21,10 @@ import {
   fsmSet,
   type ParameterChange,
   redo,
-  restoreImage,
+  restoreBlockImage,
   type SlruKind,
 } from '@lakebase/pg-redo';
+import { CounterModel } from './counters.ts';
 import { firstDifferences } from './diff.ts';
 import { maskPage } from './mask.ts';
 import { recordTypeName } from './record-types.ts';
@@ -57,10 +58,12 @@ export class PageStore implements EffectSink {
   /** Blocks a record names that do not exist; Postgres would log an invalid page. */
   missingBlocks = 0;
   mismatchCount = 0;
-  /** Every counter WAL has given so far, the last value of each. */
-  readonly counterState: CounterUpdate = {};
+  readonly counterModel: CounterModel;
+  /** Record types for which a page made wrong on purpose was not noticed: the oracle would be blind there. */
+  readonly blindTypes: string[] = [];
   readonly #baseDir: string;
   readonly #major: number;
+  readonly #canaried = new Set<string>();
   readonly #droppedDbs = new Set<string>();
   #record: DecodedRecord | undefined;
   readonly #scratch = Buffer.alloc(BLCKSZ);
@@ -68,6 +71,7 @@ export class PageStore implements EffectSink {
   constructor(baseDir: string, major: number) {
     this.#baseDir = baseDir;
     this.#major = major;
+    this.counterModel = new CounterModel(baseDir);
     this.slru = SLRU_DIRS.map((dir) => readSlru(join(baseDir, dir)));
   }
 
@@ -77,6 +81,7 @@ export class PageStore implements EffectSink {
     if (count === undefined) this.counts.set(name, (count = { records: 0, images: 0, restored: 0 }));
     count.records++;
     this.#record = record;
+    this.counterModel.before(record);
     emitEffects(record, this.#major, this);
   }
 
@@ -127,7 +132,7 @@ export class PageStore implements EffectSink {
       redo(page, record, blockId, this.#major);
     } catch (error) {
       this.#mismatch(record, blockId, tag, `redo throws ${String(error)}`);
-      if (b.hasImage) restoreImage(page, record, b);
+      if (b.hasImage) restoreBlockImage(record, blockId, page);
       return;
     }
     if (!b.hasImage) return;
@@ -137,15 +142,27 @@ export class PageStore implements EffectSink {
     }
     if (count !== undefined) count.images++;
     const image = this.#scratch;
-    restoreImage(image, record, b);
+    restoreBlockImage(record, blockId, image);
     const expected = Buffer.from(image);
     const actual = Buffer.from(page);
     maskPage(record.rmid, expected, b.block);
     maskPage(record.rmid, actual, b.block);
+    this.#canary(record, page, expected, b);
     if (!expected.equals(actual)) {
       this.#mismatch(record, blockId, tag, firstDifferences(actual, expected));
       image.copy(page);
     }
+  }
+
+  /** Once for each record type: the same comparison with one wrong bit in the first line pointer, or in the metadata where one would be. */
+  #canary(record: DecodedRecord, page: Buffer, expected: Buffer, block: DecodedRecord['blocks'][number]): void {
+    const name = recordTypeName(record.rmid, record.info);
+    if (this.#canaried.has(name) || block.fork !== FORK_MAIN || page.readUInt16LE(12) <= 24) return;
+    this.#canaried.add(name);
+    const wrong = Buffer.from(page);
+    wrong[24] = (wrong[24] as number) ^ 8;
+    maskPage(record.rmid, wrong, block.block);
+    if (expected.equals(wrong)) this.blindTypes.push(name);
   }
 
   #mismatch(record: DecodedRecord, blockId: number, tag: RelTag, detail: string): void {
@@ -273,7 +290,7 @@ export class PageStore implements EffectSink {
     this.origins.delete(originId);
   }
   counters(update: CounterUpdate): void {
-    Object.assign(this.counterState, update);
+    this.counterModel.update(update);
   }
   parameters(_change: ParameterChange): void {}
 }

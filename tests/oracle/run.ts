@@ -6,7 +6,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { formatLsn, type Lsn } from '@lakebase/ids';
-import { type Comparison, compareWithStandby } from './compare.ts';
+import { blindSpots, type Comparison, compareWithStandby } from './compare.ts';
 import { type Mismatch, PageStore } from './page-store.ts';
 import { expectedTypes } from './record-types.ts';
 import { OracleServer } from './server.ts';
@@ -34,6 +34,10 @@ export interface OracleReport {
   readonly mismatchCount: number;
   readonly missingBlocks: number;
   readonly comparison: Comparison;
+  /** Counters derived from WAL that contradict a shutdown checkpoint. */
+  readonly counterMismatches: readonly Mismatch[];
+  /** Kinds of comparison that did not notice a bit made wrong on purpose. */
+  readonly blind: readonly string[];
   readonly applyMs: number;
 }
 
@@ -41,7 +45,7 @@ const SETTINGS: Readonly<Record<string, string>> = {
   listen_addresses: '',
   wal_level: 'logical',
   wal_consistency_checking: 'all',
-  wal_compression: 'pglz',
+  wal_compression: 'off',
   full_page_writes: 'on',
   track_commit_timestamp: 'on',
   max_prepared_transactions: '10',
@@ -107,6 +111,8 @@ export async function runOracle(options: OracleOptions = {}): Promise<OracleRepo
       mismatchCount: store.mismatchCount,
       missingBlocks: store.missingBlocks,
       comparison,
+      counterMismatches: store.counterModel.mismatches,
+      blind: [...store.blindTypes, ...blindSpots(store, standbyDir, comparison)],
       applyMs,
     };
   } finally {
@@ -140,6 +146,10 @@ async function replayOnStandby(standby: OracleServer, walDir: string, last: Lsn)
   await standby.runToEnd();
 }
 
+/** What must be zero. */
+export const failures = (report: OracleReport): number =>
+  report.mismatchCount + report.comparison.differenceCount + report.counterMismatches.length + report.blind.length + report.missingBlocks + report.notReached.length;
+
 export function formatReport(report: OracleReport): string {
   const lines = report.counts.map((c) => `${c.name.padEnd(32)} ${String(c.records).padStart(8)} records ${String(c.images).padStart(8)} compared ${String(c.restored).padStart(7)} restored`);
   const c = report.comparison;
@@ -147,6 +157,8 @@ export function formatReport(report: OracleReport): string {
     `${report.records} records, ${Math.round(report.walBytes / 1e6)} MB of WAL, ${report.mismatchCount} pages differ from their image, ${report.missingBlocks} blocks missing`,
     `standby: ${c.relations} forks, ${c.pages} pages (${c.vmPages} VM, ${c.fsmPages} FSM), ${c.slruPages} SLRU pages, ${c.relmaps} relmaps, ${c.twophase} prepared, ${c.origins} origins: ${c.differenceCount} differences`,
   );
+  for (const m of report.counterMismatches) lines.push(`COUNTER ${m.where}: ${m.detail}`);
+  for (const name of report.blind) lines.push(`BLIND ${name}: a bit made wrong on purpose went unnoticed`);
   for (const m of report.mismatches.slice(0, 20)) lines.push(`MISMATCH ${m.where}: ${m.detail}`);
   for (const m of c.differences.slice(0, 40)) lines.push(`DIFFERENCE ${m.where}: ${m.detail}`);
   for (const name of report.notReached) lines.push(`NOT REACHED ${name}`);

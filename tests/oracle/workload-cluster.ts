@@ -7,6 +7,20 @@ import { each, type Scene } from './workload.ts';
 const XIDS = 36_000;
 
 export async function clusterWorkload({ db, server, long }: Scene, schema: string): Promise<void> {
+  // Images in every format this build has, one after the other; compressing all of them would only take time.
+  const { rows } = await db.query("SELECT enumvals FROM pg_settings WHERE name = 'wal_compression'");
+  for (const method of (rows[0] as { enumvals: string[] }).enumvals.filter((name) => name === 'pglz' || name === 'lz4' || name === 'zstd')) {
+    await each(db, [
+      `SET wal_compression = ${method}`,
+      `CREATE TABLE compressed_${method} AS SELECT i, repeat('abc', i % 90) AS t FROM generate_series(1, 400) i`,
+      `CREATE INDEX ON compressed_${method}(t, i)`,
+      `UPDATE compressed_${method} SET t = md5(t) WHERE i % 7 = 0`,
+      'CHECKPOINT',
+      `UPDATE compressed_${method} SET t = 'x' WHERE i % 5 = 0`,
+      `VACUUM compressed_${method}`,
+      'RESET wal_compression',
+    ]);
+  }
   await each(db, [
     `SELECT pg_create_logical_replication_slot('slot_${schema}', 'pgoutput')`,
     'CREATE TABLE rewritten(id int primary key, v text)',

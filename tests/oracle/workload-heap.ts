@@ -1,6 +1,36 @@
 /** Heap, heap2, visibility map, TOAST, sequences, subtransactions and prepared transactions. */
 import { each, type Scene } from './workload.ts';
 
+/** Heap blocks one leaf page of the FSM, and one page of the visibility map, stand for. */
+const FSM_LEAF_BLOCKS = 4069;
+const VM_PAGE_BLOCKS = 32_672;
+
+/** A table of one row a block that reaches past a page of its maps, then shrinks below it again. */
+export async function manyBlocks({ db, long }: Scene): Promise<void> {
+  const blocks = (long ? VM_PAGE_BLOCKS : FSM_LEAF_BLOCKS) + 150;
+  const edge = long ? VM_PAGE_BLOCKS : FSM_LEAF_BLOCKS;
+  await each(db, [
+    'CREATE TABLE big(id int, pad text) WITH (fillfactor = 10)',
+    'ALTER TABLE big ALTER pad SET STORAGE PLAIN',
+    `INSERT INTO big SELECT i, repeat('b', 800) FROM generate_series(1, ${blocks}) i`,
+    'VACUUM (FREEZE) big',
+    // Old and new version on different map pages, both of them all-visible.
+    `UPDATE big SET pad = repeat('c', 7900) WHERE id BETWEEN ${edge - 5} AND ${edge - 1} OR id BETWEEN 10 AND 15`,
+    `DELETE FROM big WHERE id BETWEEN ${edge - 20} AND ${edge - 10} OR id BETWEEN 100 AND 110`,
+    `DELETE FROM big WHERE id BETWEEN ${edge + 5} AND ${edge + 20}`,
+    "INSERT INTO big SELECT i, repeat('d', 6000) FROM generate_series(1, 40) i",
+    `DELETE FROM big WHERE id > ${edge + 30}`,
+    'DELETE FROM big WHERE length(pad) > 5000',
+    'VACUUM big',
+    `DELETE FROM big WHERE id > ${edge - 100}`,
+    'VACUUM big',
+    "INSERT INTO big SELECT i, repeat('e', 800) FROM generate_series(1, 200) i",
+    'DELETE FROM big',
+    'VACUUM big',
+    "INSERT INTO big SELECT i, repeat('f', 800) FROM generate_series(1, 20) i",
+  ]);
+}
+
 export async function heapWorkload({ db, scale }: Scene): Promise<void> {
   const rows = 1200 * scale;
   await each(db, [

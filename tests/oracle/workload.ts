@@ -5,7 +5,7 @@ import type pg from 'pg';
 import type { OracleServer } from './server.ts';
 import { btreeWorkload } from './workload-btree.ts';
 import { clusterWorkload, freezeEverything } from './workload-cluster.ts';
-import { heapWorkload } from './workload-heap.ts';
+import { heapWorkload, manyBlocks } from './workload-heap.ts';
 import { conflictWorkload, lockWorkload } from './workload-locks.ts';
 import { overwriteContrecord } from './workload-crash.ts';
 
@@ -49,7 +49,7 @@ export async function runWorkload(server: OracleServer, options: WorkloadOptions
     const schema = fullPageWrites ? 'fpw_on' : 'fpw_off';
     if (!fullPageWrites) {
       const db = await server.client();
-      await each(db, ['ALTER SYSTEM SET full_page_writes = off', `ALTER SYSTEM SET wal_compression = ${await secondCompression(db)}`, 'SELECT pg_reload_conf()', 'CHECKPOINT']);
+      await each(db, ['ALTER SYSTEM SET full_page_writes = off', 'SELECT pg_reload_conf()', 'CHECKPOINT']);
       await server.close(db);
     }
     const db = await session(server, schema);
@@ -59,6 +59,7 @@ export async function runWorkload(server: OracleServer, options: WorkloadOptions
     await timed(`${schema} conflict`, () => conflictWorkload(scene, schema));
     await timed(`${schema} btree`, () => btreeWorkload(scene));
     await timed(`${schema} cluster`, () => clusterWorkload(scene, schema));
+    if (!fullPageWrites) await timed('many blocks', () => manyBlocks(scene));
     await server.close(db);
   }
   await timed('freeze', () => freezeEverything(server, options.long));
@@ -68,13 +69,6 @@ export async function runWorkload(server: OracleServer, options: WorkloadOptions
   const db = await session(server, 'last');
   // Left open: its state must be in pg_twophase at the end.
   await each(db, ['CREATE TABLE prepared(i int)', 'BEGIN', 'INSERT INTO prepared VALUES (1)', "PREPARE TRANSACTION 'left open'", 'CHECKPOINT']);
-}
-
-/** The second half uses another image format: the best this build has. */
-async function secondCompression(db: pg.Client): Promise<string> {
-  const { rows } = await db.query("SELECT enumvals FROM pg_settings WHERE name = 'wal_compression'");
-  const methods = (rows[0] as { enumvals: string[] }).enumvals;
-  return methods.includes('lz4') ? 'lz4' : 'off';
 }
 
 /** A restart with another max_connections, then a crash in the middle of work. */

@@ -3,4 +3,3 @@ export * from './heap/index.ts';
 export { emitEffects, redo } from './dispatch.ts';
 export { restoreBlockImage } from './image.ts';
 export * from './side-delta.ts';
-export { restoreImage } from './image.ts';
