@@ -10,11 +10,13 @@ import {
   PgConnection,
   PgError,
   PgServerSession,
+  buildVerifier,
   decodeBackend,
   encodeCancelRequest,
   encodeGssEncRequest,
   encodeSslRequest,
   encodeStartupMessage,
+  formatVerifier,
   textColumn,
   type BackendMessage,
 } from '@lakebase/pg-wire';
@@ -52,6 +54,8 @@ before(async () => {
   manager.defaultEndpoint = 'ep-one';
   manager.onWake = async () => ({ socketDir: dir, port: COMPUTE_PORT });
   await manager.addRole('alice', 'pw');
+  // The client's half of SCRAM is slow on purpose; not for two thousand of them.
+  manager.roles.set('bulk', { name: 'bulk', verifier: formatVerifier(await buildVerifier('pw', { iterations: 1 })), login: true });
   await manager.start();
   proxy = await start();
 });
@@ -69,7 +73,7 @@ async function start(more: Partial<ProxyConfig> = {}): Promise<ProxyServer> {
   return p;
 }
 const session = (p: ProxyServer = proxy, more: object = {}): Promise<PgConnection> =>
-  PgConnection.connect({ host: '127.0.0.1', port: p.port, user: 'alice', password: 'pw', ...more });
+  PgConnection.connect({ host: '127.0.0.1', port: p.port, user: 'alice', password: 'pw', connectTimeoutMs: 60_000, ...more });
 const fatalWith =
   (sqlstate: string) =>
   (e: unknown): boolean =>
@@ -173,9 +177,10 @@ describe('TLS', () => {
 
   it('takes direct TLS with ALPN postgresql only, and routes by SNI', async () => {
     manager.addEndpoint('ep-two');
+    let to = proxy;
     const talk = (options: object): Promise<string[]> =>
       new Promise((resolve) => {
-        const tls = tlsConnect({ port: proxy.port, host: '127.0.0.1', rejectUnauthorized: false, ...options });
+        const tls = tlsConnect({ port: to.port, host: '127.0.0.1', rejectUnauthorized: false, ...options });
         const got: Buffer[] = [];
         tls.on('secureConnect', () => tls.write(encodeStartupMessage([['user', 'nobody']])));
         tls.on('data', (c: Buffer) => {
@@ -186,12 +191,14 @@ describe('TLS', () => {
         tls.on('close', () => resolve(messages(Buffer.concat(got)).map((m) => (m.kind === 'error' ? m.fields.sqlstate : m.kind))));
       });
     assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'ep-two.db.example.com' }), ['authenticationSasl']);
-    // The name of the machine stands for the default endpoint; a mistyped endpoint does not.
-    const resolved = manager.calls.resolve;
-    assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'db.example.com' }), ['authenticationSasl']);
-    assert.equal(manager.calls.resolve, resolved + 2);
+    // The name of the machine stands for the default endpoint, if there is one; a mistyped endpoint does not.
+    manager.defaultEndpoint = null;
+    to = await start();
+    assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'db.example.com' }), ['08004']);
     assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'ep-tow.example.com' }), ['authenticationSasl']);
-    assert.equal(manager.calls.resolve, resolved + 3);
+    manager.defaultEndpoint = 'ep-one';
+    to = await start();
+    assert.deepEqual(await talk({ ALPNProtocols: ['postgresql'], servername: 'db.example.com' }), ['authenticationSasl']);
     assert.deepEqual(await talk({ ALPNProtocols: ['http/1.1'] }), []);
     assert.deepEqual(await talk({}), ['08P01']);
   });
@@ -226,14 +233,15 @@ describe('limits', () => {
 
   it('stops guessing', async () => {
     const guarded = await start();
-    let refused = 0;
-    for (let i = 0; i < 25; i++) {
-      await assert.rejects(session(guarded, { password: `guess ${i}` }), (e) => {
-        if ((e as PgError).sqlstate === '28000') refused++;
-        return true;
-      });
+    let attempts = 0;
+    for (let sqlstate = ''; sqlstate !== '28000'; attempts++) {
+      assert.ok(attempts < 200, 'never refused');
+      sqlstate = await session(guarded, { password: `guess ${attempts}` }).then(
+        () => 'let in',
+        (e) => (e as PgError).sqlstate,
+      );
     }
-    assert.ok(refused >= 3, `${refused} refused`);
+    assert.ok(attempts > 20);
     await assert.rejects(session(guarded), fatalWith('28000'));
   });
 
@@ -310,11 +318,11 @@ describe('sessions', () => {
     const before = memory();
     const many = await start();
     const sockets: PgConnection[] = [];
-    for (let i = 0; i < 2_000; i += 100) sockets.push(...(await Promise.all(Array.from({ length: 100 }, () => session(many)))));
+    for (let i = 0; i < 2_000; i += 100)
+      sockets.push(...(await Promise.all(Array.from({ length: 100 }, () => session(many, { user: 'bulk' })))));
     assert.equal(many.sessions, 2_000);
     const perSession = (memory() - before) / 2_000;
     // Client, proxy and compute are all in this process: six sockets' worth of objects for each session.
-    console.log(`${Math.round(perSession)} bytes a session`);
     assert.ok(perSession < 200_000, `${Math.round(perSession)} bytes a session`);
     for (const c of [sockets[0], sockets[1_999]]) assert.deepEqual((await c?.query('still here'))?.[0]?.rows, [['still here']]);
     await Promise.all(sockets.map((c) => c.end()));
