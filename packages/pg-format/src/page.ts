@@ -119,6 +119,22 @@ function checkedIndexItem(page: Buffer, offnum: number): number {
   return id;
 }
 
+/** Up to this many bytes a loop beats Buffer.copy, which allocates a view per call in Node 24. */
+const LOOP_BYTES = 96;
+
+/** Copies between buffers that do not overlap. The caller has checked both ranges. */
+export function copyBytes(src: Uint8Array, from: number, target: Uint8Array, to: number, length: number): void {
+  if (length <= LOOP_BYTES) for (let i = 0; i < length; i++) target[to + i] = src[from + i] as number;
+  else if (Buffer.isBuffer(src)) src.copy(target, to, from, from + length);
+  else target.set(src.subarray(from, from + length), to);
+}
+
+/** Moves bytes up within a page (`to` ≥ `from`); the ranges may overlap. */
+function moveUp(page: Buffer, to: number, from: number, length: number): void {
+  if (length <= LOOP_BYTES) for (let i = length - 1; i >= 0; i--) page[to + i] = page[from + i] as number;
+  else page.copyWithin(to, from, from + length);
+}
+
 /** PageAddItemExtended with the item's bytes at `src[srcOffset, srcOffset + size)`.
  *  `offnum` 0 takes the first free slot. Returns the slot, or 0 when Postgres would refuse (redo treats that as corruption). */
 export function pageAddItem(page: Buffer, src: Buffer, srcOffset: number, size: number, offnum: number, flags: number): number {
@@ -154,7 +170,7 @@ export function pageAddItem(page: Buffer, src: Buffer, srcOffset: number, size: 
     page.copyWithin(linp + 4, linp, PAGE_HEADER_BYTES + (limit - 1) * 4);
   }
   setItemId(page, at, makeItemId(upper, LP_NORMAL, size));
-  src.copy(page, upper, srcOffset, srcOffset + size);
+  copyBytes(src, srcOffset, page, upper, size);
   setPdLower(page, lower);
   setPdUpper(page, upper);
   return at;
@@ -168,7 +184,6 @@ const scratch = Buffer.alloc(BLCKSZ);
 
 /** compactify_tuples: moves the kept items up against pd_special in the order of keptIndex. */
 function compactify(page: Buffer, count: number, presorted: boolean): void {
-  const from = presorted ? page : scratch;
   if (!presorted) page.copy(scratch);
   let upper = pdSpecial(page);
   for (let i = 0; i < count; i++) {
@@ -177,8 +192,8 @@ function compactify(page: Buffer, count: number, presorted: boolean): void {
     upper -= length;
     if (offset !== upper) {
       // Presorted items only ever move up, highest first, so moving in place overwrites nothing that is still needed.
-      if (presorted) page.copyWithin(upper, offset, offset + length);
-      else from.copy(page, upper, offset, offset + length);
+      if (presorted) moveUp(page, upper, offset, length);
+      else copyBytes(scratch, offset, page, upper, length);
     }
     const linp = PAGE_HEADER_BYTES + (keptIndex[i] as number) * 4;
     page.writeUInt32LE(((page.readUInt32LE(linp) & ~0x7fff) | upper) >>> 0, linp);
