@@ -17,19 +17,28 @@ export function advancePastXid(nextFullXid: number, xid: number): number {
   return result;
 }
 
-/** True when something changed beyond what {@link advancePastXid} alone moves. */
+/** Circular order of 32-bit ids: `a` comes before `b`. */
+const before = (a: number, b: number): boolean => ((a - b) | 0) < 0;
+
 export function applyCounters(c: CheckPoint, u: CounterUpdate): void {
   if (u.nextFullXid !== undefined && u.nextFullXid > c.nextFullXid) c.nextFullXid = u.nextFullXid;
   if (u.seenXid !== undefined) c.nextFullXid = advancePastXid(c.nextFullXid, u.seenXid);
   if (u.nextOid !== undefined) c.nextOid = u.nextOid;
   if (u.nextMulti !== undefined && ((u.nextMulti - c.nextMulti) | 0) > 0) c.nextMulti = u.nextMulti;
   if (u.nextMultiOffset !== undefined && ((u.nextMultiOffset - c.nextMultiOffset) | 0) > 0) c.nextMultiOffset = u.nextMultiOffset;
-  if (u.oldestXid !== undefined) c.oldestXid = u.oldestXid;
-  if (u.oldestXidDb !== undefined) c.oldestXidDb = u.oldestXidDb;
-  if (u.oldestMulti !== undefined) c.oldestMulti = u.oldestMulti;
-  if (u.oldestMultiDb !== undefined) c.oldestMultiDb = u.oldestMultiDb;
-  if (u.oldestCommitTsXid !== undefined) c.oldestCommitTsXid = u.oldestCommitTsXid;
-  if (u.newestCommitTsXid !== undefined) c.newestCommitTsXid = u.newestCommitTsXid;
+  if (u.oldestXid !== undefined && !before(u.oldestXid, c.oldestXid)) {
+    c.oldestXid = u.oldestXid;
+    if (u.oldestXidDb !== undefined) c.oldestXidDb = u.oldestXidDb;
+  }
+  if (u.oldestMulti !== undefined && !before(u.oldestMulti, c.oldestMulti)) {
+    c.oldestMulti = u.oldestMulti;
+    if (u.oldestMultiDb !== undefined) c.oldestMultiDb = u.oldestMultiDb;
+  }
+  // Zero switches commit timestamps off, or on for the first time.
+  if (u.oldestCommitTsXid !== undefined && (u.oldestCommitTsXid === 0 || c.oldestCommitTsXid === 0 || !before(u.oldestCommitTsXid, c.oldestCommitTsXid)))
+    c.oldestCommitTsXid = u.oldestCommitTsXid;
+  if (u.newestCommitTsXid !== undefined && (u.newestCommitTsXid === 0 || c.newestCommitTsXid === 0 || !before(u.newestCommitTsXid, c.newestCommitTsXid)))
+    c.newestCommitTsXid = u.newestCommitTsXid;
   if (u.oldestActiveXid !== undefined) c.oldestActiveXid = u.oldestActiveXid;
   if (u.time !== undefined) c.time = u.time;
 }

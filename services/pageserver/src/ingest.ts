@@ -1,8 +1,7 @@
 /** Turns decoded WAL records into entries of the open layer and changes of the catalog. The hot path: one record, no allocation of ours.
  *  Invariant: all effects of a record are filed under its end LSN, and the timeline's last record LSN moves only after all are filed. */
 import { LakebaseError } from '@lakebase/base';
-import type { Lsn, RelTag } from '@lakebase/ids';
-import { FORK_FSM, FORK_VM } from '@lakebase/ids';
+import { FORK_FSM, FORK_MAIN, type Lsn, type RelTag } from '@lakebase/ids';
 import {
   ARG_STOP,
   ENTRY_DELTA,
@@ -14,8 +13,8 @@ import {
   KIND_SLRU_PAGE,
   type OpenLayer,
 } from '@lakebase/layers';
-import { type DecodedBlock, type DecodedRecord, patchControlFile } from '@lakebase/pg-format';
-import { type CounterUpdate, type EffectSink, type ParameterChange, type SlruKind, emitEffects, fsmAddress } from '@lakebase/pg-redo';
+import { type DecodedBlock, type DecodedRecord, patchControlFile, readControlFile } from '@lakebase/pg-format';
+import { type CounterUpdate, type EffectSink, type ParameterChange, type SlruKind, deltaMakesPage, emitEffects, fsmAddress } from '@lakebase/pg-redo';
 import { ABSENT, type Catalog, type FileValue } from './catalog.ts';
 import { advancePastXid, applyCounters } from './counters.ts';
 
@@ -39,6 +38,10 @@ export class Ingest implements EffectSink {
   /** FILE_COPY database creations of the last record: to be done before the record counts as ingested. */
   readonly copies: DatabaseCopy[] = [];
   records = 0;
+  /** Changes of blocks that do not exist, skipped as Postgres does. */
+  missingBlocks = 0;
+  /** See {@link EffectSink.commitTimestamps}. */
+  commitTimestamps: boolean;
 
   #record: DecodedRecord | undefined;
   #lsn = 0 as Lsn;
@@ -53,6 +56,7 @@ export class Ingest implements EffectSink {
     this.#catalog = catalog;
     this.#major = major;
     this.#hotRecords = hotRecords;
+    this.commitTimestamps = readControlFile(catalog.control).parameters.trackCommitTimestamp;
   }
 
   /** Files everything a record does. Throws UNSUPPORTED or CORRUPT; the timeline is then broken at this record. */
@@ -83,8 +87,15 @@ export class Ingest implements EffectSink {
     const catalog = this.#catalog;
     const id = catalog.series.intern(KIND_REL_PAGE, b.spc, b.db, b.rel, b.fork);
     const blocks = catalog.blocks(id);
-    if (blocks === ABSENT || b.block >= blocks) catalog.extend(id, b.block + 1, this.#lsn, this.#file);
     const stop = b.willInit || (b.hasImage && b.applyImage) ? ARG_STOP : 0;
+    if (blocks === ABSENT || b.block >= blocks) {
+      // Redo in Postgres skips a change of a block that is not there (its relation is dropped or cut further on); map pages are made.
+      if (stop === 0 && b.fork === FORK_MAIN) {
+        this.missingBlocks++;
+        return;
+      }
+      catalog.extend(id, b.block + 1, this.#lsn, this.#file);
+    }
     if (this.#position < 0) this.#position = this.layer.append(record.buf, record.offset, record.length);
     const pending = this.layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
     if (pending >= this.#hotRecords) this.#count(id, b.block, pending);
@@ -94,8 +105,7 @@ export class Ingest implements EffectSink {
     const id = this.#catalog.relId(tag);
     const blocks = this.#catalog.blocks(id);
     if (blocks === ABSENT || block >= blocks) {
-      // A visibility map page that does not exist has no bit to clear.
-      if (tag.fork === FORK_VM) return;
+      if (!deltaMakesPage(delta)) return;
       this.#catalog.extend(id, block + 1, this.#lsn, this.#file);
     }
     this.#count(id, block, this.layer.put(id, block, ENTRY_DELTA, 0, this.#lsn, delta));
@@ -151,11 +161,17 @@ export class Ingest implements EffectSink {
   relmap(spc: number, db: number, bytes: Buffer): void {
     this.#catalog.putRelmap(spc, db, bytes, this.#file);
   }
-  twophasePut(fullXid: number, bytes: Buffer): void {
-    this.#catalog.putTwophase(fullXid, bytes, this.#file);
+  twophasePut(xid: number, bytes: Buffer): void {
+    this.#catalog.putTwophase(this.#widen(xid), bytes, this.#file);
   }
-  twophaseDelete(fullXid: number): void {
-    this.#catalog.putTwophase(fullXid, undefined, this.#file);
+  twophaseDelete(xid: number): void {
+    this.#catalog.putTwophase(this.#widen(xid), undefined, this.#file);
+  }
+  /** Full xid of a recent 32-bit one: at or before the next full xid (FullTransactionIdFromAllowableAt). */
+  #widen(xid: number): number {
+    const next = this.#catalog.checkpoint?.nextFullXid ?? 0;
+    const epoch = Math.floor(next / 0x1_0000_0000) - (xid > next % 0x1_0000_0000 ? 1 : 0);
+    return Math.max(0, epoch) * 0x1_0000_0000 + xid;
   }
   originAdvance(originId: number, remoteLsn: number): void {
     this.#catalog.putOrigin(originId, remoteLsn, this.#file);
@@ -171,6 +187,7 @@ export class Ingest implements EffectSink {
     this.#catalog.checkpointDirty = true;
   }
   parameters(change: ParameterChange): void {
+    this.commitTimestamps = change.trackCommitTimestamp;
     this.#catalog.putControl(patchControlFile(this.#catalog.control, { parameters: change }), this.#file);
   }
 

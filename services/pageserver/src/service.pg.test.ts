@@ -1,0 +1,209 @@
+/** The service from outside: HTTP, page service, WAL from a walsender (a stock server plays the safekeeper), restart, suspend state, bad input. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { type Socket, connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import {
+  FrameParser,
+  MSG,
+  type PageRequest,
+  PageserverClient,
+  decodeErrorFrame,
+  decodeStartBundle,
+  encodeBootSet,
+  encodeHello,
+  encodeRequest,
+  encodeSuspendState,
+  internalToken,
+  timelineScope,
+  type Frame,
+} from '@lakebase/api';
+import { isCode, silentLogger } from '@lakebase/base';
+import { BLCKSZ, type Lsn, MAX_LSN, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { readControlFile } from '@lakebase/pg-format';
+import { StockPostgres } from '@lakebase/testkit';
+import pg from 'pg';
+import { startPageserver } from './server.ts';
+import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig } from './stock-cluster.test-helper.ts';
+
+const SECRET = 'ab'.repeat(32);
+const PROJECT = parseProjectUid(TEST_PROJECT);
+const TIMELINE = parseTimelineId(TEST_TIMELINE);
+const TOKEN = internalToken(SECRET, timelineScope(PROJECT, TIMELINE));
+
+/** A page service client as small as can be. */
+class PageClient {
+  readonly socket: Socket;
+  readonly #waiting = new Map<number, (f: Frame) => void>();
+  #nextId = 1;
+  readonly closed: Promise<void>;
+
+  private constructor(socket: Socket) {
+    this.socket = socket;
+    this.closed = new Promise((resolve) => socket.on('close', () => resolve()));
+  }
+  static async open(port: number, token: string, timeline = TIMELINE): Promise<PageClient> {
+    const client = new PageClient(connect(port, '127.0.0.1'));
+    const parser = new FrameParser(1 << 28);
+    const hello = new Promise<Frame>((resolve) => client.#waiting.set(0, resolve));
+    client.socket.on('data', (chunk: Buffer) => parser.push(chunk, (f) => client.#waiting.get(f.id)?.({ ...f, payload: Buffer.from(f.payload) })));
+    client.socket.on('error', () => {});
+    client.socket.write(encodeHello({ token, project: PROJECT, timeline }));
+    const frame = await hello;
+    if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
+    return client;
+  }
+  async call(request: Record<string, unknown>): Promise<Frame> {
+    const id = this.#nextId++;
+    const answer = new Promise<Frame>((resolve) => this.#waiting.set(id, resolve));
+    this.socket.write(encodeRequest({ ...request, id } as unknown as PageRequest));
+    const frame = await answer;
+    this.#waiting.delete(id);
+    if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
+    return frame;
+  }
+  async pages(tag: object, block: number, count: number, since: Lsn = 0 as Lsn): Promise<Buffer[]> {
+    const { payload } = await this.call({ type: 'getPages', tag, block, count, requestLsn: MAX_LSN, notModifiedSince: since });
+    return Array.from({ length: payload.readUInt16BE(0) }, (_, i) => payload.subarray(2 + i * BLCKSZ, 2 + (i + 1) * BLCKSZ));
+  }
+}
+
+async function put(port: number, path: string, body: Buffer, type: string, token = internalToken(SECRET, 'service')): Promise<Response> {
+  return fetch(`http://127.0.0.1:${port}${path}`, { method: 'PUT', headers: { authorization: `Bearer ${token}`, 'content-type': type }, body: new Uint8Array(body) });
+}
+
+async function tarBytes(pgdata: string): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of tarOf(pgdata)) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks);
+}
+
+test('templates, timelines, streaming ingest, reads, restart, suspend state and refusals', { timeout: 120_000 }, async () => {
+  await using stock = StockPostgres.create({
+    settings: { wal_keep_size: '1GB', fsync: 'off', autovacuum: 'off', listen_addresses: '127.0.0.1', password_encryption: 'scram-sha-256' },
+  });
+  writeFileSync(join(stock.pgdata, 'pg_hba.conf'), 'local all all trust\nhost replication pageserver 127.0.0.1/32 scram-sha-256\n');
+  const { freePort } = await import('@lakebase/testkit');
+  const pgPort = await freePort();
+  const directory = mkdtempSync(join(tmpdir(), 'lb-pss-'));
+  const config = testConfig(directory, { waitLsnTimeoutMs: 5_000 });
+  let server = await startPageserver(config, SECRET, silentLogger);
+  try {
+    // Template and timeline.
+    const tar = await tarBytes(stock.pgdata);
+    const control = readControlFile(readFileSync(join(stock.pgdata, 'global/pg_control')));
+    assert.equal((await put(server.httpPort, '/v1/templates/18', tar, 'application/x-tar', 'wrong')).status, 401);
+    assert.equal((await put(server.httpPort, '/v1/templates/18', Buffer.from('no tar at all'.repeat(100)), 'application/x-tar')).status, 400);
+    assert.equal((await put(server.httpPort, '/v1/templates/18', tar, 'application/x-tar')).status, 200);
+    let client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
+    const template = await client.template(18);
+    await assert.rejects(client.template(17), (e: unknown) => isCode(e, 'NOT_FOUND'));
+    const request = { pgVersion: 18, systemId: String(control.systemId), safekeepers: [{ id: 'sk1', httpUrl: 'http://x', pgHost: '127.0.0.1', pgPort }] };
+    const startedAt = performance.now();
+    const created = await client.create(PROJECT, TIMELINE, request);
+    console.log(`timeline created in ${(performance.now() - startedAt).toFixed(0)} ms, template layer ${(template.layerBytes / 1e6).toFixed(1)} MB`);
+    assert.equal(created.startLsn, template.endLsn);
+    assert.deepEqual((await client.create(PROJECT, TIMELINE, request)).startLsn, created.startLsn);
+    await assert.rejects(client.create(PROJECT, TIMELINE, { ...request, systemId: '5' }), (e: unknown) => isCode(e, 'ALREADY_EXISTS'));
+
+    // WAL by streaming replication; waits by LSN.
+    stock.configure({ port: String(pgPort) });
+    await stock.start();
+    const sql = new pg.Client({ ...stock.clientConfig, port: pgPort });
+    await sql.connect();
+    await sql.query(`create role pageserver replication login password '${TOKEN}'`);
+    await sql.query('create table t (id int primary key, v text)');
+    await sql.query("insert into t select i, 'row ' || i from generate_series(1, 5000) i");
+    const { rows } = await sql.query("select pg_current_wal_flush_lsn()::text lsn, pg_relation_filenode('t')::int f, (select oid::int from pg_database where datname = 'postgres') db, pg_relation_size('t')::int size");
+    const { lsn, f, db, size } = rows[0] as { lsn: string; f: number; db: number; size: number };
+    const tag = { spc: 1663, db, rel: f, fork: 0 };
+    let pages = await PageClient.open(server.pagePort, TOKEN);
+    const all = await pages.pages(tag, 0, 128, parseLsn(lsn));
+    assert.equal(all.length * BLCKSZ, size);
+    assert.ok(all.every((p) => p.readUInt16LE(14) > 0), 'every page is initialised');
+    const sizeFrame = await pages.call({ type: 'getRelSize', tag, lsn: MAX_LSN });
+    assert.equal(sizeFrame.payload.readUInt32BE(0) * BLCKSZ, size);
+    assert.equal((await pages.call({ type: 'getRelSize', tag: { ...tag, rel: 999_999 }, lsn: MAX_LSN })).payload.readUInt32BE(0), 0xffff_ffff);
+    const pipelined = await Promise.all(Array.from({ length: 200 }, (_, i) => pages.pages(tag, i % all.length, 1)));
+    pipelined.forEach((p, i) => assert.ok((p[0] as Buffer).equals(all[i % all.length] as Buffer)));
+
+    // Refusals.
+    await assert.rejects(PageClient.open(server.pagePort, 'forged'), (e: unknown) => isCode(e, 'UNAUTHENTICATED'));
+    await assert.rejects(PageClient.open(server.pagePort, internalToken(SECRET, 'service'), parseTimelineId('9'.repeat(32))), (e: unknown) => isCode(e, 'NOT_FOUND'));
+    const far = (parseLsn(lsn) + 2 ** 40) as Lsn;
+    const waited = performance.now();
+    await assert.rejects(pages.pages(tag, 0, 1, far), (e: unknown) => isCode(e, 'TIMEOUT'));
+    assert.ok(performance.now() - waited > 4_900);
+    const garbage = connect(server.pagePort, '127.0.0.1');
+    const dropped = new Promise((resolve) => garbage.on('close', resolve));
+    garbage.on('error', () => {});
+    garbage.write('GET / HTTP/1.1\r\n\r\n');
+    garbage.resume();
+    await dropped;
+    pages.socket.write(Buffer.from([0x7f, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
+    await pages.closed;
+
+    // Restart: everything is there again, from layers and from the same WAL.
+    await client.checkpoint(PROJECT, TIMELINE);
+    await sql.query("update t set v = v || '!' where id % 10 = 0");
+    await server.close();
+    await sql.end();
+    await stock.stop();
+    const stopped = readControlFile(readFileSync(join(stock.pgdata, 'global/pg_control')));
+    await stock.start();
+    server = await startPageserver(config, SECRET, silentLogger);
+    client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
+    pages = await PageClient.open(server.pagePort, TOKEN);
+    const file = readFileSync(join(stock.pgdata, `base/${db}/${f}`));
+    await pages.pages(tag, 0, 1, (stopped.checkPoint + 8) as Lsn);
+    await stock.stop('SIGQUIT');
+    const status = await client.status(PROJECT, TIMELINE);
+    const end = parseLsn(status.lastRecordLsn);
+    assert.ok(end > stopped.checkPoint, `${status.lastRecordLsn} ${formatLsn(stopped.checkPoint)}`);
+    const after = await pages.pages(tag, 0, 128, end);
+    assert.equal(after.length * BLCKSZ, file.length);
+    after.forEach((p, b) => assert.equal(p.readUInt32LE(4), file.readUInt32LE(b * BLCKSZ + 4), `pd_lsn of block ${b}`));
+
+    // Suspend state and boot set go into the next bundle.
+    const state = { lsn: end, files: [{ path: 'pg_stat/pgstat.stat', bytes: Buffer.from('stats') }], pages: [{ tag: { ...tag, fork: 0 as const }, block: 1, bytes: Buffer.alloc(BLCKSZ, 9) }] };
+    const base = `/v1/timelines/${PROJECT}/${TIMELINE}`;
+    assert.equal((await put(server.httpPort, `${base}/suspend-state`, encodeSuspendState(state), 'application/octet-stream', TOKEN)).status, 204);
+    assert.equal((await put(server.httpPort, `${base}/boot-set`, encodeBootSet([{ tag: { ...tag, fork: 0 as const }, block: 1 }]), 'application/octet-stream', TOKEN)).status, 204);
+    assert.equal((await put(server.httpPort, `${base}/boot-set`, Buffer.from('junk'), 'application/octet-stream', TOKEN)).status, 500);
+    for (let round = 0; round < 2; round++) {
+      const { payload } = await pages.call({ type: 'getStartBundle', lsn: end, waitMs: 1_000 });
+      const bundle = decodeStartBundle(payload);
+      assert.equal(bundle.cleanSuspend, true);
+      assert.ok(bundle.prevRecordLsn >= stopped.checkPoint);
+      assert.equal(bundle.files.find((x) => x.path === 'pg_stat/pgstat.stat')?.bytes.toString(), 'stats');
+      assert.equal(bundle.bootPages.length, 1);
+      assert.ok(bundle.bootPages[0]?.bytes.equals(Buffer.alloc(BLCKSZ, 9)));
+      assert.ok((await pages.pages(tag, 1, 1, end))[0]?.equals(Buffer.alloc(BLCKSZ, 9)));
+      if (round === 0) {
+        await server.close();
+        server = await startPageserver(config, SECRET, silentLogger);
+        pages = await PageClient.open(server.pagePort, TOKEN);
+      }
+    }
+
+    // A damaged layer is named, and the other timelines' service goes on.
+    await server.close();
+    const dir = join(directory, 'timelines', PROJECT, TIMELINE);
+    const layer = join(dir, readdirSync(dir).find((n) => n.startsWith('image-')) as string);
+    const bytes = readFileSync(layer);
+    writeFileSync(layer, bytes.subarray(0, bytes.length - 100));
+    server = await startPageserver(config, SECRET, silentLogger);
+    client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
+    const broken = await client.status(PROJECT, TIMELINE);
+    assert.equal(broken.state, 'BROKEN');
+    assert.match(broken.error ?? '', /image-.*\.layer/);
+    await assert.rejects(PageClient.open(server.pagePort, TOKEN), (e: unknown) => isCode(e, 'CORRUPT'));
+    await client.remove(PROJECT, TIMELINE);
+    await assert.rejects(client.status(PROJECT, TIMELINE), (e: unknown) => isCode(e, 'NOT_FOUND'));
+  } finally {
+    await server.close();
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
