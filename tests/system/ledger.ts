@@ -49,12 +49,15 @@ export class Ledger {
 
   async verify(): Promise<void> {
     const client = await this.#cluster.connect();
+    // The writers may go on: what was acknowledged before the snapshot must be in it, and both reads use one snapshot.
+    const acknowledged = [...this.acknowledged];
     try {
+      await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
       const { rows } = await client.query<{ n: string }>(`SELECT n FROM ${this.#table} ORDER BY n`);
       const present = rows.map((r) => Number(r.n));
       const unique = new Set(present);
       if (unique.size !== present.length) throw new Error('a row is there twice');
-      const lost = [...this.acknowledged].filter((n) => !unique.has(n));
+      const lost = acknowledged.filter((n) => !unique.has(n));
       if (lost.length > 0) throw new Error(`${lost.length} acknowledged rows are lost, for example ${lost.slice(0, 5).join(', ')}`);
       const invented = present.filter((n) => !this.attempted.has(n));
       if (invented.length > 0) throw new Error(`rows nobody wrote: ${invented.slice(0, 5).join(', ')}`);

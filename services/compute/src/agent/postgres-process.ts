@@ -1,7 +1,7 @@
 /** The postmaster of a compute: start, readiness, stop. The agent is its parent; the shim makes it die with us.
  *  Readiness is the status line Postgres writes into postmaster.pid (miscinit.c, pg_ctl.c), so no connection is spent on it. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createWriteStream, readFileSync } from 'node:fs';
+import { createWriteStream, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, sleep } from '@lakebase/base';
 
@@ -21,10 +21,13 @@ export class PostgresProcess {
   readonly #options: PostgresOptions;
   readonly #child: ChildProcess;
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
+  /** Size of the log when we started: what is before it belongs to earlier computes. */
+  readonly #logStart: number;
   #gone: { code: number | null; signal: NodeJS.Signals | null } | undefined;
 
   private constructor(options: PostgresOptions, child: ChildProcess) {
     this.#options = options;
+    this.#logStart = statSync(options.logPath, { throwIfNoEntry: false })?.size ?? 0;
     this.#child = child;
     this.exited = new Promise((resolve) => {
       child.once('exit', (code, signal) => {
@@ -81,7 +84,7 @@ export class PostgresProcess {
 
   logTail(): string {
     try {
-      return readFileSync(this.#options.logPath, 'utf8').trimEnd().split('\n').slice(-LOG_TAIL_LINES).join(' | ').slice(-2_000);
+      return readFileSync(this.#options.logPath).subarray(this.#logStart).toString().trimEnd().split('\n').slice(-LOG_TAIL_LINES).join(' | ').slice(-2_000);
     } catch {
       return 'no log';
     }
