@@ -65,7 +65,7 @@ class RunWriter {
     const { files, generation, number } = this.#options;
     const { startLsn, endLsn } = this.#range;
     const path = join(files.directory, layerName(this.#kind, startLsn, endLsn, number, this.#part++, generation));
-    const identity = { project: files.project, timeline: files.timeline, kind: this.#kind, level: 1, generation, startLsn, endLsn };
+    const identity = { project: files.project, timeline: files.timeline, kind: this.#kind, level: 1, generation, startLsn, endLsn, compress: true };
     this.#writer = await LayerWriter.create(path, identity, files.ciphers);
     return this.#writer;
   }

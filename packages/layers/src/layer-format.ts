@@ -15,7 +15,8 @@ export const FRAME_TARGET_BYTES = 32_768;
 /** A frame grows past the target only for one large value. */
 export const FRAME_BYTES_MAX = 1 << 30;
 export const FOOTER_BYTES = 72;
-export const FRAME_INDEX_ENTRY_BYTES: number = KEY_BYTES + 8 + 8 + 4;
+/** key · first lsn u64 · offset u64 · stored bytes u32 · plain bytes u32 (0: not compressed). */
+export const FRAME_INDEX_ENTRY_BYTES: number = KEY_BYTES + 8 + 8 + 4 + 4;
 export const HEADER_BYTES_MAX: number = 160 + KEY_REFERENCE_BYTES_MAX;
 export const GROUP_HEADER_BYTES: number = KEY_BYTES + 8;
 export const ENTRY_HEADER_BYTES = 14;

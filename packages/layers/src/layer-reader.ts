@@ -3,6 +3,7 @@
  *  Every check failure is CORRUPT and names the file. */
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { basename } from 'node:path';
+import { zstdDecompressSync } from 'node:zlib';
 import { LakebaseError, assert } from '@lakebase/base';
 import { type CipherProvider, type FrameCipher, TAG_BYTES, frameNonce } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
@@ -129,11 +130,34 @@ export class LayerReader implements LayerView {
 
   /** {@link frame} without the cache: for scans. */
   loadFrame(n: number): CachedFrame {
-    const index = this.#frameIndex();
-    const at = n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
-    const offset = index.readUInt32BE(at) * 0x1_0000_0000 + index.readUInt32BE(at + 4);
-    const bytes = this.#open(offset, index.readUInt32BE(at + 8), n);
+    const { stored, plainBytes } = this.rawFrame(n);
+    const bytes = plainBytes === 0 ? stored : this.#decompress(stored, plainBytes, n);
     return { bytes, groups: groupOffsets(bytes, this.path) };
+  }
+
+  /** A frame opened but not decompressed. */
+  rawFrame(n: number): { firstKey: Buffer; firstLsn: Lsn; stored: Buffer; plainBytes: number } {
+    const index = this.#frameIndex();
+    const at = n * FRAME_INDEX_ENTRY_BYTES;
+    const p = at + KEY_BYTES + 8;
+    const offset = index.readUInt32BE(p) * 0x1_0000_0000 + index.readUInt32BE(p + 4);
+    return {
+      firstKey: index.subarray(at, at + KEY_BYTES),
+      firstLsn: readLsn(index, at + KEY_BYTES),
+      stored: this.#open(offset, index.readUInt32BE(p + 8), n),
+      plainBytes: index.readUInt32BE(p + 12),
+    };
+  }
+
+  #decompress(stored: Buffer, plainBytes: number, n: number): Buffer {
+    if (plainBytes > FRAME_BYTES_MAX) throw corrupt(this.path, `has frame ${n} of an impossible size`);
+    try {
+      const bytes = zstdDecompressSync(stored, { maxOutputLength: plainBytes });
+      if (bytes.length === plainBytes) return bytes;
+    } catch (cause) {
+      throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n} does not decompress: ${(cause as Error).message}`, { cause });
+    }
+    throw corrupt(this.path, `has frame ${n} of another length than its index says`);
   }
 
   /** Number of the last frame whose first (key, lsn) is at or before the given; -1 when none is. */

@@ -97,7 +97,7 @@ export class LayerSet {
     for (const layer of this.layers) {
       const d = layer.descriptor;
       if (d.endLsn <= floor) return false;
-      if (d.startLsn > upTo || (d.kind === 'image' ? d.endLsn > upTo : d.startLsn === upTo && d.endLsn > upTo)) continue;
+      if (d.startLsn > upTo || (d.kind === 'image' && d.endLsn > upTo)) continue;
       if (key.compare(layer.keyMin) < 0 || key.compare(layer.keyMax) > 0) continue;
       if (layer.reader().collect(key, upTo, floor, out)) return true;
       // An image holds every key of its range: what is not there did not exist then.

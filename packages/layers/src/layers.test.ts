@@ -54,6 +54,7 @@ const stir = (page: Buffer, bytes: Buffer): void => {
 const fakeRedo: PageRedo = {
   record: (page, bytes) => stir(page, bytes),
   delta: (page, bytes) => stir(page, bytes),
+  childBlock: () => undefined,
   freeSpaceAfter: () => undefined,
   setFreeSpace: () => {},
 };

@@ -25,7 +25,10 @@ export interface KeyView {
 /** Redo of one change on one page, in place. */
 export interface PageRedo {
   record(page: Buffer, bytes: Buffer, blockId: number, lsn: Lsn): void;
-  delta(page: Buffer, bytes: Buffer, lsn: Lsn): void;
+  /** `child`: the page {@link childBlock} names, as of the same record, if it exists. */
+  delta(page: Buffer, bytes: Buffer, lsn: Lsn, child?: Buffer): void;
+  /** Block of the same fork that this delta looks at; undefined for nearly all. */
+  childBlock(delta: Buffer): number | undefined;
   /** Free bytes that redo of this record would put into the FSM for this heap page; undefined when none. */
   freeSpaceAfter(page: Buffer, bytes: Buffer, blockId: number, lsn: Lsn): number | undefined;
   setFreeSpace(fsmPage: Buffer, heapBlock: number, freeBytes: number): void;
@@ -100,7 +103,7 @@ export class PageReader {
         this.#redo.record(page, e.bytes, e.arg & ARG_BLOCK_ID, e.lsn);
       } else if (e.kind === ENTRY_DELTA) {
         this.#applyHints(s, page, hints);
-        this.#redo.delta(page, e.bytes, e.lsn);
+        this.#redo.delta(page, e.bytes, e.lsn, this.#child(s, e));
       } else if (e.kind === ENTRY_IMAGE) {
         hints.length = 0;
         e.bytes.copy(page);
@@ -114,6 +117,12 @@ export class PageReader {
     this.applied += last + 1;
     this.#applyHints(s, page, hints);
     return page;
+  }
+
+  #child(s: SeriesId, delta: Entry): Buffer | undefined {
+    const block = this.#redo.childBlock(delta.bytes);
+    if (block === undefined || (this.relSize(s, delta.lsn) ?? 0) <= block) return undefined;
+    return this.page(s, block, delta.lsn);
   }
 
   /** Free space hints, oldest first: only the newest one that redo would have recorded counts for each heap block. */

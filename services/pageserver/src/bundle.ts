@@ -6,7 +6,7 @@ import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
 import { BLCKSZ, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn } from '@lakebase/ids';
 import { SeriesTable, openObject, scanValues } from '@lakebase/layers';
-import { type CheckPoint, encodeCheckPoint } from '@lakebase/pg-format';
+import { type CheckPoint, encodeCheckPoint, patchControlFile } from '@lakebase/pg-format';
 import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT, type SlruKind } from '@lakebase/pg-redo';
 import { Catalog } from './catalog.ts';
 import { MEMBERS_PER_PAGE, OFFSETS_PER_PAGE, PAGES_PER_SEGMENT, SLRU_KINDS, XIDS_PER_PAGE, segmentFileName } from './slru.ts';
@@ -27,7 +27,7 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
   const checkpoint = checkpointOf(t, catalog);
   const files: BundleFile[] = [
     { path: 'PG_VERSION', bytes: Buffer.from(`${t.major}\n`) },
-    { path: 'global/pg_control', bytes: catalog.control },
+    { path: 'global/pg_control', bytes: head ? catalog.control : patchControlFile(catalog.control, { systemId: BigInt(t.storage.index.systemId) }) },
   ];
   for (const { spc, db } of catalog.databases.values())
     if (spc !== GLOBAL_TABLESPACE) files.push({ path: `base/${db}/PG_VERSION`, bytes: Buffer.from(`${t.major}\n`) });

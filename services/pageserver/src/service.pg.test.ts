@@ -88,7 +88,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
   const { freePort } = await import('@lakebase/testkit');
   const pgPort = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'lb-pss-'));
-  const config = testConfig(directory, { waitLsnTimeoutMs: 5_000 });
+  const config = testConfig(directory, { waitLsnTimeoutMs: 2_000 });
   let server = await startPageserver(config, SECRET, silentLogger);
   try {
     // Template and timeline.
@@ -135,7 +135,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     const far = (parseLsn(lsn) + 2 ** 40) as Lsn;
     const waited = performance.now();
     await assert.rejects(pages.pages(tag, 0, 1, far), (e: unknown) => isCode(e, 'TIMEOUT'));
-    assert.ok(performance.now() - waited > 4_900);
+    assert.ok(performance.now() - waited > 1_900);
     const garbage = connect(server.pagePort, '127.0.0.1');
     const dropped = new Promise((resolve) => garbage.on('close', resolve));
     garbage.on('error', () => {});

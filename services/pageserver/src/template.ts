@@ -11,8 +11,6 @@ import {
   ARG_STOP,
   ENTRY_IMAGE,
   ENTRY_VALUE,
-  FIRST_PAGE_KIND,
-  KEY_BYTES,
   KIND_CHECKPOINT,
   KIND_CONTROL,
   KIND_DATABASE,
@@ -20,7 +18,6 @@ import {
   KIND_REL_SIZE,
   KIND_SLRU_PAGE,
   KIND_SLRU_SEGMENT,
-  LayerCursor,
   type LayerDescriptor,
   type LayerFiles,
   LayerReader,
@@ -32,7 +29,7 @@ import {
   readIndex,
   relPages,
 } from '@lakebase/layers';
-import { CONTROL_FILE_PATH, DB_SHUTDOWNED, encodeCheckPoint, endOfRecord, patchControlFile, readControlFile, SHUTDOWN_CHECKPOINT_BYTES } from '@lakebase/pg-format';
+import { CONTROL_FILE_PATH, DB_SHUTDOWNED, encodeCheckPoint, endOfRecord, readControlFile, SHUTDOWN_CHECKPOINT_BYTES } from '@lakebase/pg-format';
 import { extract } from 'tar-stream';
 import { INDEX_FILE, TimelineStorage, ensureDirectory } from './storage.ts';
 import { PAGES_PER_SEGMENT, parseSegmentPath } from './slru.ts';
@@ -127,7 +124,8 @@ export function templateInfo(files: LayerFiles): TemplateInfo | undefined {
   };
 }
 
-/** Makes a timeline's directory from the template: every frame sealed again under the new identity, the control file with its own system id. */
+/** Makes a timeline's directory from the template: every frame sealed again under the new identity. The control file still carries the
+ *  template's system id: a timeline puts its own in when it is attached. */
 export async function instantiate(template: LayerFiles, target: LayerFiles, systemId: string, extra: Readonly<Record<string, unknown>>): Promise<void> {
   const index = readIndex(join(template.directory, INDEX_FILE), template.project, template.timeline, template.ciphers);
   if (index === undefined) throw new LakebaseError('NOT_FOUND', 'there is no template for this Postgres version; import one with PUT /v1/templates/:major');
@@ -138,17 +136,8 @@ export async function instantiate(template: LayerFiles, target: LayerFiles, syst
   for (const [i, d] of index.layers.entries()) {
     const reader = new LayerReader(join(template.directory, d.name), template.ciphers, template.cache);
     const writer = await LayerWriter.create(join(target.directory, layerName('image', end, end, 1, i, 0)), imageIdentity(target, end), target.ciphers);
-    const key = Buffer.alloc(KEY_BYTES);
     try {
-      for (const cursor = new LayerCursor(reader); cursor.key !== undefined; cursor.next()) {
-        cursor.key.copy(key);
-        cursor.entries((e) => {
-          const bytes = key[0] === KIND_CONTROL && (key[0] as number) < FIRST_PAGE_KIND ? patchControlFile(e.bytes, { systemId: BigInt(systemId) }) : e.bytes;
-          writer.add(key, e.lsn, e.kind, e.arg, bytes);
-          return true;
-        });
-        if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
-      }
+      await writer.copyFrom(reader);
       layers.push(await writer.finish());
     } catch (error) {
       await writer.abandon();
@@ -169,6 +158,7 @@ const imageIdentity = (files: LayerFiles, lsn: Lsn) => ({
   generation: 0,
   startLsn: lsn,
   endLsn: lsn,
+  compress: true,
 });
 
 function firstIndex(

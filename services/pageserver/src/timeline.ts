@@ -19,7 +19,7 @@ import {
   encodeKey,
   scanValues,
 } from '@lakebase/layers';
-import { type DecodedRecord, WalDecoder, rmgrName } from '@lakebase/pg-format';
+import { type DecodedRecord, WalDecoder, patchControlFile, rmgrName } from '@lakebase/pg-format';
 import { ABSENT, Catalog } from './catalog.ts';
 import type { PageserverConfig } from './config.ts';
 import { copyDatabase } from './database-copy.ts';
@@ -71,6 +71,7 @@ export class Timeline {
     this.catalog = Catalog.load(scanValues([], storage.set, this.#lastRecordLsn), this.#series, this.#lastRecordLsn);
     if (this.catalog.checkpoint === undefined || this.catalog.control.length === 0)
       throw new LakebaseError('CORRUPT', `timeline ${this.id}: its layers in ${storage.files.directory} hold no checkpoint or control file`);
+    this.catalog.control = patchControlFile(this.catalog.control, { systemId: BigInt(index.systemId) });
     this.#open = new OpenLayer(this.#series, this.#lastRecordLsn);
     this.#ingest = new Ingest(this.#open, this.catalog, this.major, config.hotPageRecords);
     this.cache = new PageCache(budget);
