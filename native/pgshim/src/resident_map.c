@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -45,16 +46,17 @@ const char *map_open(const char *path)
     libc_resolve();
     int fd = real.open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
-        return "cannot open";
+        return strerror(errno);
     struct stat st;
     if (fstat(fd, &st) != 0 || st.st_size < (off_t)sizeof(struct map_header)) {
         real.close(fd);
         return "too short";
     }
     void *at = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int map_error = errno;
     real.close(fd);
     if (at == MAP_FAILED)
-        return "cannot map";
+        return strerror(map_error);
     const char *wrong = check(at, (uint64_t)st.st_size);
     if (wrong != NULL) {
         munmap(at, (size_t)st.st_size);

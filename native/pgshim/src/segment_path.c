@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,7 @@ static const char *const fork_suffixes[] = {"", "_fsm", "_vm", "_init"};
 
 static char given_datadir[PATH_MAX];    /* as the agent wrote it */
 static char resolved_datadir[PATH_MAX]; /* without symbolic links */
-static bool cwd_is_datadir;             /* once seen; Postgres never leaves it */
+static _Atomic bool cwd_is_datadir;     /* once seen; Postgres never leaves it */
 
 static const char *parse_number(const char *at, uint32_t max, uint32_t *value)
 {
@@ -104,13 +105,15 @@ static const char *below(const char *path, const char *directory)
 
 static bool in_datadir(void)
 {
-    if (!cwd_is_datadir) {
-        int saved = errno;
-        char cwd[PATH_MAX];
-        cwd_is_datadir = getcwd(cwd, sizeof cwd) != NULL && strcmp(cwd, resolved_datadir) == 0;
-        errno = saved;
-    }
-    return cwd_is_datadir;
+    if (cwd_is_datadir)
+        return true;
+    int saved = errno;
+    char cwd[PATH_MAX];
+    bool is = getcwd(cwd, sizeof cwd) != NULL && strcmp(cwd, resolved_datadir) == 0;
+    errno = saved;
+    if (is)
+        cwd_is_datadir = true;
+    return is;
 }
 
 int32_t segment_path_entry(const char *path)

@@ -198,7 +198,7 @@ __attribute__((unused)) static void start_shim(const struct segment *segments, u
     setenv("LAKEBASE_SHIM_DATADIR", path, 1);
     snprintf(socket_path, sizeof socket_path, "%s/agent.sock", base_directory);
     setenv("LAKEBASE_SHIM_SOCKET", socket_path, 1);
-    setenv("LAKEBASE_SHIM_RETRY_SECONDS", "1", 1);
+    setenv("LAKEBASE_SHIM_RETRY_SECONDS", "60", 1);
     setenv("LAKEBASE_SHIM_LAYOUT", "1", 1);
     CHECK(chdir(path) == 0);
     knobs = shared_memory(sizeof *knobs);

@@ -255,7 +255,7 @@ static void one_round(unsigned seed)
 
 int main(int argc, char **argv)
 {
-    unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 4;
+    unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 3;
     unsigned seed = argc > 2 ? (unsigned)atoi(argv[2]) : 1;
     share_locks();
     slow_down();
