@@ -7,7 +7,18 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { isCode } from '@lakebase/base';
 import { formatLsn, type Lsn, lsn, WAL_SEGMENT_BYTES } from '@lakebase/ids';
-import { copyRecord, type DecodedRecord, decodeRecord, endOfRecord, newDecodedRecord, patchControlFile, readControlFile, rmgrName, setPageLsn, WalDecoder } from '@lakebase/pg-format';
+import {
+  copyRecord,
+  type DecodedRecord,
+  decodeRecord,
+  endOfRecord,
+  newDecodedRecord,
+  patchControlFile,
+  readControlFile,
+  rmgrName,
+  setPageLsn,
+  WalDecoder,
+} from '@lakebase/pg-format';
 import { emitEffects, redo } from '@lakebase/pg-redo';
 import { OracleServer } from '../oracle/server.ts';
 
@@ -46,7 +57,14 @@ describe('WAL of a stock Postgres', () => {
   before(async () => {
     server = new OracleServer(join(root, 'data'), join(root, 'socket'));
     server.initdb();
-    server.configure({ listen_addresses: '', fsync: 'off', wal_keep_size: '1GB', max_connections: '23', track_commit_timestamp: 'on', wal_compression: 'pglz' });
+    server.configure({
+      listen_addresses: '',
+      fsync: 'off',
+      wal_keep_size: '1GB',
+      max_connections: '23',
+      track_commit_timestamp: 'on',
+      wal_compression: 'pglz',
+    });
     await server.start();
     const client = await server.client();
     for (const sql of WORKLOAD) await client.query(sql);
@@ -64,7 +82,9 @@ describe('WAL of a stock Postgres', () => {
 
   function* records(): Generator<DecodedRecord> {
     const decoder = new WalDecoder({ startLsn: lsn(WAL_SEGMENT_BYTES), major: 18, systemId });
-    for (const name of readdirSync(walDir()).filter((n) => /^[0-9A-F]{24}$/.test(n)).sort()) {
+    for (const name of readdirSync(walDir())
+      .filter((n) => /^[0-9A-F]{24}$/.test(n))
+      .sort()) {
       const bytes = readFileSync(join(walDir(), name));
       for (let at = 0; at < bytes.length; at += 100_001) decoder.push(bytes.subarray(at, at + 100_001));
     }
@@ -86,7 +106,10 @@ describe('WAL of a stock Postgres', () => {
     assert.equal(control.walSegmentBytes, WAL_SEGMENT_BYTES);
     assert.ok(patchControlFile(bytes, { ...control, systemId: control.systemId }).equals(bytes));
     bytes[100] = (bytes[100] as number) ^ 1;
-    assert.throws(() => readControlFile(bytes), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(
+      () => readControlFile(bytes),
+      (e) => isCode(e, 'CORRUPT'),
+    );
   });
 
   test('every record has effects', () => {
@@ -96,18 +119,25 @@ describe('WAL of a stock Postgres', () => {
       counts.set(rmgrName(record.rmid), (counts.get(rmgrName(record.rmid)) ?? 0) + 1);
       emitEffects(record, 18, sink as Parameters<typeof emitEffects>[2]);
     }
-    for (const name of ['XLOG', 'Transaction', 'Storage', 'Standby', 'Heap', 'Heap2', 'Btree', 'Sequence']) assert.ok((counts.get(name) ?? 0) > 0, name);
+    for (const name of ['XLOG', 'Transaction', 'Storage', 'Standby', 'Heap', 'Heap2', 'Btree', 'Sequence'])
+      assert.ok((counts.get(name) ?? 0) > 0, name);
   });
 
   test('the list of records is pg_waldump’s', { skip: existsSync(WALDUMP) ? false : `${WALDUMP} is not on this machine` }, () => {
-    const text = execFileSync(WALDUMP, ['-p', walDir(), '-s', '0/1000000', '-e', formatLsn(endOfRecord(shutdownLsn, 114))], { encoding: 'utf8', maxBuffer: 1 << 30 });
+    const text = execFileSync(WALDUMP, ['-p', walDir(), '-s', '0/1000000', '-e', formatLsn(endOfRecord(shutdownLsn, 114))], {
+      encoding: 'utf8',
+      maxBuffer: 1 << 30,
+    });
     const lines = text.split('\n').filter((line) => line.startsWith('rmgr:'));
     let n = 0;
     for (const record of records()) {
       const m = /^rmgr: (\S+) +len \(rec\/tot\): +\d+\/ *(\d+), tx: +(\d+), lsn: ([0-9A-F/]+), prev ([0-9A-F/]+)/.exec(lines[n++] ?? '');
       assert.ok(m, `record ${formatLsn(record.lsn)} is not in the list`);
       const trim = (text: string | undefined): string => String(text).replace(/\/0+(?=[0-9A-F])/, '/');
-      assert.deepEqual([m[1], Number(m[2]), Number(m[3]), trim(m[4]), trim(m[5])], [rmgrName(record.rmid), record.length, record.xid, formatLsn(record.lsn), formatLsn(record.prev)]);
+      assert.deepEqual(
+        [m[1], Number(m[2]), Number(m[3]), trim(m[4]), trim(m[5])],
+        [rmgrName(record.rmid), record.length, record.xid, formatLsn(record.lsn), formatLsn(record.prev)],
+      );
     }
     assert.equal(n, lines.length);
   });
@@ -117,7 +147,9 @@ describe('WAL of a stock Postgres', () => {
     const int = (n: number): number => Math.floor(random() * n);
     const pages: Buffer[] = [];
     const dir = join(server.dataDir, 'base/1');
-    for (const name of readdirSync(dir).filter((n) => /^\d+$/.test(n)).slice(0, 60)) {
+    for (const name of readdirSync(dir)
+      .filter((n) => /^\d+$/.test(n))
+      .slice(0, 60)) {
       const file = readFileSync(join(dir, name));
       for (let at = 0; at + 8192 <= file.length && at < 4 * 8192; at += 8192) pages.push(file.subarray(at, at + 8192));
     }
@@ -131,7 +163,8 @@ describe('WAL of a stock Postgres', () => {
       const copy = copyRecord(original);
       for (let round = 0; round < 3; round++) {
         const bytes = Buffer.from(copy.buf);
-        for (let edits = 1 + int(3); edits > 0; edits--) bytes[24 + int(Math.min(bytes.length - 24, 200))] = int(3) === 0 ? int(256) : int(16);
+        for (let edits = 1 + int(3); edits > 0; edits--)
+          bytes[24 + int(Math.min(bytes.length - 24, 200))] = int(3) === 0 ? int(256) : int(16);
         try {
           const record = decodeRecord(bytes, 0, bytes.length, copy.lsn, copy.endLsn, scratch);
           emitEffects(record, 18, sink);

@@ -1,7 +1,19 @@
 /** Starts a stock Postgres on a synthesised shutdown checkpoint at several kinds of X: it must come up with no recovery, go on writing at the
  *  record's end, and all WAL it writes must read back from X on with an unbroken prev chain. */
 import assert from 'node:assert/strict';
-import { chmodSync, closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { formatLsn, type Lsn, lsn, segmentNumber, WAL_SEGMENT_BYTES, walFileName } from '@lakebase/ids';
@@ -34,7 +46,15 @@ describe('a start with no recovery', () => {
   before(() => {
     server = new OracleServer(join(root, 'data'), join(root, 'socket'));
     server.initdb();
-    server.configure({ listen_addresses: '', fsync: 'off', full_page_writes: 'off', autovacuum: 'off', max_wal_senders: '0', wal_level: 'replica', wal_keep_size: '1GB' });
+    server.configure({
+      listen_addresses: '',
+      fsync: 'off',
+      full_page_writes: 'off',
+      autovacuum: 'off',
+      max_wal_senders: '0',
+      wal_level: 'replica',
+      wal_keep_size: '1GB',
+    });
   });
   after(async () => {
     await server.stop('SIGKILL');

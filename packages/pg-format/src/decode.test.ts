@@ -53,27 +53,31 @@ test('hostile bytes give a record whose parts lie inside it, or CORRUPT', () => 
   const good = sample();
   const out = newDecodedRecord();
   fc.assert(
-    fc.property(fc.array(fc.tuple(fc.integer({ min: 16, max: 90 }), fc.integer({ min: 0, max: 255 })), { minLength: 1, maxLength: 6 }), fc.integer({ min: 0, max: 8140 }), (edits, cut) => {
-      const bytes = Buffer.from(good.subarray(0, good.length - (cut > 8000 ? cut : 0)));
-      bytes.writeUInt32LE(bytes.length, 0);
-      for (const [at, value] of edits) if (at < bytes.length) bytes[at] = value;
-      try {
-        const r = decodeRecord(bytes, 0, bytes.length, lsn(8), lsn(16), out);
-        let end = 24;
-        for (let i = 0; i <= r.maxBlockId; i++) {
-          const b = r.blocks[i];
-          if (b?.inUse !== true) continue;
-          assert.ok(b.imageOffset >= end && b.dataOffset === b.imageOffset + b.imageLength);
-          assert.ok(b.holeOffset + b.holeLength <= 8192 || !b.hasImage);
-          assert.ok(b.fork <= 3);
-          end = b.dataOffset + b.dataLength;
+    fc.property(
+      fc.array(fc.tuple(fc.integer({ min: 16, max: 90 }), fc.integer({ min: 0, max: 255 })), { minLength: 1, maxLength: 6 }),
+      fc.integer({ min: 0, max: 8140 }),
+      (edits, cut) => {
+        const bytes = Buffer.from(good.subarray(0, good.length - (cut > 8000 ? cut : 0)));
+        bytes.writeUInt32LE(bytes.length, 0);
+        for (const [at, value] of edits) if (at < bytes.length) bytes[at] = value;
+        try {
+          const r = decodeRecord(bytes, 0, bytes.length, lsn(8), lsn(16), out);
+          let end = 24;
+          for (let i = 0; i <= r.maxBlockId; i++) {
+            const b = r.blocks[i];
+            if (b?.inUse !== true) continue;
+            assert.ok(b.imageOffset >= end && b.dataOffset === b.imageOffset + b.imageLength);
+            assert.ok(b.holeOffset + b.holeLength <= 8192 || !b.hasImage);
+            assert.ok(b.fork <= 3);
+            end = b.dataOffset + b.dataLength;
+          }
+          assert.equal(r.mainOffset, end === 24 ? r.mainOffset : end);
+          assert.equal(r.mainOffset + r.mainLength, bytes.length);
+        } catch (error) {
+          assert.ok(isCode(error, 'CORRUPT'), String(error));
         }
-        assert.equal(r.mainOffset, end === 24 ? r.mainOffset : end);
-        assert.equal(r.mainOffset + r.mainLength, bytes.length);
-      } catch (error) {
-        assert.ok(isCode(error, 'CORRUPT'), String(error));
-      }
-    }),
+      },
+    ),
     { numRuns: 3000 },
   );
 });
@@ -84,7 +88,11 @@ test('truncation at every byte is CORRUPT', () => {
     const bytes = Buffer.from(good.subarray(0, n));
     if (n >= 4) bytes.writeUInt32LE(n, 0);
     if (n === 24) continue; // an empty record is legal
-    assert.throws(() => decodeRecord(bytes, 0, n, lsn(8), lsn(16), newDecodedRecord()), (e) => isCode(e, 'CORRUPT'), `${n} bytes`);
+    assert.throws(
+      () => decodeRecord(bytes, 0, n, lsn(8), lsn(16), newDecodedRecord()),
+      (e) => isCode(e, 'CORRUPT'),
+      `${n} bytes`,
+    );
   }
 });
 

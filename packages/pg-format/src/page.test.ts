@@ -60,26 +60,33 @@ describe('page edits', () => {
 
   test('insert in the middle, delete, delete many, overwrite: as a list', () => {
     fc.assert(
-      fc.property(sizes, fc.array(fc.tuple(fc.integer({ min: 0, max: 3 }), fc.nat(1000), fc.integer({ min: 8, max: 200 })), { maxLength: 15 }), (lengths, steps) => {
-        const { page, model } = fill(lengths);
-        steps.forEach(([kind, where, size], step) => {
-          const at = model.length === 0 ? 0 : where % model.length;
-          const bytes = item(size, 100 + step);
-          if (kind === 0) {
-            if (p.pageAddItem(page, bytes, 0, size, at + 1, 0) !== 0) model.splice(at, 0, bytes.toString('hex'));
-          } else if (model.length === 0) return;
-          else if (kind === 1) {
-            p.indexTupleDelete(page, at + 1);
-            model.splice(at, 1);
-          } else if (kind === 2) {
-            const gone = model.map((_, i) => i).filter((i) => (i * 7 + where) % 3 === 0);
-            p.indexMultiDelete(page, gone.map((i) => i + 1));
-            for (const i of gone.reverse()) model.splice(i, 1);
-          } else if (p.indexTupleOverwrite(page, at + 1, bytes, 0, size)) model[at] = bytes.toString('hex');
-          check(page);
-          assert.deepEqual(contents(page), model);
-        });
-      }),
+      fc.property(
+        sizes,
+        fc.array(fc.tuple(fc.integer({ min: 0, max: 3 }), fc.nat(1000), fc.integer({ min: 8, max: 200 })), { maxLength: 15 }),
+        (lengths, steps) => {
+          const { page, model } = fill(lengths);
+          steps.forEach(([kind, where, size], step) => {
+            const at = model.length === 0 ? 0 : where % model.length;
+            const bytes = item(size, 100 + step);
+            if (kind === 0) {
+              if (p.pageAddItem(page, bytes, 0, size, at + 1, 0) !== 0) model.splice(at, 0, bytes.toString('hex'));
+            } else if (model.length === 0) return;
+            else if (kind === 1) {
+              p.indexTupleDelete(page, at + 1);
+              model.splice(at, 1);
+            } else if (kind === 2) {
+              const gone = model.map((_, i) => i).filter((i) => (i * 7 + where) % 3 === 0);
+              p.indexMultiDelete(
+                page,
+                gone.map((i) => i + 1),
+              );
+              for (const i of gone.reverse()) model.splice(i, 1);
+            } else if (p.indexTupleOverwrite(page, at + 1, bytes, 0, size)) model[at] = bytes.toString('hex');
+            check(page);
+            assert.deepEqual(contents(page), model);
+          });
+        },
+      ),
       { numRuns: 200 },
     );
   });
@@ -125,26 +132,31 @@ describe('page edits', () => {
 
   test('random bytes as a page: an edit works or is CORRUPT', () => {
     fc.assert(
-      fc.property(fc.uint8Array({ minLength: 24, maxLength: 200 }), fc.integer({ min: 0, max: 5 }), fc.integer({ min: 0, max: 30 }), (head, kind, n) => {
-        const page = Buffer.alloc(8192, 3);
-        Buffer.from(head).copy(page);
-        if (n % 2 === 0) {
-          page.writeUInt16LE(24 + (n % 8) * 4, 12);
-          page.writeUInt16LE(100 + n * 8, 14);
-          page.writeUInt16LE(8176, 16);
-        }
-        try {
-          if (kind === 0) p.pageAddItem(page, item(20, 1), 0, 20, n, 0);
-          else if (kind === 1) p.indexTupleDelete(page, n);
-          else if (kind === 2) p.indexMultiDelete(page, [1, 2, 3, n]);
-          else if (kind === 3) p.repairFragmentation(page);
-          else if (kind === 4) p.indexTupleOverwrite(page, n, item(30, 1), 0, 30);
-          else p.truncateLinePointers(page);
-        } catch (error) {
-          assert.ok(isCode(error, 'CORRUPT'), String(error));
-        }
-        assert.equal(page.length, 8192);
-      }),
+      fc.property(
+        fc.uint8Array({ minLength: 24, maxLength: 200 }),
+        fc.integer({ min: 0, max: 5 }),
+        fc.integer({ min: 0, max: 30 }),
+        (head, kind, n) => {
+          const page = Buffer.alloc(8192, 3);
+          Buffer.from(head).copy(page);
+          if (n % 2 === 0) {
+            page.writeUInt16LE(24 + (n % 8) * 4, 12);
+            page.writeUInt16LE(100 + n * 8, 14);
+            page.writeUInt16LE(8176, 16);
+          }
+          try {
+            if (kind === 0) p.pageAddItem(page, item(20, 1), 0, 20, n, 0);
+            else if (kind === 1) p.indexTupleDelete(page, n);
+            else if (kind === 2) p.indexMultiDelete(page, [1, 2, 3, n]);
+            else if (kind === 3) p.repairFragmentation(page);
+            else if (kind === 4) p.indexTupleOverwrite(page, n, item(30, 1), 0, 30);
+            else p.truncateLinePointers(page);
+          } catch (error) {
+            assert.ok(isCode(error, 'CORRUPT'), String(error));
+          }
+          assert.equal(page.length, 8192);
+        },
+      ),
       { numRuns: 2000 },
     );
   });

@@ -387,8 +387,7 @@ export function heapFreeSpace(page: Buffer): number {
     const lines = maxOffset(page);
     if (lines >= MAX_HEAP_TUPLES_PER_PAGE) {
       if ((pdFlags(page) & PD_HAS_FREE_LINES) === 0) return 0;
-      for (let i = 1; i <= lines && PAGE_HEADER_BYTES + i * 4 <= BLCKSZ; i++)
-        if (itemFlags(itemId(page, i)) === LP_UNUSED) return space;
+      for (let i = 1; i <= lines && PAGE_HEADER_BYTES + i * 4 <= BLCKSZ; i++) if (itemFlags(itemId(page, i)) === LP_UNUSED) return space;
       return 0;
     }
   }

@@ -51,8 +51,6 @@ function update(c: number, buf: Uint8Array, from: number, to: number): number {
 /** The value xl_crc must have. The caller has checked that the record lies within `buf` and has at least a header. */
 export function recordCrc(buf: Buffer, offset: number, length: number): number {
   const c =
-    length < NATIVE_FROM_BYTES
-      ? update(-1, buf, offset + 24, offset + length)
-      : ~crc32c(buf.subarray(offset + 24, offset + length));
+    length < NATIVE_FROM_BYTES ? update(-1, buf, offset + 24, offset + length) : ~crc32c(buf.subarray(offset + 24, offset + length));
   return ~update(c, buf, offset, offset + 20) >>> 0;
 }

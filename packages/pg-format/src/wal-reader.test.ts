@@ -40,7 +40,15 @@ const dataLengths = fc.array(fc.oneof({ weight: 6, arbitrary: fc.integer({ min: 
   minLength: 1,
   maxLength: 25,
 });
-const starts = fc.constantFrom(8192 * 3, 8192 * 3 + 24, 8192 * 5 - 8, 8192 * 5 - 24, WAL_SEGMENT_BYTES, WAL_SEGMENT_BYTES - 8, WAL_SEGMENT_BYTES * 3 - 9000 + 8);
+const starts = fc.constantFrom(
+  8192 * 3,
+  8192 * 3 + 24,
+  8192 * 5 - 8,
+  8192 * 5 - 24,
+  WAL_SEGMENT_BYTES,
+  WAL_SEGMENT_BYTES - 8,
+  WAL_SEGMENT_BYTES * 3 - 9000 + 8,
+);
 
 function write(start: number, lengths: readonly number[]): WalWriter {
   const writer = new WalWriter({ startLsn: lsn(start) });
@@ -51,10 +59,15 @@ function write(start: number, lengths: readonly number[]): WalWriter {
 describe('WalDecoder', () => {
   test('gives every record, in chunks of any size', () => {
     fc.assert(
-      fc.property(starts, dataLengths, fc.array(fc.integer({ min: 1, max: 20_000 }), { minLength: 1, maxLength: 5 }), (start, lengths, cut) => {
-        const writer = write(start, lengths);
-        assert.deepEqual(read(writer.bytes(), { startLsn: lsn(start), major: 18, systemId: 7n }, cut), expected(writer));
-      }),
+      fc.property(
+        starts,
+        dataLengths,
+        fc.array(fc.integer({ min: 1, max: 20_000 }), { minLength: 1, maxLength: 5 }),
+        (start, lengths, cut) => {
+          const writer = write(start, lengths);
+          assert.deepEqual(read(writer.bytes(), { startLsn: lsn(start), major: 18, systemId: 7n }, cut), expected(writer));
+        },
+      ),
       { numRuns: 60 },
     );
   });
@@ -70,28 +83,37 @@ describe('WalDecoder', () => {
 
   test('a flipped byte never changes a record: it is missing from there on', () => {
     fc.assert(
-      fc.property(starts, dataLengths, fc.double({ min: 0, max: 0.999_999, noNaN: true }), fc.integer({ min: 1, max: 255 }), (start, lengths, where, flip) => {
-        const writer = write(start, lengths);
-        const bytes = Buffer.from(writer.bytes());
-        const at = Math.floor(where * bytes.length);
-        bytes[at] = (bytes[at] as number) ^ flip;
-        const decoder = new WalDecoder({ startLsn: lsn(start), major: 18, systemId: 7n });
-        decoder.push(bytes);
-        const all = expected(writer);
-        let n = 0;
-        try {
-          for (let record = decoder.next(); record !== undefined; record = decoder.next()) {
-            const copy = record.buf.toString('hex', record.offset, record.offset + record.length);
-            assert.equal(copy, all[n]?.bytes);
-            assert.equal(record.lsn, all[n]?.lsn);
-            n++;
+      fc.property(
+        starts,
+        dataLengths,
+        fc.double({ min: 0, max: 0.999_999, noNaN: true }),
+        fc.integer({ min: 1, max: 255 }),
+        (start, lengths, where, flip) => {
+          const writer = write(start, lengths);
+          const bytes = Buffer.from(writer.bytes());
+          const at = Math.floor(where * bytes.length);
+          bytes[at] = (bytes[at] as number) ^ flip;
+          const decoder = new WalDecoder({ startLsn: lsn(start), major: 18, systemId: 7n });
+          decoder.push(bytes);
+          const all = expected(writer);
+          let n = 0;
+          try {
+            for (let record = decoder.next(); record !== undefined; record = decoder.next()) {
+              const copy = record.buf.toString('hex', record.offset, record.offset + record.length);
+              assert.equal(copy, all[n]?.bytes);
+              assert.equal(record.lsn, all[n]?.lsn);
+              n++;
+            }
+          } catch (error) {
+            assert.ok(isCode(error, 'CORRUPT'), String(error));
+            assert.throws(
+              () => decoder.next(),
+              (again) => again === error,
+            );
           }
-        } catch (error) {
-          assert.ok(isCode(error, 'CORRUPT'), String(error));
-          assert.throws(() => decoder.next(), (again) => again === error);
-        }
-        assert.equal(decoder.endLsn, n === 0 ? start : all[n - 1]?.endLsn);
-      }),
+          assert.equal(decoder.endLsn, n === 0 ? start : all[n - 1]?.endLsn);
+        },
+      ),
       { numRuns: 150 },
     );
   });
@@ -112,7 +134,8 @@ describe('WalDecoder', () => {
     writer.append({ rmid: RM_XLOG_ID, info: XLOG_SWITCH, body: Buffer.alloc(0) });
     writer.append({ rmid: RM_HEAP_ID, info: 0, body: data(20) });
     assert.equal(writer.records[1]?.endLsn, WAL_SEGMENT_BYTES * 2);
-    for (const cut of [100_000, 1000, 8192]) assert.deepEqual(read(writer.bytes(), { startLsn: lsn(start), major: 18 }, [cut]), expected(writer));
+    for (const cut of [100_000, 1000, 8192])
+      assert.deepEqual(read(writer.bytes(), { startLsn: lsn(start), major: 18 }, [cut]), expected(writer));
   });
 
   test('starts at a page boundary inside a record by skipping the rest of it', () => {
@@ -146,15 +169,24 @@ describe('WalDecoder', () => {
     assert.throws(() => read(bytes, { startLsn: lsn(start + WAL_SEGMENT_BYTES), major: 18 }), /recycled/);
     assert.throws(() => read(bytes, { startLsn: lsn(start), major: 18, prevLsn: lsn(start - 64) }), /prev-link/);
     assert.equal(read(bytes, { startLsn: lsn(start), major: 18, prevLsn: lsn(start - 8) }).length, 1);
-    assert.throws(() => new WalDecoder({ startLsn: lsn(1), major: 18 }), (e) => isCode(e, 'INVALID_ARGUMENT'));
-    assert.throws(() => new WalDecoder({ startLsn: lsn(0), major: 15 }), (e) => isCode(e, 'UNSUPPORTED'));
+    assert.throws(
+      () => new WalDecoder({ startLsn: lsn(1), major: 18 }),
+      (e) => isCode(e, 'INVALID_ARGUMENT'),
+    );
+    assert.throws(
+      () => new WalDecoder({ startLsn: lsn(0), major: 15 }),
+      (e) => isCode(e, 'UNSUPPORTED'),
+    );
   });
 
   test('a garbage length allocates nothing and is found out on the next page', () => {
     const writer = write(8192, [10]);
     const bytes = Buffer.concat([writer.bytes(), Buffer.alloc(8192 * 2)]);
     bytes.writeUInt32LE(1_000_000_000, writer.endLsn - 8192);
-    assert.throws(() => read(bytes, { startLsn: lsn(8192), major: 18 }), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(
+      () => read(bytes, { startLsn: lsn(8192), major: 18 }),
+      (e) => isCode(e, 'CORRUPT'),
+    );
   });
 
   test('endOfRecord agrees with the writer', () => {

@@ -53,7 +53,10 @@ describe('transactions', () => {
   });
 
   test('subtransactions on two pages, dropped relations, statistics of either width, messages', () => {
-    for (const [major, statBytes] of [[17, 12], [18, 16]] as const) {
+    for (const [major, statBytes] of [
+      [17, 12],
+      [18, 16],
+    ] as const) {
       const main = Buffer.concat([
         TIME,
         u32(0x01 | 0x02 | 0x04 | 0x08 | 0x100), // dbinfo, subxacts, relations, messages, statistics
@@ -86,9 +89,15 @@ describe('transactions', () => {
 
   test('a list longer than the record is CORRUPT', () => {
     const main = Buffer.concat([TIME, u32(0x02), u32(0x7fff_ffff), u32(1)]);
-    assert.throws(() => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main }), (e) => isCode(e, 'CORRUPT') && /0\/1000/.test(e.message));
+    assert.throws(
+      () => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main }),
+      (e) => isCode(e, 'CORRUPT') && /0\/1000/.test(e.message),
+    );
     const negative = Buffer.concat([TIME, u32(0x02), u32(-1)]);
-    assert.throws(() => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main: negative }), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(
+      () => effects({ rmid: RM_XACT_ID, info: 0x80, xid: 5, main: negative }),
+      (e) => isCode(e, 'CORRUPT'),
+    );
   });
 });
 
@@ -113,8 +122,15 @@ test('SLRU page numbers are 8 bytes since 17', () => {
 
 test('what cannot be replayed yet is refused with a way out; its full-page images apply all the same', () => {
   for (const rmid of [RM_GIN_ID, RM_BRIN_ID, RM_TBLSPC_ID, 22 + 106, 255])
-    assert.throws(() => effects({ rmid, info: 0, main: Buffer.alloc(20) }), (e) => isCode(e, 'UNSUPPORTED') && /0\/1000/.test(e.message), `rmgr ${rmid}`);
-  assert.throws(() => effects({ rmid: RM_GIN_ID, info: 0, blocks: [{ id: 0, data: Buffer.alloc(4) }] }), (e) => isCode(e, 'UNSUPPORTED'));
+    assert.throws(
+      () => effects({ rmid, info: 0, main: Buffer.alloc(20) }),
+      (e) => isCode(e, 'UNSUPPORTED') && /0\/1000/.test(e.message),
+      `rmgr ${rmid}`,
+    );
+  assert.throws(
+    () => effects({ rmid: RM_GIN_ID, info: 0, blocks: [{ id: 0, data: Buffer.alloc(4) }] }),
+    (e) => isCode(e, 'UNSUPPORTED'),
+  );
 });
 
 describe('redo', () => {
@@ -133,26 +149,44 @@ describe('redo', () => {
 
   test('an uninitialised page is refused unless the record makes it', () => {
     const change = decode(simpleRecord({ rmid: RM_GENERIC_ID, info: 0, blocks: [{ id: 0, data: Buffer.from([100, 0, 1, 0, 7]) }] }));
-    assert.throws(() => redo(Buffer.alloc(8192), change, 0, 18), (e) => isCode(e, 'CORRUPT') && /not initialised/.test(e.message));
+    assert.throws(
+      () => redo(Buffer.alloc(8192), change, 0, 18),
+      (e) => isCode(e, 'CORRUPT') && /not initialised/.test(e.message),
+    );
     const seq = decode(simpleRecord({ rmid: RM_SEQ_ID, info: 0, blocks: [{ id: 0, willInit: true }], main: Buffer.alloc(60, 1) }));
     const page = Buffer.alloc(8192, 5);
     redo(page, seq, 0, 18);
     assert.equal(page.readUInt32LE(8184), 0x1717);
-    assert.throws(() => redo(page, seq, 1, 18), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(
+      () => redo(page, seq, 1, 18),
+      (e) => isCode(e, 'CORRUPT'),
+    );
   });
 
   test('a run of generic WAL that leaves the page is CORRUPT', () => {
     const page = Buffer.alloc(8192);
     initPage(page, 0);
     const record = decode(simpleRecord({ rmid: RM_GENERIC_ID, info: 0, blocks: [{ id: 0, data: Buffer.from([0xff, 0x1f, 2, 0, 7, 8]) }] }));
-    assert.throws(() => redo(page, record, 0, 18), (e) => isCode(e, 'CORRUPT'));
+    assert.throws(
+      () => redo(page, record, 0, 18),
+      (e) => isCode(e, 'CORRUPT'),
+    );
   });
 
   test('records without blocks have none to redo', () => {
     const record = decode(simpleRecord({ rmid: RM_SMGR_ID, info: 0x10, blocks: [{ id: 0 }], main: Buffer.alloc(16) }));
-    assert.throws(() => redo(Buffer.alloc(8192), record, 0, 18), (e) => isCode(e, 'UNSUPPORTED'));
+    assert.throws(
+      () => redo(Buffer.alloc(8192), record, 0, 18),
+      (e) => isCode(e, 'UNSUPPORTED'),
+    );
     const fpi = decode(simpleRecord({ rmid: RM_XLOG_ID, info: 0xb0, blocks: [{ id: 0 }] }));
-    assert.throws(() => redo(Buffer.alloc(8192, 1), fpi, 0, 18), (e) => isCode(e, 'CORRUPT'));
-    assert.throws(() => redo(Buffer.alloc(10), decode(simpleRecord({ rmid: RM_BTREE_ID, info: 0, blocks: [{ id: 0 }] })), 0, 18), (e) => isCode(e, 'INVALID_ARGUMENT'));
+    assert.throws(
+      () => redo(Buffer.alloc(8192, 1), fpi, 0, 18),
+      (e) => isCode(e, 'CORRUPT'),
+    );
+    assert.throws(
+      () => redo(Buffer.alloc(10), decode(simpleRecord({ rmid: RM_BTREE_ID, info: 0, blocks: [{ id: 0 }] })), 0, 18),
+      (e) => isCode(e, 'INVALID_ARGUMENT'),
+    );
   });
 });

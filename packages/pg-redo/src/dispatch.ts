@@ -67,7 +67,8 @@ const HELP: Readonly<Record<number, string>> = {
 };
 
 function refuse(record: DecodedRecord): LakebaseError {
-  const help = HELP[record.rmid] ?? `WAL of the resource manager ${rmgrName(record.rmid)} is not supported; remove the extension that writes it`;
+  const help =
+    HELP[record.rmid] ?? `WAL of the resource manager ${rmgrName(record.rmid)} is not supported; remove the extension that writes it`;
   return unsupported(record, `${help}. Ingest of this branch resumes here after an upgrade of the pageserver`);
 }
 
@@ -141,7 +142,10 @@ export function redo(page: Buffer, record: DecodedRecord, blockId: number, major
       if (pageLsn(page) >= record.endLsn) return;
       // Map pages may be missing at any time and are then made anew.
       if (isNewPage(page) && block.fork !== FORK_VM && block.fork !== FORK_FSM)
-        throw corrupt(record, `changes block ${block.block} of ${block.spc}/${block.db}/${block.rel} fork ${block.fork}, which is not initialised`);
+        throw corrupt(
+          record,
+          `changes block ${block.block} of ${block.spc}/${block.db}/${block.rel} fork ${block.fork}, which is not initialised`,
+        );
     }
     redoBlock(page, record, blockId, major);
   } catch (error) {

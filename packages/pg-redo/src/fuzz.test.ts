@@ -11,13 +11,20 @@ import { recordingSink } from './testing/recording-sink.ts';
 
 const RMGRS = Array.from({ length: 23 }, (_, i) => (i < 22 ? i : 130));
 /** Small numbers are far likelier to pass a check and reach the code behind it. */
-const number16 = fc.oneof({ weight: 4, arbitrary: fc.integer({ min: 0, max: 12 }) }, { weight: 2, arbitrary: fc.integer({ min: 0, max: 400 }) }, fc.integer({ min: 0, max: 0xffff }));
-const words = (max: number) => fc.array(number16, { maxLength: max }).map((values) => {
-  const out = Buffer.alloc(values.length * 2);
-  values.forEach((v, i) => out.writeUInt16LE(v, i * 2));
-  return out;
+const number16 = fc.oneof(
+  { weight: 4, arbitrary: fc.integer({ min: 0, max: 12 }) },
+  { weight: 2, arbitrary: fc.integer({ min: 0, max: 400 }) },
+  fc.integer({ min: 0, max: 0xffff }),
+);
+const words = (max: number) =>
+  fc.array(number16, { maxLength: max }).map((values) => {
+    const out = Buffer.alloc(values.length * 2);
+    values.forEach((v, i) => out.writeUInt16LE(v, i * 2));
+    return out;
+  });
+const blocks = fc.array(fc.record({ data: words(60), willInit: fc.boolean(), fork: fc.integer({ min: 0, max: 3 }), used: fc.boolean() }), {
+  maxLength: 5,
 });
-const blocks = fc.array(fc.record({ data: words(60), willInit: fc.boolean(), fork: fc.integer({ min: 0, max: 3 }), used: fc.boolean() }), { maxLength: 5 });
 
 /** An index- or heap-like page with a few tuples, some of them posting lists. */
 function somePage(special: number, items: readonly number[]): Buffer {
@@ -52,7 +59,13 @@ test('any record on any page', () => {
       fc.constantFrom(16, 17, 18),
       (rmid, op, blockFields, main, items, special, major) => {
         const used = blockFields
-          .map((b, id) => ({ id, willInit: b.willInit, fork: b.fork, ...(b.data.length > 0 ? { data: b.data } : {}), used: b.used || id === 0 }))
+          .map((b, id) => ({
+            id,
+            willInit: b.willInit,
+            fork: b.fork,
+            ...(b.data.length > 0 ? { data: b.data } : {}),
+            used: b.used || id === 0,
+          }))
           .filter((b) => b.used);
         const bytes = simpleRecord({ rmid, info: op << 4, xid: 700, blocks: used, main });
         const record = decodeRecord(bytes, 0, bytes.length, lsn(0x1000), lsn(0x2000), out);
@@ -61,7 +74,10 @@ test('any record on any page', () => {
             work();
             outcomes.done++;
           } catch (error) {
-            assert.ok(isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED'), error instanceof Error ? (error.stack ?? '') : String(error));
+            assert.ok(
+              isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED'),
+              error instanceof Error ? (error.stack ?? '') : String(error),
+            );
             assert.match(error.message, / 0\/1000\b/);
             outcomes[isCode(error, 'CORRUPT') ? 'corrupt' : 'unsupported']++;
           }
@@ -76,7 +92,10 @@ test('any record on any page', () => {
             redo(page, record, id, major);
             assert.ok(pdLower(page) <= 8192 && pdUpper(page) <= 8192);
           });
-          assert.ok(guard.subarray(0, 8192).equals(untouched) && guard.subarray(16_384).equals(untouched), 'bytes outside the page changed');
+          assert.ok(
+            guard.subarray(0, 8192).equals(untouched) && guard.subarray(16_384).equals(untouched),
+            'bytes outside the page changed',
+          );
         }
       },
     ),

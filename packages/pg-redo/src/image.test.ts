@@ -77,7 +77,13 @@ function longestMatch(plain: Buffer, at: number, window: number, max: number): {
 
 const plainBytes = fc
   .array(fc.tuple(fc.integer({ min: 0, max: 3 }), fc.integer({ min: 1, max: 400 })), { minLength: 1, maxLength: 20 })
-  .map((runs) => Buffer.concat(runs.map(([byte, n], i) => (i % 3 === 0 ? Buffer.from(Array.from({ length: Math.min(n, 60) }, (_, k) => (k * 37 + byte) & 255)) : Buffer.alloc(n, byte)))).subarray(0, 8192));
+  .map((runs) =>
+    Buffer.concat(
+      runs.map(([byte, n], i) =>
+        i % 3 === 0 ? Buffer.from(Array.from({ length: Math.min(n, 60) }, (_, k) => (k * 37 + byte) & 255)) : Buffer.alloc(n, byte),
+      ),
+    ).subarray(0, 8192),
+  );
 
 describe('image decompression', () => {
   for (const [name, compress, decompress] of [
@@ -132,7 +138,15 @@ describe('full-page images', () => {
   for (const [name, flags, image, holeLength] of cases)
     test(name, () => {
       const body = Buffer.concat([
-        blockHeader({ id: 0, image: { length: image.length, holeOffset: (flags & 1) !== 0 ? 300 : 0, flags: flags | 0x02, ...(holeLength ? { holeLength: 400 } : {}) } }),
+        blockHeader({
+          id: 0,
+          image: {
+            length: image.length,
+            holeOffset: (flags & 1) !== 0 ? 300 : 0,
+            flags: flags | 0x02,
+            ...(holeLength ? { holeLength: 400 } : {}),
+          },
+        }),
         image,
       ]);
       const bytes = makeRecord(0, 0xb0, body);
@@ -143,6 +157,9 @@ describe('full-page images', () => {
       assert.ok(out.subarray(8).equals(page.subarray(8)));
       if ((flags & 0x1c) === 0) return;
       bytes.fill(0xff, record.blocks[0]?.imageOffset);
-      assert.throws(() => redo(out, record, 0, 18), (e) => isCode(e, 'CORRUPT'));
+      assert.throws(
+        () => redo(out, record, 0, 18),
+        (e) => isCode(e, 'CORRUPT'),
+      );
     });
 });

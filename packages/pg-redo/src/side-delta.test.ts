@@ -19,7 +19,14 @@ test('transaction status: two bits per xid, low bits first, others untouched', (
 
 test('multixact offsets are four bytes at the multixact modulo 2048', () => {
   const page = zeros();
-  d.applySideDelta(page, d.multixactOffsetsDelta([[2048 + 7, 900], [2048 + 8, 0xffff_fff0]]), END);
+  d.applySideDelta(
+    page,
+    d.multixactOffsetsDelta([
+      [2048 + 7, 900],
+      [2048 + 8, 0xffff_fff0],
+    ]),
+    END,
+  );
   assert.deepEqual([page.readUInt32LE(28), page.readUInt32LE(32)], [900, 0xffff_fff0]);
 });
 

@@ -74,7 +74,8 @@ export class WalWriter {
   }
 
   #page(remaining: number): void {
-    if (this.#at % XLOG_BLCKSZ === 0) this.#put(encodePageHeader(this.#at as Lsn, { major: this.major, systemId: this.systemId, remaining }));
+    if (this.#at % XLOG_BLCKSZ === 0)
+      this.#put(encodePageHeader(this.#at as Lsn, { major: this.major, systemId: this.systemId, remaining }));
   }
 
   append(fields: Omit<RecordFields, 'prev'>): WrittenRecord {

@@ -93,7 +93,8 @@ export function btreeRedo(page: Buffer, record: DecodedRecord, blockId: number, 
 
 function checkIndexPage(page: Buffer): void {
   checkPagePointers(page);
-  if (pdSpecial(page) !== c.OPAQUE_OFFSET) throw new LakebaseError('CORRUPT', `page: special space at ${pdSpecial(page)} is not that of a btree page`);
+  if (pdSpecial(page) !== c.OPAQUE_OFFSET)
+    throw new LakebaseError('CORRUPT', `page: special space at ${pdSpecial(page)} is not that of a btree page`);
 }
 
 function initIndexPage(page: Buffer, fields: { prev: number; next: number; level: number; flags: number }): void {
@@ -104,8 +105,7 @@ function initIndexPage(page: Buffer, fields: { prev: number; next: number; level
   page.writeUInt16LE(fields.flags, c.OPAQUE_FLAGS);
 }
 
-const clearFlag = (page: Buffer, flag: number): void =>
-  void page.writeUInt16LE(page.readUInt16LE(c.OPAQUE_FLAGS) & ~flag, c.OPAQUE_FLAGS);
+const clearFlag = (page: Buffer, flag: number): void => void page.writeUInt16LE(page.readUInt16LE(c.OPAQUE_FLAGS) & ~flag, c.OPAQUE_FLAGS);
 
 function clearIncompleteSplit(page: Buffer): void {
   checkIndexPage(page);
@@ -287,7 +287,8 @@ function unlinkFromParent(page: Buffer, record: DecodedRecord): void {
   const offnum = record.buf.readUInt16LE(mainData(record, 20));
   const target = checkedItemId(page, offnum);
   const next = checkedItemId(page, offnum + 1);
-  if (itemLength(target) < c.TUPLE_HEADER_BYTES || itemLength(next) < c.TUPLE_HEADER_BYTES) throw corrupt(record, 'downlinks are no tuples');
+  if (itemLength(target) < c.TUPLE_HEADER_BYTES || itemLength(next) < c.TUPLE_HEADER_BYTES)
+    throw corrupt(record, 'downlinks are no tuples');
   setTidBlock(page, itemOffset(target), tidBlock(page, itemOffset(next)));
   indexTupleDelete(page, offnum + 1);
 }

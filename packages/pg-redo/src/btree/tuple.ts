@@ -61,14 +61,7 @@ export function swapPosting(list: Buffer, at: number, size: number, itemBuf: Buf
 }
 
 /** _bt_form_posting: a tuple with the key of `base` and the `count` TIDs at the start of `tids`, written to `out`. Returns its size. */
-export function formPosting(
-  base: Buffer,
-  at: number,
-  keySize: number,
-  tids: Buffer,
-  count: number,
-  out: Buffer,
-): number {
+export function formPosting(base: Buffer, at: number, keySize: number, tids: Buffer, count: number, out: Buffer): number {
   const size = count > 1 ? maxAlign(keySize + count * TID_BYTES) : keySize;
   if (size > INDEX_SIZE_MASK || size > out.length || count > BT_OFFSET_MASK || count === 0) throw bad(`${count} TIDs do not fit a tuple`);
   out.fill(0, 0, size);

@@ -1,12 +1,6 @@
 /** Records about whole SLRU pages: CLOG (clog.c), commit timestamps (commit_ts.c), multixacts (multixact.c). */
 import { xidPrecedes, type DecodedRecord } from '@lakebase/pg-format';
-import {
-  type EffectSink,
-  SLRU_COMMIT_TS,
-  SLRU_MULTIXACT_MEMBERS,
-  SLRU_MULTIXACT_OFFSETS,
-  SLRU_XACT,
-} from '../effects.ts';
+import { type EffectSink, SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT } from '../effects.ts';
 import { corrupt, mainData } from '../record-error.ts';
 import {
   MULTIXACT_MEMBERS_PER_PAGE,

@@ -98,5 +98,8 @@ export function relmapEffects(record: DecodedRecord, _major: number, sink: Effec
 }
 
 export function tablespaceEffects(record: DecodedRecord, _major: number, _sink: EffectSink): void {
-  throw unsupported(record, 'tablespaces other than pg_default and pg_global are not supported; drop the tablespace and keep its tables in pg_default');
+  throw unsupported(
+    record,
+    'tablespaces other than pg_default and pg_global are not supported; drop the tablespace and keep its tables in pg_default',
+  );
 }

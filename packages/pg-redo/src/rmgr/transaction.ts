@@ -151,7 +151,8 @@ function prepare(record: DecodedRecord, sink: EffectSink): void {
   if (xid < 3) throw corrupt(record, `no transaction ${xid} can be prepared`);
   const subxacts = buf.readInt32LE(at + 28);
   const gidBytes = (buf.readUInt16LE(at + 54) + 7) & ~7;
-  if (subxacts < 0 || PREPARE_BYTES + gidBytes + subxacts * 4 > record.mainLength) throw corrupt(record, `${subxacts} subtransactions do not fit`);
+  if (subxacts < 0 || PREPARE_BYTES + gidBytes + subxacts * 4 > record.mainLength)
+    throw corrupt(record, `${subxacts} subtransactions do not fit`);
   let maxXid = xid;
   for (let i = 0; i < subxacts; i++) {
     const sub = buf.readUInt32LE(at + PREPARE_BYTES + gidBytes + i * 4);
