@@ -23,14 +23,21 @@ interface Piece {
   end: number;
 }
 
-/** undefined when the segment has no valid frame: prepared but never written, or (`scan.damage`) damaged at its very start. */
-export function recoverSegment(file: SegmentFile, number: number): { scan: ScanResult; state: RecoveredSegment | undefined } {
+interface Indexed {
+  readonly scan: ScanResult;
+  readonly bytes: Buffer;
+  readonly pieces: readonly Piece[];
+  readonly context: Frame | undefined;
+}
+
+/** Verifies every frame and fills the file's index. */
+export function indexSegment(file: SegmentFile, number: number): Indexed {
   const bytes = file.readAll();
   const pieces: Piece[] = [];
-  let context: { frame: Frame; at: number } | undefined;
+  let context: Frame | undefined;
   const scan = scanSegment(bytes, number, file.saltCrc, {
     context: (frame) => {
-      context = { frame, at: SEGMENT_HEADER_BYTES };
+      context = frame;
     },
     data: (frame, at) => pieces.push({ lsn: frame.lsn, at, frame, end: frame.lsn + frame.length }),
     truncate: (lsn) => {
@@ -44,22 +51,29 @@ export function recoverSegment(file: SegmentFile, number: number): { scan: ScanR
   file.batchStart = scan.frames;
   file.lsns = pieces.map((p) => p.lsn);
   file.offsets = pieces.map((p) => p.at);
+  return { scan, bytes, pieces, context };
+}
+
+/** The whole of it, with record boundaries and checksums: for the segment where WAL ends. `state` is undefined when the segment has no
+ *  valid frame. */
+export function recoverSegment(file: SegmentFile, number: number): { scan: ScanResult; state: RecoveredSegment | undefined } {
+  const { scan, bytes, pieces, context } = indexSegment(file, number);
   if (context === undefined) return { scan, state: undefined };
-  const boundary = RecordBoundary.deserialize(file.open(bytes, context.at, context.frame));
-  if (boundary.position !== context.frame.lsn) throw new LakebaseError('CORRUPT', `${file.path}: context frame is inconsistent`);
+  const boundary = RecordBoundary.deserialize(file.open(bytes, SEGMENT_HEADER_BYTES, context));
+  if (boundary.position !== context.lsn) throw new LakebaseError('CORRUPT', `${file.path}: context frame is inconsistent`);
   boundary.verifyCrc = true;
   let damage = scan.damage;
-  let good = boundary.clone();
+  const good = boundary.clone();
   for (const piece of pieces) {
     try {
       boundary.push(file.open(bytes, piece.at, piece.frame).subarray(0, piece.end - piece.lsn), piece.lsn);
     } catch (error) {
       damage ??= errorMessage(error);
+      boundary.restore(good);
       break;
     }
-    good = boundary.clone();
+    good.restore(boundary);
   }
-  if (damage !== undefined && good.position < (scan.endLsn ?? 0)) boundary.restore(good);
   boundary.verifyCrc = false;
-  return { scan, state: { scan, firstLsn: context.frame.lsn, endLsn: boundary.position, boundary, damage } };
+  return { scan, state: { scan, firstLsn: context.lsn, endLsn: boundary.position, boundary, damage } };
 }

@@ -37,7 +37,7 @@ import {
 } from './segment-format.ts';
 import { SEGMENT_FILE_BYTES, SegmentFile, ZEROS, newSegmentHeader } from './segment-file.ts';
 import { type SegmentIo, ioError, isDiskFull, nodeIo, syncDirectory } from './segment-io.ts';
-import { recoverSegment } from './segment-recovery.ts';
+import { indexSegment, recoverSegment } from './segment-recovery.ts';
 import { lastNonZero } from './segment-scan.ts';
 import { WalRing } from './wal-ring.ts';
 
@@ -403,7 +403,7 @@ export class WalStore {
     const open = this.#readers.get(number);
     if (open !== undefined) return open;
     const file = this.#openSegment(number);
-    const { scan } = recoverSegment(file, number);
+    const { scan } = indexSegment(file, number);
     if (scan.damage !== undefined || scan.endLsn !== (number + 1) * WAL_SEGMENT_BYTES) {
       file.close();
       throw new LakebaseError('CORRUPT', `${file.path}: ${scan.damage ?? 'it ends before its last byte'}`);

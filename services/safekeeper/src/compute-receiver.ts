@@ -18,6 +18,8 @@ export interface ReceiverOptions {
 /** SQLSTATE of "requested WAL segment … has already been removed". */
 const UNDEFINED_FILE = '58P01';
 const BACKOFF_MAX_MS = 1_000;
+/** A compute that is gone this long will not be back in its term; whoever starts another one subscribes us again. */
+const GIVE_UP_MS = 60_000;
 
 export class ComputeReceiver implements Feeder {
   readonly term: Term;
@@ -30,6 +32,9 @@ export class ComputeReceiver implements Feeder {
   #stream: ReplicationStream | undefined;
   #running: Promise<unknown> | undefined;
   #ended = false;
+  #hadStream = false;
+  /** The last stream ended because its bytes could not be kept: a full disk does not get better within milliseconds. */
+  #refused = false;
 
   constructor(timeline: WalTimeline, request: SubscribeRequest, options: ReceiverOptions) {
     this.#timeline = timeline;
@@ -63,6 +68,7 @@ export class ComputeReceiver implements Feeder {
 
   drop(error: LakebaseError): void {
     if (error.code === 'FENCED' || error.code === 'CLOSED' || error.code === 'NOT_FOUND') this.#stop.abort(error);
+    else this.#refused = true;
     this.#log.info({ code: error.code, reason: error.message }, 'stream from the compute dropped');
     this.#disconnect();
   }
@@ -76,9 +82,10 @@ export class ComputeReceiver implements Feeder {
 
   async #run(): Promise<void> {
     const { signal } = this.#stop;
+    let lastStream = performance.now();
     for (let attempt = 0; !signal.aborted; attempt++) {
       if (this.#timeline.term > this.term) return;
-      const started = performance.now();
+      if (performance.now() - lastStream > GIVE_UP_MS) return this.#log.info({}, 'the compute is gone; waiting to be subscribed again');
       try {
         await this.#streamOnce();
         this.#log.info({}, 'the compute ended the stream');
@@ -88,11 +95,17 @@ export class ComputeReceiver implements Feeder {
         this.#log[expected && attempt > 0 ? 'debug' : 'info']({ err: errorMessage(error), attempt }, 'no stream from the compute');
         if (error instanceof PgError && error.sqlstate === UNDEFINED_FILE) await this.#catchUp();
       } finally {
+        if (this.#hadStream) {
+          lastStream = performance.now();
+          attempt = 0;
+        }
+        this.#hadStream = false;
         this.#disconnect();
         if (!this.#timeline.closed) this.#timeline.dropPending();
       }
-      if (performance.now() - started > 5_000) attempt = 0;
-      await sleep(backoffDelay(attempt, { baseMs: 25, maxMs: BACKOFF_MAX_MS }), signal).catch(() => {});
+      const delayMs = this.#refused ? BACKOFF_MAX_MS : backoffDelay(attempt, { baseMs: 25, maxMs: BACKOFF_MAX_MS });
+      this.#refused = false;
+      await sleep(delayMs, signal).catch(() => {});
     }
   }
 
@@ -130,6 +143,7 @@ export class ComputeReceiver implements Feeder {
     );
     this.#stop.signal.throwIfAborted();
     this.#stream = stream;
+    this.#hadStream = true;
     timeline.feeder = this;
     this.flushed(timeline.flushLsn);
     this.#log.info({ startLsn: formatLsn(startLsn) }, 'streaming from the compute');

@@ -2,7 +2,7 @@
  *  term's donor) and to catch up with committed WAL that the compute no longer has. Durable when it returns. */
 import { type PeerAddress, internalToken } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
-import { type Lsn, type Term, formatLsn, lsn, parseLsn } from '@lakebase/ids';
+import { type Lsn, type Term, formatLsn, parseLsn } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
 import type { WalTimeline } from './wal-timeline.ts';
 
@@ -89,12 +89,12 @@ async function checkSystem(connection: PgConnection, timeline: WalTimeline, dono
 /** Where the donor has trimmed what we would need next, our copy begins at its first record: everything before is in the pageserver. */
 async function beginWherePossible(connection: PgConnection, timeline: WalTimeline, term: Term): Promise<void> {
   const [answer] = await connection.query('SHOW lakebase.first_record');
-  const match = /^(\S+) (\S+)$/.exec(answer?.rows[0]?.[0] ?? '');
+  const match = /^(\S+) (\S+) (\S+)$/.exec(answer?.rows[0]?.[0] ?? '');
   if (match === null) throw new LakebaseError('INTERNAL', 'the peer does not say where its WAL begins');
-  const first = parseLsn(match[1] as string);
-  if (timeline.flushLsn >= first || timeline.flushLsn >= lsn(first - (first % 16_777_216))) return;
+  const [firstLsn, recordLsn, lastRecordLsn] = match.slice(1).map(parseLsn) as [Lsn, Lsn, Lsn];
+  if (timeline.flushLsn >= firstLsn) return;
   if (timeline.term !== term) throw new LakebaseError('FENCED', `the term is ${timeline.term} now`);
-  timeline.restartAt(first, parseLsn(match[2] as string));
+  timeline.restartAt(recordLsn, lastRecordLsn);
 }
 
 export const describeCopy = (from: Lsn, to: Lsn, donor: PeerAddress): Record<string, unknown> => ({

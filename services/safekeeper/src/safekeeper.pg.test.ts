@@ -10,15 +10,23 @@ import { type Logger, isCode, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, formatLsn, parseLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { PgConnection, PgError } from '@lakebase/pg-wire';
 import { createLogger } from '@lakebase/service-kit';
+import type { SafekeeperConfig } from './config.ts';
 import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
 
 const log: Logger = process.env['SK_LOG'] === undefined ? silentLogger : createLogger('test', process.env['SK_LOG']);
 const SYNC = { synchronous_standby_names: 'ANY 2 (sk1,sk2,sk3)' };
 
-async function running(): Promise<{ server: StockServer; quorum: Quorum; sql: PgConnection; [Symbol.asyncDispose](): Promise<void> }> {
+interface Running extends AsyncDisposable {
+  readonly server: StockServer;
+  readonly quorum: Quorum;
+  readonly sql: PgConnection;
+}
+
+/** `first`: configuration of sk1 alone. */
+async function running(first: Partial<SafekeeperConfig> = {}): Promise<Running> {
   const server = new StockServer({ 'lakebase.term': '1' });
   await server.start();
-  const quorum = await Quorum.start(log);
+  const quorum = await Quorum.start(log, first);
   await quorum.create(server);
   await quorum.elect(1);
   await quorum.subscribe(server, 1);
@@ -253,6 +261,37 @@ test('damaged WAL: the member says so, does not vote, and a later term repairs i
   const healed = await quorum.status(0);
   assert.equal(healed.damaged, null);
   assert.equal(healed.flushRecordLsn, formatLsn(startLsn));
+});
+
+test('a full disk: that member stops acknowledging, keeps serving, and goes on when there is room', async (t) => {
+  const disk = mkdtempSync(join(tmpdir(), 'lb-small-'));
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk], { stdio: 'pipe' });
+  } catch {
+    rmSync(disk, { recursive: true });
+    return t.skip('cannot mount a small file system here');
+  }
+  try {
+    await using r = await running({ dataDir: join(disk, 'sk1') });
+    const { quorum, sql } = r;
+    await sql.query("INSERT INTO t SELECT g, repeat('y', 1000) FROM generate_series(1000, 14000) g");
+    const [flush] = await sql.query('SELECT pg_current_wal_flush_lsn()::text');
+    const end = parseLsn(flush?.rows[0]?.[0] as string);
+    for (const i of [1, 2]) await until(`sk${i + 1} has all`, async () => parseLsn((await quorum.status(i)).flushLsn) >= end);
+    const stuck = await quorum.status(0);
+    assert.ok(parseLsn(stuck.flushLsn) < end, 'sk1 has no room for it');
+    assert.equal(stuck.damaged, null);
+    const start = parseLsn(stuck.startLsn);
+    await until('sk1 knows that its part is committed', async () => parseLsn((await quorum.status(0)).commitLsn) > start + 1_000_000);
+    const readable = parseLsn((await quorum.status(0)).commitLsn);
+    const served = await readAll(quorum, 0, '', start, readable);
+    assert.ok(served.equals(await readAll(quorum, 1, '', start, readable)));
+    execFileSync('mount', ['-o', 'remount,size=200m', disk]);
+    await until('sk1 has caught up', async () => parseLsn((await quorum.status(0)).flushLsn) >= end, 20_000);
+  } finally {
+    execFileSync('umount', ['-l', disk]);
+    rmSync(disk, { recursive: true });
+  }
 });
 
 const TOOLS = '/opt/pg18/bin';

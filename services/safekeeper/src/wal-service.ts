@@ -208,7 +208,7 @@ function show(session: PgServerSession, timeline: WalTimeline, name: string): vo
   const major = majorOf(timeline.control.pgVersion);
   const firstRecord = (): string => {
     const first = timeline.firstRecord();
-    return `${formatLsn(first.lsn)} ${formatLsn(first.lastRecordLsn)}`;
+    return `${formatLsn(timeline.firstLsn)} ${formatLsn(first.lsn)} ${formatLsn(first.lastRecordLsn)}`;
   };
   const values: Record<string, () => string> = {
     wal_segment_size: () => '16MB',

@@ -62,7 +62,7 @@ export class WalTimeline {
   readonly adoptions = new SerialQueue();
   /** When this member started without remembering its promises; undefined when it remembers. */
   rebuiltAt: number | undefined;
-  feeder: Feeder | undefined;
+  #feeder: Feeder | undefined;
 
   readonly #log: Logger;
   readonly #options: TimelineOptions;
@@ -143,6 +143,14 @@ export class WalTimeline {
   get position(): MemberPosition {
     return positionOf(this.state);
   }
+  /** Who streams into this timeline now. */
+  get feeder(): Feeder | undefined {
+    return this.#feeder;
+  }
+  set feeder(feeder: Feeder | undefined) {
+    this.#feeder = feeder;
+    if (feeder === undefined) this.#armIdle();
+  }
   get closed(): boolean {
     return this.#closed;
   }
@@ -182,7 +190,12 @@ export class WalTimeline {
 
   #append(at: Lsn, bytes: Buffer): void {
     this.#checkOpen();
-    this.#store.append(at, bytes);
+    try {
+      this.#store.append(at, bytes);
+    } catch (error) {
+      if (this.#store.broken) this.#options.onFatal?.(error);
+      throw error;
+    }
     this.#pendingBytes += bytes.length;
     this.#flushScheduled ??= setImmediate(() => {
       try {
@@ -351,9 +364,14 @@ export class WalTimeline {
       this.#lazy = undefined;
       this.#persistLazily();
     }, LAZY_CONTROL_MS).unref();
+    this.#armIdle();
+  }
+
+  #armIdle(): void {
+    if (this.#closed) return;
     this.#idle ??= setTimeout(() => {
       this.#idle = undefined;
-      if (this.feeder === undefined && !this.#closed) this.#store.releaseMemory();
+      if (this.#feeder === undefined && !this.#closed) this.#store.releaseMemory();
     }, IDLE_MEMORY_MS).unref();
   }
 

@@ -20,12 +20,9 @@ const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(reso
 
 export async function sendWal(session: PgServerSession, timeline: WalTimeline, options: WalsenderOptions): Promise<void> {
   const { from, peerTerm } = options;
-  if (from < timeline.firstLsn && !isVoid(from, timeline.firstLsn))
-    throw new PgError({
-      severity: 'ERROR',
-      sqlstate: '58P01',
-      message: `requested WAL segment ${walFileName(segmentNumber(from))} has already been removed`,
-    });
+  // Stand-in bytes are for tools that begin at a segment start; a peer must never take them for WAL.
+  const startLsn = peerTerm === undefined && timeline.firstLsn === timeline.control.startLsn ? timeline.firstLsn : (0 as Lsn);
+  if (from < timeline.firstLsn && !isVoid(from, startLsn)) throw removed(from);
   if (from > timeline.flushLsn)
     throw new PgError({
       severity: 'ERROR',
@@ -50,7 +47,7 @@ export async function sendWal(session: PgServerSession, timeline: WalTimeline, o
   void copy.whenEnded.then(touch);
   const keepalive = setInterval(() => copy.sendKeepalive(end(), false), KEEPALIVE_MS);
   try {
-    await loop(timeline, copy, from, peerTerm, end, async () => {
+    await loop(timeline, copy, { from, startLsn, peerTerm }, end, async () => {
       while (!moved && !copy.ended) await new Promise<void>((resolve) => (wake = resolve));
       moved = false;
     });
@@ -66,31 +63,44 @@ export async function sendWal(session: PgServerSession, timeline: WalTimeline, o
   session.complete('START_STREAMING');
 }
 
-async function loop(
-  timeline: WalTimeline,
-  copy: CopyBoth,
-  from: Lsn,
-  peerTerm: Term | undefined,
-  end: () => Lsn,
-  changed: () => Promise<void>,
-): Promise<void> {
-  let position = from;
+interface Range {
+  readonly from: Lsn;
+  /** Bytes before it, in its segment, are stand-ins. */
+  readonly startLsn: Lsn;
+  readonly peerTerm: Term | undefined;
+}
+
+async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: () => Lsn, changed: () => Promise<void>): Promise<void> {
+  const { startLsn, peerTerm } = range;
+  let position = range.from;
   while (!copy.ended) {
     if (timeline.closed) throw new LakebaseError('CLOSED', 'this timeline is no longer served here');
-    if (isVoid(position, timeline.firstLsn)) {
-      const bytes = voidWal(position, CHUNK_BYTES, timeline.firstLsn, timeline.control);
-      await copy.sendXLogData(position, end(), bytes);
-      position = (position + bytes.length) as Lsn;
-      await nextTurn();
-      continue;
-    }
-    const bytes = timeline.read(position, CHUNK_BYTES, peerTerm);
+    const bytes = isVoid(position, startLsn)
+      ? voidWal(position, CHUNK_BYTES, startLsn, timeline.control)
+      : readOr58P01(timeline, position, peerTerm);
     if (bytes.length === 0) {
       await changed();
       continue;
     }
     await copy.sendXLogData(position, end(), bytes);
     position = (position + bytes.length) as Lsn;
+    // A reader that catches up must not keep commits waiting.
     if (bytes.length === CHUNK_BYTES) await nextTurn();
   }
 }
+
+function readOr58P01(timeline: WalTimeline, position: Lsn, peerTerm: Term | undefined): Buffer {
+  try {
+    return timeline.read(position, CHUNK_BYTES, peerTerm);
+  } catch (error) {
+    if (error instanceof LakebaseError && error.code === 'NOT_FOUND') throw removed(position);
+    throw error;
+  }
+}
+
+const removed = (at: Lsn): PgError =>
+  new PgError({
+    severity: 'ERROR',
+    sqlstate: '58P01',
+    message: `requested WAL segment ${walFileName(segmentNumber(at))} has already been removed`,
+  });

@@ -140,7 +140,8 @@ export class Quorum implements AsyncDisposable {
     this.#root = root;
   }
 
-  static async start(log: Logger = silentLogger, more: Partial<SafekeeperConfig> = {}): Promise<Quorum> {
+  /** `first` changes the configuration of sk1 only. */
+  static async start(log: Logger = silentLogger, first: Partial<SafekeeperConfig> = {}): Promise<Quorum> {
     const root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
     const ports = await freePorts(6);
     const addresses = ['sk1', 'sk2', 'sk3'].map((id, i) => ({
@@ -163,7 +164,7 @@ export class Quorum implements AsyncDisposable {
         trimAfterBytes: 0,
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,
-        ...more,
+        ...(i === 0 ? first : {}),
       };
       return new Member(config, log.child({ sk: own.id }));
     });
