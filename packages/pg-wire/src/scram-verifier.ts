@@ -4,7 +4,6 @@
 import { createHash, createHmac, pbkdf2, randomBytes } from 'node:crypto';
 import { promisify } from 'node:util';
 import { LakebaseError } from '@lakebase/base';
-import { saslprep } from '@mongodb-js/saslprep';
 
 export interface ScramVerifier {
   readonly iterations: number;
@@ -37,9 +36,11 @@ export function parseBase64(text: string, bytesMax: number): Buffer | undefined 
   return Buffer.from(text, 'base64');
 }
 
-/** As Postgres does: a password that SASLprep does not accept is used as it is. */
-export function normalizePassword(password: string): string {
+/** As Postgres does: a password that SASLprep does not accept is used as it is. Its tables take megabytes, and passwords outside ASCII
+ *  are rare: they are loaded when the first one comes. */
+export async function normalizePassword(password: string): Promise<string> {
   if (/^[\x20-\x7e]*$/.test(password)) return password;
+  const { saslprep } = await import('@mongodb-js/saslprep');
   try {
     return saslprep(password);
   } catch {
@@ -48,8 +49,8 @@ export function normalizePassword(password: string): string {
 }
 
 /** SaltedPassword: the slow step. */
-export const saltPassword = (password: string, salt: Buffer, iterations: number): Promise<Buffer> =>
-  pbkdf2Async(normalizePassword(password), salt, iterations, SCRAM_KEY_BYTES, 'sha256');
+export const saltPassword = async (password: string, salt: Buffer, iterations: number): Promise<Buffer> =>
+  pbkdf2Async(await normalizePassword(password), salt, iterations, SCRAM_KEY_BYTES, 'sha256');
 
 export async function buildVerifier(
   password: string,

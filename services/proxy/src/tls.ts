@@ -5,7 +5,6 @@ import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from '
 import { join } from 'node:path';
 import { type SecureContext, createSecureContext } from 'node:tls';
 import { LakebaseError, errorMessage } from '@lakebase/base';
-import { generate } from 'selfsigned';
 
 export interface TlsIdentity {
   readonly context: SecureContext;
@@ -35,6 +34,8 @@ async function selfSigned(dataDir: string): Promise<{ certFile: string; keyFile:
   // The key is renamed into place first: a certificate that exists always has its key.
   if (existsSync(certFile) && existsSync(keyFile)) return { certFile, keyFile };
   mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+  // Only the first start ever needs it.
+  const { generate } = await import('selfsigned');
   const pems = await generate([{ name: 'commonName', value: 'localhost' }], {
     keyType: 'ec',
     algorithm: 'sha256',
