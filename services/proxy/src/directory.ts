@@ -2,9 +2,9 @@
  *  Invariant: with the Manager down, everything that was looked up in the last minutes still works, so clients of running computes
  *  come and go undisturbed; nothing can be woken then, and nobody new gets in. */
 import { createHmac, randomBytes } from 'node:crypto';
-import { LakebaseError, backoffDelay, isCode, sleep } from '@lakebase/base';
+import { isCode } from '@lakebase/base';
 import type { ManagerInternalClient, ResolvedEndpoint, RoleSecret, TokenIdentity, WokenEndpoint } from '@lakebase/api';
-import { StaleCache, isNoAnswer } from './stale-cache.ts';
+import { StaleCache, persistently } from './stale-cache.ts';
 
 export interface Route {
   readonly computeId: string;
@@ -18,6 +18,8 @@ export type ManagerCalls = Pick<ManagerInternalClient, 'resolve' | 'role' | 'tok
  *  shared): a changed password or a revoked token must count at once. */
 const ENDPOINT_FRESH_MS = 1_000;
 const PATIENCE_MS = 2_000;
+/** A Manager that is being restarted is back in seconds; a client rather waits than fails. */
+const PERSIST_MS = 15_000;
 
 export class Directory {
   readonly #manager: ManagerCalls;
@@ -31,7 +33,7 @@ export class Directory {
 
   constructor(manager: ManagerCalls, staleMs: number) {
     this.#manager = manager;
-    const options = { freshMs: 0, staleMs, patienceMs: PATIENCE_MS };
+    const options = { freshMs: 0, staleMs, patienceMs: PATIENCE_MS, persistMs: PERSIST_MS };
     this.#endpoints = new StaleCache({ ...options, freshMs: ENDPOINT_FRESH_MS });
     this.#roles = new StaleCache(options);
     this.#tokens = new StaleCache(options);
@@ -93,22 +95,9 @@ export class Directory {
   }
 
   async #wake(endpointId: string, deadline: number): Promise<Route> {
-    for (let attempt = 0; ; attempt++) {
-      try {
-        const woken: WokenEndpoint = await this.#manager.wake(endpointId);
-        const route: Route = { computeId: woken.computeId, socketDir: woken.socketDir, port: woken.port };
-        this.#routes.set(endpointId, route);
-        return route;
-      } catch (error) {
-        const delay = backoffDelay(attempt, { maxMs: 1_000 });
-        if (!isTransient(error) || Date.now() + delay >= deadline) throw error;
-        await sleep(delay);
-      }
-    }
+    const woken: WokenEndpoint = await persistently(() => this.#manager.wake(endpointId), deadline - Date.now());
+    const route: Route = { computeId: woken.computeId, socketDir: woken.socketDir, port: woken.port };
+    this.#routes.set(endpointId, route);
+    return route;
   }
-}
-
-/** No connection to the Manager, as opposed to the Manager saying that the compute cannot start. */
-function isTransient(error: unknown): boolean {
-  return isNoAnswer(error) && error instanceof LakebaseError && error.cause !== undefined;
 }

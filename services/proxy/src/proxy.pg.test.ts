@@ -229,7 +229,10 @@ describe('waking', () => {
     assert.equal((await c.query('select 1 as x')).rows[0].x, 1);
     await c.end();
     await assert.rejects(client({ password: 'wrong' }), rejected('28P01'));
+    // Somebody new waits for the Manager to come back.
+    manager.tokens.set('other-token', { valid: true, reason: null });
+    const newcomer = client({ user: 'tok', password: 'other-token' });
     await manager.start();
-    await (await client()).end();
+    await (await newcomer).end();
   });
 });
