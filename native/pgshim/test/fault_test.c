@@ -274,11 +274,9 @@ static void agent_errors(void)
     end();
 }
 
-static void *start_agent_late(void *unused)
+static void *read_first_block(void *fd)
 {
-    (void)unused;
-    CHECK(usleep(200000) == 0); /* the time an agent is away, not a wait for anything */
-    start_agent();
+    CHECK(read_block(*(int *)fd, 0) == pattern(0, 0, 0));
     return NULL;
 }
 
@@ -287,10 +285,11 @@ static void agent_returns(void)
     begin();
     stop_agent();
     int fd = open_segment(0, O_RDWR);
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, start_agent_late, NULL) == 0);
-    CHECK(read_block(fd, 0) == pattern(0, 0, 0));
-    pthread_join(thread, NULL);
+    pthread_t reader;
+    CHECK(pthread_create(&reader, NULL, read_first_block, &fd) == 0);
+    CHECK(usleep(200000) == 0); /* the time the agent is away, not a wait for anything */
+    start_agent();
+    pthread_join(reader, NULL);
     end();
 }
 
