@@ -1,4 +1,4 @@
-/** `npm run sim [-- --seeds N] [--seed S] [--bug NAME]`: thousands of seeds, or one with its trace. A failure prints the seed and the commit that replay it. */
+/** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--trace]`: thousands of seeds, or one with its trace. A failure prints the seed and the commit that replay it. */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { BUGS, type Bug } from './bugs.ts';
@@ -11,7 +11,7 @@ const { values } = parseArgs({
   options: {
     seeds: { type: 'string' },
     seed: { type: 'string' },
-    from: { type: 'string' },
+    first: { type: 'string' },
     bug: { type: 'string' },
     trace: { type: 'boolean' },
   },
@@ -36,7 +36,7 @@ function main(): number {
   const bug = values.bug ?? null;
   if (bug !== null && !BUGS.includes(bug as Bug)) throw new Error(`--bug takes one of: ${BUGS.join(', ')}`);
   const single = values.seed !== undefined;
-  const first = single ? number(values.seed, 0, 'seed') : number(values.from, 1, 'from');
+  const first = single ? number(values.seed, 0, 'seed') : number(values.first, 1, 'first');
   const seeds = single ? 1 : number(values.seeds, SEEDS_DEFAULT, 'seeds');
   const startedAt = Date.now();
   const totals: Record<string, number> = {};
