@@ -1,6 +1,7 @@
 /** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--trace]`: thousands of seeds, or one with its trace. A failure prints the seed and the commit that replay it. */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
+import { errorMessage } from '@lakebase/base';
 import { BUGS, type Bug } from './bugs.ts';
 import { run } from './scenario.ts';
 
@@ -64,4 +65,9 @@ function main(): number {
   return failures === 0 ? 0 : 1;
 }
 
-process.exitCode = main();
+try {
+  process.exitCode = main();
+} catch (error) {
+  console.error(`sim: ${errorMessage(error)}`);
+  process.exitCode = 2;
+}
