@@ -306,7 +306,7 @@ static void signals(void)
 {
     begin();
     sigset_t mask;
-    struct sigaction action = {.sa_handler = on_alarm};
+    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
     pid_t child = fork();
     if (child == 0) {
