@@ -27,7 +27,7 @@ declare module 'fastify' {
 const OPEN = new Set(['/healthz', '/metrics', '/openapi.json']);
 
 export async function createManagerServer(o: ServerOptions): Promise<FastifyInstance> {
-  const app = fastify({ bodyLimit: 256 * 1024, forceCloseConnections: true, maxParamLength: 200, ajv: { customOptions: { removeAdditional: false, coerceTypes: true } } });
+  const app = fastify({ bodyLimit: 256 * 1024, forceCloseConnections: true, routerOptions: { maxParamLength: 200 }, ajv: { customOptions: { removeAdditional: false, coerceTypes: true } } });
   const metrics = o.metrics ?? createMetricsRegistry();
   app.decorateRequest('identity', '');
   await app.register(swagger, {

@@ -24,6 +24,8 @@ export interface EmbeddedPostgresOptions {
   /** Password of the metadata role; the socket directory is 0700 besides. */
   readonly password: string;
   readonly log: Logger;
+  /** Only for tests: settings on top of ours. */
+  readonly settings?: Readonly<Record<string, string>>;
 }
 
 export class EmbeddedPostgres {
@@ -148,6 +150,7 @@ export class EmbeddedPostgres {
     const settings = {
       listen_addresses: '', unix_socket_directories: viaFd(RUN_FD), unix_socket_permissions: '0700', port: PORT, fsync: 'on', max_connections: 25, shared_buffers: '16MB', wal_level: 'minimal',
       max_wal_senders: 0, io_method: 'sync', jit: 'off', max_logical_replication_workers: 0, min_wal_size: '32MB', max_wal_size: '64MB', log_line_prefix: '%m [%p] ', autovacuum_worker_slots: 2, autovacuum_max_workers: 1,
+      ...this.#options.settings,
     };
     const logFile = openSync(join(this.#options.dataDir, 'postgres.log'), 'a', 0o600);
     const args = ['-D', viaFd(DATA_FD), ...Object.entries(settings).flatMap(([k, v]) => ['-c', `${k}=${v}`])];
