@@ -5,15 +5,18 @@ import { lsn } from '@lakebase/ids';
 import {
   type DecodedRecord,
   decodeRecord,
+  encodeCheckPoint,
   initPage,
   newDecodedRecord,
   pageLsn,
   RM_BRIN_ID,
   RM_BTREE_ID,
   RM_CLOG_ID,
+  RM_DBASE_ID,
   RM_GENERIC_ID,
   RM_GIN_ID,
   RM_MULTIXACT_ID,
+  RM_RELMAP_ID,
   RM_SEQ_ID,
   RM_SMGR_ID,
   RM_TBLSPC_ID,
@@ -131,6 +134,91 @@ test('what cannot be replayed yet is refused with a way out; its full-page image
     () => effects({ rmid: RM_GIN_ID, info: 0, blocks: [{ id: 0, data: Buffer.alloc(4) }] }),
     (e) => isCode(e, 'UNSUPPORTED'),
   );
+});
+
+describe('XLOG', () => {
+  const checkpoint = encodeCheckPoint({
+    redo: lsn(0x900),
+    thisTimeline: 1,
+    prevTimeline: 1,
+    fullPageWrites: false,
+    walLevel: 1,
+    nextFullXid: 2 ** 32 + 3,
+    nextOid: 20_000,
+    nextMulti: 7,
+    nextMultiOffset: 21,
+    oldestXid: 730,
+    oldestXidDb: 1,
+    oldestMulti: 2,
+    oldestMultiDb: 4,
+    time: 99,
+    oldestCommitTsXid: 0,
+    newestCommitTsXid: 0,
+    oldestActiveXid: 733,
+  });
+
+  test('a shutdown checkpoint is taken as it is, an online one as minimums, without the stale oid', () => {
+    const [, shutdown] = effects({ rmid: RM_XLOG_ID, info: 0x00, main: checkpoint })[0] as [string, Record<string, number>];
+    assert.deepEqual([shutdown['nextFullXid'], shutdown['nextOid'], shutdown['seenXid']], [2 ** 32 + 3, 20_000, undefined]);
+    const [, online] = effects({ rmid: RM_XLOG_ID, info: 0x10, main: checkpoint })[0] as [string, Record<string, number>];
+    assert.deepEqual(
+      [online['nextFullXid'], online['nextOid'], online['seenXid'], online['nextMulti']],
+      [undefined, undefined, 0xffff_ffff, 7],
+    );
+    assert.throws(
+      () => effects({ rmid: RM_XLOG_ID, info: 0x00, main: checkpoint.subarray(0, 87) }),
+      (e) => isCode(e, 'CORRUPT'),
+    );
+  });
+
+  test('the next oid, and the records that change nothing stored', () => {
+    assert.deepEqual(effects({ rmid: RM_XLOG_ID, info: 0x30, main: u32(33_000) }), [['counters', { nextOid: 33_000 }]]);
+    for (const info of [0x20, 0x40, 0x50, 0x70, 0x80, 0x90, 0xa0, 0xd0, 0xe0])
+      assert.deepEqual(effects({ rmid: RM_XLOG_ID, info, main: Buffer.alloc(32) }), [], `info ${info.toString(16)}`);
+  });
+
+  test('switching commit timestamps off forgets their range', () => {
+    const main = Buffer.concat([u32(100, 8, 10, 0, 64, 1), Buffer.from([1, 0, 0, 0])]);
+    const calls = effects({ rmid: RM_XLOG_ID, info: 0x60, main });
+    assert.equal((calls[0]?.[1] as Record<string, unknown>)['walLogHints'], true);
+    assert.deepEqual(calls[1], ['counters', { oldestCommitTsXid: 0, newestCommitTsXid: 0 }]);
+  });
+});
+
+describe('files', () => {
+  test('truncation cuts each fork and clears the tails of the maps', () => {
+    const calls = effects({ rmid: RM_SMGR_ID, info: 0x20, main: u32(100, 1663, 5, 16_384, 7) });
+    assert.deepEqual(
+      calls.filter(([name]) => name === 'relTruncate').map(([, tag, blocks]) => [(tag as { fork: number }).fork, blocks]),
+      [
+        [0, 100],
+        [1, 3],
+        [2, 1],
+      ],
+    );
+    assert.ok(calls.some(([name, tag]) => name === 'relDelta' && (tag as { fork: number }).fork === 2));
+  });
+
+  test('databases: copied, created, dropped from each tablespace', () => {
+    assert.deepEqual(effects({ rmid: RM_DBASE_ID, info: 0x00, main: u32(50, 1663, 1, 1663) }), [
+      ['dbCopy', { db: 1, spc: 1663 }, { db: 50, spc: 1663 }],
+    ]);
+    assert.deepEqual(effects({ rmid: RM_DBASE_ID, info: 0x10, main: u32(50, 1663) }), [['dbCreate', 1663, 50]]);
+    assert.deepEqual(effects({ rmid: RM_DBASE_ID, info: 0x20, main: u32(50, 1, 1663) }), [['dbDrop', 1663, 50]]);
+    assert.throws(
+      () => effects({ rmid: RM_DBASE_ID, info: 0x20, main: u32(50, 2, 1663) }),
+      (e) => isCode(e, 'CORRUPT'),
+    );
+  });
+
+  test('a relation map of another size is CORRUPT', () => {
+    assert.throws(
+      () => effects({ rmid: RM_RELMAP_ID, info: 0, main: Buffer.concat([u32(5, 1663, 512), Buffer.alloc(524)]) }),
+      (e) => isCode(e, 'CORRUPT'),
+    );
+    const calls = effects({ rmid: RM_RELMAP_ID, info: 0, main: Buffer.concat([u32(0, 1664, 524), Buffer.alloc(524, 3)]) });
+    assert.deepEqual(calls[0], ['relmap', 1664, 0, '03'.repeat(524)]);
+  });
 });
 
 describe('redo', () => {

@@ -79,12 +79,12 @@ export function commitTsDelta(time: Buffer, originId: number, xids: readonly num
   return delta;
 }
 
-/** Applies one delta to a page in place. */
-export function applySideDelta(page: Buffer, delta: Buffer, _endLsn: Lsn): void {
+/** Applies one delta to a page in place. `child` is the page that `deltaChildBlock` (heap/heap-delta.ts) names for the few deltas that depend on another. */
+export function applySideDelta(page: Buffer, delta: Buffer, _endLsn: Lsn, child?: Buffer): void {
   if (page.length !== BLCKSZ) throw new LakebaseError('INVALID_ARGUMENT', `a page has ${BLCKSZ} bytes, not ${page.length}`);
   const kind = delta[0] ?? 0;
   const fits = (header: number, entry: number): boolean => delta.length > header && (delta.length - header) % entry === 0;
-  if (isHeapDelta(kind)) applyHeapDelta(page, delta);
+  if (isHeapDelta(kind)) applyHeapDelta(page, delta, child);
   else if (kind === DELTA_XACT_STATUS && fits(2, 2)) applyXactStatus(page, delta);
   else if (kind === DELTA_MULTIXACT_OFFSETS && fits(1, 6)) applyOffsets(page, delta);
   else if (kind === DELTA_MULTIXACT_MEMBERS && fits(1, 7)) applyMembers(page, delta);
