@@ -9,16 +9,16 @@ const config = loadConfig('lakebase-proxy', proxyConfigSchema, process.argv.slic
 await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   const secret = readSecret(config.secretFile);
   const manager = new ManagerInternalClient({ baseUrl: config.managerUrl, token: internalToken(secret, 'service') });
-  let proxy: ProxyServer | undefined;
+  const started: { proxy?: ProxyServer } = {};
   const http = createHttpServer({
     log,
     secret,
-    health: () => ({ service: 'proxy', id: config.id, port: proxy?.port, sessions: proxy?.sessions }),
+    health: () => ({ service: 'proxy', id: config.id, port: started.proxy?.port, sessions: started.proxy?.sessions }),
   });
-  proxy = await ProxyServer.start({ config, log, manager, secret, registry: http.metrics });
-  const running = proxy;
-  teardown.add('client listener', () => running.stop());
+  const proxy = await ProxyServer.start({ config, log, manager, secret, registry: http.metrics });
+  started.proxy = proxy;
+  teardown.add('client listener', () => proxy.stop());
   await http.app.listen({ host: config.httpHost, port: config.httpPort });
   teardown.add('HTTP listener', () => http.app.close());
-  log.info({ port: running.port, tls: config.tls === null ? 'self-signed' : config.tls.certFile }, 'proxy ready');
+  log.info({ port: proxy.port, tls: config.tls === null ? 'self-signed' : config.tls.certFile }, 'proxy ready');
 });
