@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { failures, formatReport, runOracle } from './run.ts';
 
-test('redo equals Postgres: every page image in WAL, and every file of a standby', { timeout: 300_000 }, async () => {
+test('redo equals Postgres: every page image in WAL, and every file of a standby', { timeout: 550_000 }, async () => {
   const report = await runOracle();
   const text = formatReport(report);
   assert.equal(report.mismatchCount, 0, text);

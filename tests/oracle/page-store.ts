@@ -85,7 +85,8 @@ export class PageStore implements EffectSink {
     emitEffects(record, this.#major, this);
   }
 
-  rel(tag: RelTag): StoredRel {
+  rel(given: RelTag): StoredRel {
+    const tag = { ...given }; // an effect's objects are valid during its call only
     const k = key(tag);
     let rel = this.rels.get(k);
     if (rel === undefined) {

@@ -3,7 +3,7 @@
  *  the map, through the map page it names or else through a delta: never neither; (3) a free space hint is emitted exactly where redo may
  *  call XLogRecordPageWithFreeSpace, and {@link freeSpaceAfter} says whether it does. */
 import { type DecodedRecord, freeSpace, heapFreeSpace, RM_HEAP2_ID } from '@lakebase/pg-format';
-import { BLCKSZ, FORK_MAIN, FORK_VM, type ForkNumber, type RelTag } from '@lakebase/ids';
+import { BLCKSZ, FORK_MAIN, FORK_VM, type RelTag } from '@lakebase/ids';
 import type { EffectSink } from '../effects.ts';
 import * as c from './heap-codes.ts';
 import { vmClearDelta } from './heap-delta.ts';
@@ -18,9 +18,21 @@ function emitBlocks(record: DecodedRecord, sink: EffectSink): void {
   for (let i = 0; i <= record.maxBlockId; i++) if (record.blocks[i]?.inUse === true) sink.block(i);
 }
 
-function relOf(record: DecodedRecord, blockId: number, fork: ForkNumber): RelTag {
+/** Reused: most inserts and updates give a hint, and what a sink is handed is valid during the call only. */
+const hintTag: { -readonly [K in keyof RelTag]: RelTag[K] } = { spc: 0, db: 0, rel: 0, fork: FORK_MAIN };
+
+function emitHint(record: DecodedRecord, blockId: number, sink: EffectSink): void {
+  if (!hintsFreeSpace(record, blockId)) return;
   const block = t.blockOf(record, blockId);
-  return { spc: block.spc, db: block.db, rel: block.rel, fork };
+  hintTag.spc = block.spc;
+  hintTag.db = block.db;
+  hintTag.rel = block.rel;
+  sink.freeSpaceHint(hintTag, block.block);
+}
+
+function mapOf(record: DecodedRecord): RelTag {
+  const block = t.blockOf(record, 0);
+  return { spc: block.spc, db: block.db, rel: block.rel, fork: FORK_VM };
 }
 
 export function heapEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
@@ -43,7 +55,7 @@ export function heapEffects(record: DecodedRecord, _major: number, sink: EffectS
     default:
       break;
   }
-  if (hintsFreeSpace(record, 0)) sink.freeSpaceHint(relOf(record, 0, FORK_MAIN), t.blockOf(record, 0).block);
+  emitHint(record, 0, sink);
 }
 
 export function heap2Effects(record: DecodedRecord, major: number, sink: EffectSink): void {
@@ -67,13 +79,13 @@ export function heap2Effects(record: DecodedRecord, major: number, sink: EffectS
     default:
       return;
   }
-  if (hintsFreeSpace(record, heapBlockId)) sink.freeSpaceHint(relOf(record, heapBlockId, FORK_MAIN), t.blockOf(record, heapBlockId).block);
+  emitHint(record, heapBlockId, sink);
 }
 
 function clearVm(record: DecodedRecord, flags: number, flag: number, bits: number, vmBlockId: number, sink: EffectSink): void {
   if ((flags & flag) === 0 || t.hasBlock(record, vmBlockId)) return;
   const heapBlock = t.blockOf(record, 0).block;
-  sink.relDelta(relOf(record, 0, FORK_VM), vmPageOf(heapBlock), vmClearDelta(heapBlock, bits));
+  sink.relDelta(mapOf(record), vmPageOf(heapBlock), vmClearDelta(heapBlock, bits));
 }
 
 /** An update that names a map page names all it changed: the missing one, if any, had its bits clear already. */
@@ -83,7 +95,7 @@ function clearVmOfUpdate(record: DecodedRecord, sink: EffectSink): void {
   const oldCleared = (flags & c.XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED) !== 0;
   if (!newCleared && !oldCleared) return;
   if (t.hasBlock(record, c.UPDATE_VM_NEW_BLOCK) || t.hasBlock(record, c.UPDATE_VM_OLD_BLOCK)) return;
-  const tag = relOf(record, 0, FORK_VM);
+  const tag = mapOf(record);
   const newBlock = t.blockOf(record, 0).block;
   const oldBlock = t.hasBlock(record, c.UPDATE_OLD_BLOCK) ? t.blockOf(record, c.UPDATE_OLD_BLOCK).block : newBlock;
   if (oldCleared && newCleared && oldBlock !== newBlock && vmPageOf(oldBlock) === vmPageOf(newBlock)) {
