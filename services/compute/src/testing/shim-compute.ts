@@ -76,6 +76,8 @@ export class ShimCompute implements AsyncDisposable {
   readonly faults: FaultSeen[] = [];
   /** errno to answer for a fault, or undefined to serve it. */
   refuse: (fault: FaultSeen) => number | undefined = () => undefined;
+  /** How long the agent takes for each answer, as a stand-in for the network and the pageserver. */
+  answerDelayMs = 0;
   readonly #settings: Readonly<Record<string, string>>;
   readonly #sockets = new Set<Socket>();
   #server: Postmaster | undefined;
@@ -278,7 +280,11 @@ export class ShimCompute implements AsyncDisposable {
     let pending = Buffer.alloc(0);
     socket.on('data', (chunk) => {
       pending = Buffer.concat([pending, chunk]);
-      for (; pending.length >= 32; pending = pending.subarray(32)) socket.write(this.#answer(pending.subarray(0, 32)));
+      for (; pending.length >= 32; pending = pending.subarray(32)) {
+        const answer = this.#answer(pending.subarray(0, 32));
+        if (this.answerDelayMs === 0) socket.write(answer);
+        else setTimeout(() => socket.write(answer), this.answerDelayMs);
+      }
     });
   }
 
