@@ -10,7 +10,8 @@ export interface Connection {
   readonly host: string;
   readonly port: number;
   readonly user: string;
-  readonly password: string;
+  /** Null: a role with a password of its own that only its user knows. */
+  readonly password: string | null;
   readonly database: string;
   /** Null for the branch that connections without a name go to. */
   readonly endpoint: string | null;
@@ -32,8 +33,7 @@ export async function findConnection(api: ApiClient, home: Home, r: ConnectionRe
   if (r.role === undefined && owner === undefined)
     throw new LakebaseError('NOT_FOUND', `no password of an owner role is kept in ${home.credentialsFile}: name a role with --role, or give the owner a new password with "lakebase roles reset-password owner"`);
   const isOwner = r.role === undefined || r.role === owner?.role;
-  // Not the owner: a token made for this endpoint serves as the password.
-  const password = isOwner ? (owner?.password ?? '') : String((await api.call('POST', 'postgres/credentials', { endpoint: endpoint.name })).token);
+  const password = isOwner ? (owner?.password ?? null) : await tokenFor(api, path, r.role as string, endpoint);
   return {
     host: String(hosts.host ?? 'localhost'),
     port: Number(hosts.port ?? 5432),
@@ -44,6 +44,13 @@ export async function findConnection(api: ApiClient, home: Home, r: ConnectionRe
   };
 }
 
+/** A role that logs in with tokens gets one made for this endpoint. */
+async function tokenFor(api: ApiClient, path: string, role: string, endpoint: Json): Promise<string | null> {
+  const row = (await api.list(`${path}/roles`, 'roles')).find((r) => statusOf(r).postgres_role === role);
+  if (row === undefined || statusOf(row).auth_method !== 'LAKEBASE_OAUTH_V1') return null;
+  return String((await api.call('POST', 'postgres/credentials', { endpoint: endpoint.name })).token);
+}
+
 function ownerCredential(home: Home, project: string, branch: string): { role: string; password: string } | undefined {
   if (!existsSync(home.credentialsFile)) return undefined;
   return (JSON.parse(readFileSync(home.credentialsFile, 'utf8')) as Record<string, { role: string; password: string }>)[`${project}/${branch}`];
@@ -51,10 +58,11 @@ function ownerCredential(home: Home, project: string, branch: string): { role: s
 
 export function connectionUrl(c: Connection): string {
   const options = c.endpoint === null ? '' : `?options=endpoint%3D${c.endpoint}`;
-  return `postgresql://${encodeURIComponent(c.user)}:${encodeURIComponent(c.password)}@${c.host}:${c.port}/${encodeURIComponent(c.database)}${options}`;
+  const password = c.password === null ? '' : `:${encodeURIComponent(c.password)}`;
+  return `postgresql://${encodeURIComponent(c.user)}${password}@${c.host}:${c.port}/${encodeURIComponent(c.database)}${options}`;
 }
 
 /** libpq's environment: a password on a command line could be read by anybody on the machine. */
 export const connectionEnv = (c: Connection): Record<string, string> => ({
-  PGHOST: c.host, PGPORT: String(c.port), PGUSER: c.user, PGPASSWORD: c.password, PGDATABASE: c.database, ...(c.endpoint === null ? {} : { PGOPTIONS: `endpoint=${c.endpoint}` }),
+  PGHOST: c.host, PGPORT: String(c.port), PGUSER: c.user, ...(c.password === null ? {} : { PGPASSWORD: c.password }), PGDATABASE: c.database, ...(c.endpoint === null ? {} : { PGOPTIONS: `endpoint=${c.endpoint}` }),
 });

@@ -18,11 +18,11 @@ const FIRST_PROJECT_MS_MAX = 60_000;
 export function addSystemCommands(program: Command, c: Context): void {
   program.command('up').description('run the whole system in the foreground until Ctrl-C (what npm start does)').action(() => up(c));
   withJson(program.command('status').description('services and endpoints')).action((o: { json?: boolean }) => status(c, o.json === true));
-  withProject(program.command('connection-string [branch]').description('print the URL of a branch').option('--role <role>', 'log in as this role (with a token)').option('--database <name>', 'database', DEFAULTS.database))
+  withProject(program.command('connection-string [branch]').description('print the URL of a branch').option('--role <role>', 'log in as this role; one that uses tokens gets one').option('--database <name>', 'database', DEFAULTS.database))
     .action(async (branch: string | undefined, o: { project: string; role?: string; database: string }) => {
       c.out(connectionUrl(await findConnection(c.api(), c.home, { project: o.project, branch: branch ?? DEFAULTS.branch, role: o.role, database: o.database })));
     });
-  withProject(program.command('psql [branch] [args...]').description('open psql on a branch; arguments after -- go to psql').option('--role <role>', 'log in as this role (with a token)').option('--database <name>', 'database', DEFAULTS.database))
+  withProject(program.command('psql [branch] [args...]').passThroughOptions().allowUnknownOption().description('open psql on a branch; what follows the branch or -- goes to psql').option('--role <role>', 'log in as this role; one that uses tokens gets one').option('--database <name>', 'database', DEFAULTS.database))
     .action(async (branch: string | undefined, args: string[], o: { project: string; role?: string; database: string }) => {
       const named = branch !== undefined && !branch.startsWith('-') ? branch : undefined;
       await psql(c, { ...o, branch: named ?? DEFAULTS.branch }, named === branch ? args : [branch as string, ...args]);

@@ -23,7 +23,7 @@ export class ProjectReconciler {
   }
 
   async start(): Promise<void> {
-    for (const { uid } of await unfinishedProjects(this.#context.db)) this.kick(uid);
+    for (const { uid } of await unfinishedProjects(this.#context.db)) if (!this.#runs.has(uid)) this.kick(uid);
     this.#background = this.#rounds();
   }
 
