@@ -11,7 +11,7 @@ import { SHUTDOWN_CHECKPOINT_BYTES, decodeCheckPoint, endOfRecord, readControlFi
 import { StockPostgres } from '@lakebase/testkit';
 import pg from 'pg';
 import { buildStartBundle } from './bundle.ts';
-import { createTimeline, ingestFiles, openTimeline, testConfig } from './stock-cluster.test-helper.ts';
+import { createTimeline, ingestFiles, openTimeline, testConfig } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
 const controlOf = (pgdata: string) => readControlFile(readFileSync(join(pgdata, 'global/pg_control')));

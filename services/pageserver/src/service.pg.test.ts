@@ -26,7 +26,7 @@ import { readControlFile } from '@lakebase/pg-format';
 import { StockPostgres } from '@lakebase/testkit';
 import pg from 'pg';
 import { startPageserver } from './server.ts';
-import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig } from './stock-cluster.test-helper.ts';
+import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig } from './testing.ts';
 
 const SECRET = 'ab'.repeat(32);
 const PROJECT = parseProjectUid(TEST_PROJECT);

@@ -106,7 +106,9 @@ export class TimelineStore {
       }
       const files = this.#files(project, timeline);
       await ensureDirectory(dirname(files.directory));
-      await instantiate(this.#templateFiles(request.pgVersion), files, request.systemId, { safekeepers: request.safekeepers });
+      await this.#queue(`template/${request.pgVersion}`).run(() =>
+        instantiate(this.#templateFiles(request.pgVersion), files, request.systemId, { safekeepers: request.safekeepers }),
+      );
       await syncDirectory(join(this.#config.dataDir, 'timelines'));
       await this.#attach(project, timeline);
       return this.get(project, timeline).status();

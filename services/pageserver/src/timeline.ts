@@ -5,7 +5,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
 import type { PageTimelineStatus } from '@lakebase/api';
-import { BLCKSZ, INVALID_LSN, type Lsn, MAX_LSN, type ProjectUid, type RelTag, type TimelineId, formatLsn } from '@lakebase/ids';
+import { BLCKSZ, FORK_FSM, FORK_MAIN, INVALID_LSN, type Lsn, MAX_LSN, type ProjectUid, type RelTag, type TimelineId, formatLsn } from '@lakebase/ids';
 import {
   ARG_STOP,
   ENTRY_IMAGE,
@@ -337,9 +337,10 @@ export class Timeline {
     for (const p of pages) {
       const id = this.catalog.relId(p.tag);
       const blocks = this.catalog.blocks(id);
-      if (blocks === ABSENT) continue;
+      // A map that WAL replay never had a reason to make is welcome; any other unknown fork was dropped or is not ours to keep.
+      if (blocks === ABSENT && (p.tag.fork !== FORK_FSM || this.catalog.blocks(this.catalog.relId({ ...p.tag, fork: FORK_MAIN })) === ABSENT)) continue;
       if (p.bytes.length !== BLCKSZ) throw new LakebaseError('INVALID_ARGUMENT', `a page of ${p.bytes.length} bytes`);
-      if (p.block >= blocks) this.catalog.extend(id, p.block + 1, lsn, this.#ingest.valuesAt(lsn));
+      if (blocks === ABSENT || p.block >= blocks) this.catalog.extend(id, p.block + 1, lsn, this.#ingest.valuesAt(lsn));
       this.#open.put(id, p.block, ENTRY_IMAGE, ARG_STOP, lsn, p.bytes);
       this.cache.delete(id, p.block);
     }
