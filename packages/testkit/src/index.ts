@@ -1,2 +1,3 @@
 export * from './stock-postgres.ts';
 export * from './cluster.ts';
+export * from './cluster-internals.ts';

@@ -12,9 +12,10 @@ import { ADMIN_ROLE } from '../agent/settings.ts';
 
 export const DEFAULT_DATABASE = 'databricks_postgres';
 
-/** Run by the single-user backend: one statement a line. */
+/** Run by the single-user backend: one statement a line. No REPLICATION for users: Postgres counts any walsender that calls itself `sk1` towards
+ *  the quorum, so a role that may open replication connections could acknowledge commits that no safekeeper has. */
 const STATEMENTS = [
-  `CREATE ROLE ${SUPERUSER_GROUP} NOLOGIN CREATEDB CREATEROLE BYPASSRLS REPLICATION`,
+  `CREATE ROLE ${SUPERUSER_GROUP} NOLOGIN CREATEDB CREATEROLE BYPASSRLS`,
   `GRANT pg_read_all_data, pg_write_all_data, pg_monitor, pg_signal_backend, pg_create_subscription, pg_maintain, pg_checkpoint TO ${SUPERUSER_GROUP} WITH ADMIN OPTION`,
   `CREATE DATABASE ${DEFAULT_DATABASE} OWNER ${SUPERUSER_GROUP} STRATEGY FILE_COPY`,
 ];

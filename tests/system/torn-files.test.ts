@@ -1,0 +1,97 @@
+/** Section 7.4: every on-disk file kind, cut at a random point or with one byte flipped while everything is down. The service recovers from its
+ *  peers or refuses with an error that names the file; wrong bytes are never served. */
+import assert from 'node:assert/strict';
+import { copyFileSync, globSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { Cluster, eventually } from '@lakebase/testkit';
+import { Ledger } from './ledger.ts';
+
+const flip = (path: string, at: number): void => {
+  const bytes = readFileSync(path);
+  bytes[at] = (bytes[at] ?? 0) ^ 0x10;
+  writeFileSync(path, bytes);
+};
+
+describe('damaged files', () => {
+  let cluster: Cluster;
+  let ledger: Ledger;
+
+  before(async () => {
+    cluster = await Cluster.start();
+    ledger = new Ledger(cluster);
+    await ledger.create();
+    ledger.start(2);
+    await ledger.progress(200);
+    await ledger.stop();
+  });
+  after(() => cluster[Symbol.asyncDispose]());
+
+  const files = (pattern: string): string[] => globSync(join(cluster.home, 'data', pattern)).sort();
+
+  /** The system works with everything acknowledged, and takes new commits. */
+  async function healthy(): Promise<void> {
+    await eventually('the ledger is whole', async () => { await ledger.verify(); return true; }, 90_000);
+    ledger.start(1);
+    await ledger.progress(5);
+    await ledger.stop();
+  }
+
+  for (const [what, damage] of [
+    ['cut in the middle', (path: string, size: number) => truncateSync(path, Math.floor(size / 2))],
+    ['cut inside its header', (path: string) => truncateSync(path, 20)],
+    ['with a byte flipped', (path: string, size: number) => flip(path, Math.min(9_000, Math.floor(size / 3)))],
+  ] as const) {
+    it(`one safekeeper's WAL segment ${what}: the others carry on, and it never votes for less than it had`, async () => {
+      await cluster.stop('SIGKILL');
+      for (const service of ['sk1', 'sk2', 'sk3', 'pageserver', 'compute', 'manager', 'proxy'] as const) cluster.kill(service);
+      await eventually('all are gone', () => (cluster.computePids().length + cluster.pids('sk2').length === 0 ? true : undefined));
+      const segment = files('sk2/*/*/wal/*')[0] as string;
+      damage(segment, statSync(segment).size);
+      await cluster.up();
+      await healthy();
+    });
+  }
+
+  it("one safekeeper's control file damaged: it says which, the others carry on", async () => {
+    await cluster.stop();
+    const control = files('sk3/*/*/control')[0] as string;
+    const kept = `${control}.kept`;
+    copyFileSync(control, kept);
+    flip(control, 12);
+    await cluster.up();
+    await healthy();
+    assert.match(cluster.log('sk3'), /control/);
+    await cluster.stop();
+    copyFileSync(kept, control);
+    await cluster.up();
+    await healthy();
+  });
+
+  for (const kind of ['index', 'image', 'delta'] as const) {
+    it(`the pageserver's ${kind} damaged: an error that names it, never a wrong page; whole again when the file is`, async () => {
+      await cluster.cli(['suspend']);
+      await cluster.stop();
+      const path = files(kind === 'index' ? 'pageserver/timelines/*/*/index' : `pageserver/timelines/*/*/${kind}-*`)[0];
+      assert.ok(path !== undefined, `there is a ${kind} file`);
+      const whole = readFileSync(path);
+      for (let at = 40; at < whole.length; at += kind === 'index' ? 64 : 8_192) whole[at] = (whole[at] ?? 0) ^ 0x20;
+      const original = readFileSync(path);
+      writeFileSync(path, whole);
+      await cluster.up();
+      await assert.rejects(async () => {
+        const client = await cluster.connect({ connectionTimeoutMillis: 60_000 });
+        try {
+          await client.query('SELECT count(*), max(filler) FROM ledger');
+        } finally {
+          await client.end();
+        }
+      });
+      assert.ok(cluster.log('pageserver').includes(basename(path)), `the pageserver's log names ${basename(path)}`);
+      await cluster.stop();
+      writeFileSync(path, original);
+      await cluster.up();
+      await healthy();
+    });
+  }
+});
