@@ -24,7 +24,16 @@ export interface Comparison {
 
 export function compareWithStandby(store: PageStore, standbyDir: string): Comparison {
   const result: Comparison = {
-    relations: 0, pages: 0, vmPages: 0, fsmPages: 0, slruPages: 0, twophase: 0, relmaps: 0, origins: 0, differences: [], differenceCount: 0,
+    relations: 0,
+    pages: 0,
+    vmPages: 0,
+    fsmPages: 0,
+    slruPages: 0,
+    twophase: 0,
+    relmaps: 0,
+    origins: 0,
+    differences: [],
+    differenceCount: 0,
   };
   const seen = new Set<StoredRel>();
   for (const tag of relationFiles(standbyDir)) {
@@ -48,8 +57,15 @@ export function blindSpots(store: PageStore, standbyDir: string, known: Comparis
     [...store.rels.values()].find((r) => r.exists && r.tag.db !== 0 && r.tag.fork === fork && r.pages.length > 0)?.pages.at(-1);
   const slru = (kind: number): Buffer | undefined => [...(store.slru[kind]?.values() ?? [])].at(-1);
   const spoilt: [page: Buffer | undefined, at: number][] = [
-    [some(FORK_VM), 24], [some(FORK_FSM), 5000], [some(0), 8191], [slru(0), 17], [slru(1), 17], [slru(2), 17], [slru(3), 17],
-    [store.relmapOf(1664, 0), 20], [[...store.twophase.values()][0], 4],
+    [some(FORK_VM), 24],
+    [some(FORK_FSM), 5000],
+    [some(0), 8191],
+    [slru(0), 17],
+    [slru(1), 17],
+    [slru(2), 17],
+    [slru(3), 17],
+    [store.relmapOf(1664, 0), 20],
+    [[...store.twophase.values()][0], 4],
   ];
   for (const [page, at] of spoilt) if (page !== undefined) page[at] = (page[at] as number) ^ 1;
   const noticed = compareWithStandby(store, standbyDir).differenceCount - known.differenceCount;
@@ -116,7 +132,8 @@ function compareRelmaps(result: Comparison, store: PageStore, dir: string): void
     if (!existsSync(file)) continue;
     result.relmaps++;
     const ours = store.relmapOf(spc, db);
-    if (ours === undefined || !ours.equals(readFileSync(file))) differ(result, `${path}/pg_filenode.map`, ours === undefined ? 'we have none' : 'content differs');
+    if (ours === undefined || !ours.equals(readFileSync(file)))
+      differ(result, `${path}/pg_filenode.map`, ours === undefined ? 'we have none' : 'content differs');
   }
 }
 
@@ -129,7 +146,8 @@ function compareTwophase(result: Comparison, store: PageStore, dir: string): voi
     const file = readFileSync(join(dir, 'pg_twophase', name));
     const ours = left.get(xid);
     left.delete(xid);
-    if (ours === undefined || !ours.equals(file.subarray(0, file.length - 4))) differ(result, `pg_twophase/${name}`, ours === undefined ? 'we have none' : 'content differs');
+    if (ours === undefined || !ours.equals(file.subarray(0, file.length - 4)))
+      differ(result, `pg_twophase/${name}`, ours === undefined ? 'we have none' : 'content differs');
   }
   for (const xid of left.keys()) differ(result, `pg_twophase ${xid}`, 'only we have it');
 }
@@ -144,6 +162,7 @@ function compareOrigins(result: Comparison, store: PageStore, dir: string): void
   }
   for (const id of new Set([...theirs.keys(), ...store.origins.keys()])) {
     result.origins++;
-    if (theirs.get(id) !== store.origins.get(id)) differ(result, `replication origin ${id}`, `ours ${store.origins.get(id)}, standby ${theirs.get(id)}`);
+    if (theirs.get(id) !== store.origins.get(id))
+      differ(result, `replication origin ${id}`, `ours ${store.origins.get(id)}, standby ${theirs.get(id)}`);
   }
 }

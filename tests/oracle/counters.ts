@@ -3,7 +3,14 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { formatLsn } from '@lakebase/ids';
-import { CHECKPOINT_BYTES, type CheckPoint, type DecodedRecord, decodeCheckPoint, RM_XLOG_ID, XLOG_CHECKPOINT_SHUTDOWN } from '@lakebase/pg-format';
+import {
+  CHECKPOINT_BYTES,
+  type CheckPoint,
+  type DecodedRecord,
+  decodeCheckPoint,
+  RM_XLOG_ID,
+  XLOG_CHECKPOINT_SHUTDOWN,
+} from '@lakebase/pg-format';
 import type { CounterUpdate } from '@lakebase/pg-redo';
 import type { Mismatch } from './page-store.ts';
 
@@ -51,7 +58,8 @@ export class CounterModel {
     if (update.seenXid !== undefined && update.seenXid >= this.#nextXid) this.#nextXid = update.seenXid + 1;
     if (update.nextOid !== undefined) this.#nextOid = update.nextOid;
     if (update.nextMulti !== undefined && update.nextMulti > this.#nextMulti) this.#nextMulti = update.nextMulti;
-    if (update.nextMultiOffset !== undefined && update.nextMultiOffset > this.#nextMultiOffset) this.#nextMultiOffset = update.nextMultiOffset;
+    if (update.nextMultiOffset !== undefined && update.nextMultiOffset > this.#nextMultiOffset)
+      this.#nextMultiOffset = update.nextMultiOffset;
     if (update.oldestXid !== undefined) this.#oldestXid = update.oldestXid;
     if (update.oldestMulti !== undefined) this.#oldestMulti = update.oldestMulti;
   }

@@ -2,7 +2,9 @@
 import { parseArgs } from 'node:util';
 import { failures, formatReport, runOracle } from './run.ts';
 
-const { values } = parseArgs({ options: { smoke: { type: 'boolean' }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } } });
+const { values } = parseArgs({
+  options: { smoke: { type: 'boolean' }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } },
+});
 const report = await runOracle({
   long: values.smoke !== true,
   postgres: values.postgres ?? null,

@@ -45,7 +45,8 @@ export function maskUnusedSpace(page: Buffer): void {
   const lower = page.readUInt16LE(12);
   const upper = page.readUInt16LE(14);
   const special = page.readUInt16LE(16);
-  if (lower > upper || special < upper || lower < 24 || special > 8192) throw new Error(`invalid page: lower ${lower} upper ${upper} special ${special}`);
+  if (lower > upper || special < upper || lower < 24 || special > 8192)
+    throw new Error(`invalid page: lower ${lower} upper ${upper} special ${special}`);
   page.fill(0, lower, upper);
 }
 

@@ -44,7 +44,8 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
     'CREATE INDEX churn_b ON churn(b)',
     'INSERT INTO churn SELECT i, i, i FROM generate_series(1, 300) i',
   ]);
-  for (let i = 0; i < 12; i++) await each(db, [`UPDATE churn SET a = a + 1 WHERE id % 2 = ${i % 2}`, 'SELECT count(*) FROM churn WHERE a > 0']);
+  for (let i = 0; i < 12; i++)
+    await each(db, [`UPDATE churn SET a = a + 1 WHERE id % 2 = ${i % 2}`, 'SELECT count(*) FROM churn WHERE a > 0']);
   await each(db, [
     // Index entries a scan found dead are removed when the page fills up.
     'CREATE TABLE dead(id int primary key, v text)',
@@ -77,10 +78,16 @@ export async function btreeWorkload({ db, server, scale }: Scene): Promise<void>
   await each(b, ['SELECT txid_current()', 'SELECT txid_current()']);
   await server.close(b);
   await each(db, [
-    'VACUUM wide', 'VACUUM ordered', 'VACUUM inc', 'VACUUM dup',
+    'VACUUM wide',
+    'VACUUM ordered',
+    'VACUUM inc',
+    'VACUUM dup',
     `INSERT INTO wide SELECT i, md5((i * 7919)::text) || repeat(md5(i::text), 25) FROM generate_series(20001, ${20000 + 500 * scale}) i`,
     'INSERT INTO inc SELECT i, $$r$$ FROM generate_series(2000, 3200) i',
     `DELETE FROM wide WHERE id < 10150`,
-    'VACUUM wide', 'SELECT txid_current()', 'VACUUM wide', 'VACUUM wide',
+    'VACUUM wide',
+    'SELECT txid_current()',
+    'VACUUM wide',
+    'VACUUM wide',
   ]);
 }

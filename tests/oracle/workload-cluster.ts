@@ -9,7 +9,9 @@ const XIDS = 36_000;
 export async function clusterWorkload({ db, server, long }: Scene, schema: string): Promise<void> {
   // Images in every format this build has, one after the other; compressing all of them would only take time.
   const { rows } = await db.query("SELECT enumvals FROM pg_settings WHERE name = 'wal_compression'");
-  for (const method of (rows[0] as { enumvals: string[] }).enumvals.filter((name) => name === 'pglz' || name === 'lz4' || name === 'zstd')) {
+  for (const method of (rows[0] as { enumvals: string[] }).enumvals.filter(
+    (name) => name === 'pglz' || name === 'lz4' || name === 'zstd',
+  )) {
     await each(db, [
       `SET wal_compression = ${method}`,
       `CREATE TABLE compressed_${method} AS SELECT i, repeat('abc', i % 90) AS t FROM generate_series(1, 400) i`,
@@ -25,7 +27,12 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
     `SELECT pg_create_logical_replication_slot('slot_${schema}', 'pgoutput')`,
     'CREATE TABLE rewritten(id int primary key, v text)',
     "INSERT INTO rewritten SELECT i, 'r' || i FROM generate_series(1, 500) i",
-    'BEGIN', 'CREATE TABLE ddl1(i int)', 'ALTER TABLE ddl1 ADD COLUMN j int', 'ALTER TABLE rewritten ADD COLUMN w int DEFAULT 5', 'DROP TABLE ddl1', 'COMMIT',
+    'BEGIN',
+    'CREATE TABLE ddl1(i int)',
+    'ALTER TABLE ddl1 ADD COLUMN j int',
+    'ALTER TABLE rewritten ADD COLUMN w int DEFAULT 5',
+    'DROP TABLE ddl1',
+    'COMMIT',
     'VACUUM FULL pg_class',
     'VACUUM FULL pg_attribute',
     'VACUUM FULL pg_database',
@@ -40,7 +47,10 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
     `SELECT pg_replication_origin_advance('gone_${schema}', '0/42')`,
     `SELECT pg_replication_origin_drop('gone_${schema}')`,
     `SELECT pg_replication_origin_session_setup('origin_${schema}')`,
-    'BEGIN', `SELECT pg_replication_origin_xact_setup('1/22345678', now())`, "INSERT INTO rewritten VALUES (100001, 'from afar')", 'COMMIT',
+    'BEGIN',
+    `SELECT pg_replication_origin_xact_setup('1/22345678', now())`,
+    "INSERT INTO rewritten VALUES (100001, 'from afar')",
+    'COMMIT',
     'SELECT pg_replication_origin_session_reset()',
     "SELECT pg_logical_emit_message(true, 'prefix', repeat('m', 10000))",
     "SELECT pg_logical_emit_message(false, 'prefix', 'not transactional')",
@@ -61,7 +71,10 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
     // Object ids by the thousand.
     `SELECT count(lo_create(0)) FROM generate_series(1, ${long ? 9000 : 100})`,
     // Locks a standby must take, and a snapshot of running transactions.
-    'BEGIN', 'LOCK TABLE bl IN ACCESS EXCLUSIVE MODE', 'SELECT pg_log_standby_snapshot()', 'COMMIT',
+    'BEGIN',
+    'LOCK TABLE bl IN ACCESS EXCLUSIVE MODE',
+    'SELECT pg_log_standby_snapshot()',
+    'COMMIT',
   ]);
   await each(db, [
     `CREATE DATABASE ${schema}_log STRATEGY wal_log`,
@@ -70,7 +83,13 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
   ]);
   for (const name of [`${schema}_log`, `${schema}_copy`]) {
     const there = await server.client(name);
-    await each(there, ['CREATE TABLE here(i int primary key)', 'INSERT INTO here SELECT generate_series(1, 300)', 'VACUUM FULL pg_class', 'DELETE FROM here WHERE i < 100', 'VACUUM here']);
+    await each(there, [
+      'CREATE TABLE here(i int primary key)',
+      'INSERT INTO here SELECT generate_series(1, 300)',
+      'VACUUM FULL pg_class',
+      'DELETE FROM here WHERE i < 100',
+      'VACUUM here',
+    ]);
     await server.close(there);
   }
   await each(db, [
@@ -84,13 +103,18 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
 /** Moves transaction and multixact horizons in every database, so that commit logs and multixacts are truncated. */
 export async function freezeEverything(server: OracleServer, long: boolean): Promise<void> {
   const db = await server.client();
-  await each(db, ['SET synchronous_commit = off', "CREATE PROCEDURE burn(n int) LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..n LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"]);
+  await each(db, [
+    'SET synchronous_commit = off',
+    'CREATE PROCEDURE burn(n int) LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..n LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$',
+  ]);
   await each(db, [`CALL burn(${XIDS / 6})`]);
   // Subtransactions that write to a temporary table: an id each, no WAL, and one commit that spans pages of the commit log.
   await each(db, ['CREATE TEMP TABLE burnt(i int)']);
-  const subtransactions = (n: number): string => `DO $$ BEGIN FOR i IN 1..${n} LOOP BEGIN INSERT INTO burnt VALUES (i); EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$`;
+  const subtransactions = (n: number): string =>
+    `DO $$ BEGIN FOR i IN 1..${n} LOOP BEGIN INSERT INTO burnt VALUES (i); EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$`;
   const wanted = long ? 1_150_000 : XIDS;
-  for (let burnt = 0; burnt < wanted; burnt += 100_000) await each(db, [subtransactions(Math.min(100_000, wanted - burnt)), 'TRUNCATE burnt']);
+  for (let burnt = 0; burnt < wanted; burnt += 100_000)
+    await each(db, [subtransactions(Math.min(100_000, wanted - burnt)), 'TRUNCATE burnt']);
   await each(db, ['ALTER DATABASE template0 ALLOW_CONNECTIONS true']);
   const { rows } = await db.query('SELECT datname FROM pg_database');
   for (const { datname } of rows as { datname: string }[]) {

@@ -5,30 +5,38 @@ import { each, type Scene } from './workload.ts';
 const FSM_LEAF_BLOCKS = 4069;
 const VM_PAGE_BLOCKS = 32_672;
 
-/** A table of one row a block that reaches past a page of its maps, then shrinks below it again. */
+/** Tables of one row a block that reach past a page of their maps; one stays so, the others shrink to just below the edge, or to nothing. */
 export async function manyBlocks({ db, long }: Scene): Promise<void> {
-  const blocks = (long ? VM_PAGE_BLOCKS : FSM_LEAF_BLOCKS) + 150;
   const edge = long ? VM_PAGE_BLOCKS : FSM_LEAF_BLOCKS;
+  const fill = (name: string, blocks: number): string[] => [
+    `CREATE TABLE ${name}(id int, pad text) WITH (fillfactor = 10)`,
+    `ALTER TABLE ${name} ALTER pad SET STORAGE PLAIN`,
+    `INSERT INTO ${name} SELECT i, repeat('b', 800) FROM generate_series(1, ${blocks}) i`,
+    `VACUUM (FREEZE) ${name}`,
+  ];
   await each(db, [
-    'CREATE TABLE big(id int, pad text) WITH (fillfactor = 10)',
-    'ALTER TABLE big ALTER pad SET STORAGE PLAIN',
-    `INSERT INTO big SELECT i, repeat('b', 800) FROM generate_series(1, ${blocks}) i`,
-    'VACUUM (FREEZE) big',
+    ...fill('stays', edge + 150),
     // Old and new version on different map pages, both of them all-visible.
-    `UPDATE big SET pad = repeat('c', 7900) WHERE id BETWEEN ${edge - 5} AND ${edge - 1} OR id BETWEEN 10 AND 15`,
-    `DELETE FROM big WHERE id BETWEEN ${edge - 20} AND ${edge - 10} OR id BETWEEN 100 AND 110`,
-    `DELETE FROM big WHERE id BETWEEN ${edge + 5} AND ${edge + 20}`,
-    "INSERT INTO big SELECT i, repeat('d', 6000) FROM generate_series(1, 40) i",
-    `DELETE FROM big WHERE id > ${edge + 30}`,
-    'DELETE FROM big WHERE length(pad) > 5000',
-    'VACUUM big',
-    `DELETE FROM big WHERE id > ${edge - 100}`,
-    'VACUUM big',
-    "INSERT INTO big SELECT i, repeat('e', 800) FROM generate_series(1, 200) i",
-    'DELETE FROM big',
-    'VACUUM big',
-    "INSERT INTO big SELECT i, repeat('f', 800) FROM generate_series(1, 20) i",
+    `UPDATE stays SET pad = repeat('c', 7900) WHERE id BETWEEN ${edge - 5} AND ${edge - 1} OR id BETWEEN 10 AND 15`,
+    `DELETE FROM stays WHERE id BETWEEN ${edge - 20} AND ${edge - 10} OR id BETWEEN 100 AND 110`,
+    `DELETE FROM stays WHERE id BETWEEN ${edge + 5} AND ${edge + 20}`,
+    'VACUUM stays',
+    `UPDATE stays SET pad = repeat('d', 3000) WHERE id BETWEEN 20 AND 60 OR id BETWEEN ${edge + 30} AND ${edge + 40}`,
+    "INSERT INTO stays SELECT i, repeat('d', 6000) FROM generate_series(1, 40) i",
   ]);
+  for (const [name, left] of [
+    ['behind_edge', FSM_LEAF_BLOCKS + 30],
+    ['at_edge', FSM_LEAF_BLOCKS],
+    ['before_edge', FSM_LEAF_BLOCKS - 100],
+    ['empty', 0],
+  ] as const) {
+    await each(db, [
+      ...fill(name, FSM_LEAF_BLOCKS + 150),
+      `DELETE FROM ${name} WHERE id > ${left} OR id % 10 = 3`,
+      `VACUUM ${name}`,
+      `INSERT INTO ${name} SELECT i, repeat('e', 1800) FROM generate_series(1, 20) i`,
+    ]);
+  }
 }
 
 export async function heapWorkload({ db, scale }: Scene): Promise<void> {
@@ -38,7 +46,10 @@ export async function heapWorkload({ db, scale }: Scene): Promise<void> {
     'CREATE INDEX t_k ON t(k)',
     `INSERT INTO t SELECT i, i % 100, 'v' || i, repeat('p', (i * 7) % 300) FROM generate_series(1, ${rows}) i`,
     // HOT chains on the page, then reads that prune them.
-    ...[1, 2, 3, 4].flatMap((n) => [`UPDATE t SET v = 'hot${n}' || id WHERE id % 4 = ${n % 4}`, 'SELECT count(*), max(length(pad)) FROM t']),
+    ...[1, 2, 3, 4].flatMap((n) => [
+      `UPDATE t SET v = 'hot${n}' || id WHERE id % 4 = ${n % 4}`,
+      'SELECT count(*), max(length(pad)) FROM t',
+    ]),
     // Not HOT: the key changes; the row grows and moves to another page.
     'UPDATE t SET k = k + 1000 WHERE id % 10 = 0',
     "UPDATE t SET pad = pad || repeat('q', 900) WHERE id % 17 = 0",
@@ -89,7 +100,7 @@ export async function heapWorkload({ db, scale }: Scene): Promise<void> {
   await each(db, [
     'CREATE TABLE toasted(id int primary key, big text)',
     'ALTER TABLE toasted ALTER big SET STORAGE EXTERNAL',
-    "INSERT INTO toasted SELECT i, repeat(md5(i::text), 200 + i * 10) FROM generate_series(1, 40) i",
+    'INSERT INTO toasted SELECT i, repeat(md5(i::text), 200 + i * 10) FROM generate_series(1, 40) i',
     "UPDATE toasted SET big = repeat('T', 9000) WHERE id % 2 = 0",
     'DELETE FROM toasted WHERE id % 5 = 0',
     'VACUUM toasted',

@@ -32,12 +32,30 @@ export async function lockWorkload({ server, db, scale }: Scene, schema: string)
   await each(db, ['UPDATE l SET v = $$locked$$ WHERE id % 3 = 0', 'DELETE FROM l WHERE id > 1100', 'VACUUM l']);
   // A version that is being updated is locked by another session: the lock follows the chain.
   await each(db, ['BEGIN', 'UPDATE l SET n = n + 1 WHERE id < 30']);
-  await each(b, ['BEGIN', 'SELECT id FROM l WHERE id < 20 FOR KEY SHARE', 'INSERT INTO child SELECT 1000 + i, i FROM generate_series(1, 20) i']);
+  await each(b, [
+    'BEGIN',
+    'SELECT id FROM l WHERE id < 20 FOR KEY SHARE',
+    'INSERT INTO child SELECT 1000 + i, i FROM generate_series(1, 20) i',
+  ]);
   await each(db, ['COMMIT']);
   await each(b, ['COMMIT']);
-  await each(db, ['VACUUM (FREEZE) l', 'BEGIN', 'UPDATE l SET n = 5 WHERE id = 1', 'SAVEPOINT s', 'SELECT id FROM l WHERE id < 10 FOR NO KEY UPDATE', 'ROLLBACK TO s', 'DELETE FROM child WHERE id = 1', 'ABORT']);
+  await each(db, [
+    'VACUUM (FREEZE) l',
+    'BEGIN',
+    'UPDATE l SET n = 5 WHERE id = 1',
+    'SAVEPOINT s',
+    'SELECT id FROM l WHERE id < 10 FOR NO KEY UPDATE',
+    'ROLLBACK TO s',
+    'DELETE FROM child WHERE id = 1',
+    'ABORT',
+  ]);
   // Locks on all-frozen pages clear the frozen bit only; then on a version whose successor lies on a frozen page.
-  await each(db, ['VACUUM (FREEZE) l', 'SELECT id FROM l WHERE id % 100 = 0 FOR SHARE', 'VACUUM (FREEZE, DISABLE_PAGE_SKIPPING) l', 'VACUUM l']);
+  await each(db, [
+    'VACUUM (FREEZE) l',
+    'SELECT id FROM l WHERE id % 100 = 0 FOR SHARE',
+    'VACUUM (FREEZE, DISABLE_PAGE_SKIPPING) l',
+    'VACUUM l',
+  ]);
   await server.close(b);
 }
 
@@ -56,7 +74,9 @@ export async function conflictWorkload({ server, db }: Scene, schema: string): P
     await each(sessions[s - 1] as pg.Client, [`SET oracle.session = '${s}'`]);
     for (let stage = 1; stage <= 3; stage++) await each(db, [`SELECT pg_advisory_lock(${s}, ${stage})`]);
   }
-  const upserts = sessions.map((session) => session.query("INSERT INTO spec VALUES ('k', 'x') ON CONFLICT (wait_here(key)) DO UPDATE SET data = spec.data || '!'"));
+  const upserts = sessions.map((session) =>
+    session.query("INSERT INTO spec VALUES ('k', 'x') ON CONFLICT (wait_here(key)) DO UPDATE SET data = spec.data || '!'"),
+  );
   await waitForWaiters(db, 2);
   // Both have found no conflict; both insert speculatively and wait before the index entry.
   for (let s = 1; s <= 2; s++) await each(db, [`SELECT pg_advisory_unlock(${s}, 1)`, `SELECT pg_advisory_unlock(${s}, 3)`]);
@@ -71,7 +91,9 @@ export async function conflictWorkload({ server, db }: Scene, schema: string): P
 
 async function waitForWaiters(db: pg.Client, count: number, stage = 3): Promise<void> {
   for (let tries = 0; ; tries++) {
-    const { rows } = await db.query(`SELECT count(*)::int AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = ${stage}`);
+    const { rows } = await db.query(
+      `SELECT count(*)::int AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = ${stage}`,
+    );
     if ((rows[0] as { n: number }).n >= count) return;
     if (tries > 2000) throw new Error(`only ${(rows[0] as { n: number }).n} sessions wait at stage ${stage}`);
     await db.query('SELECT pg_sleep(0.005)');

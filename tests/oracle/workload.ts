@@ -68,7 +68,13 @@ export async function runWorkload(server: OracleServer, options: WorkloadOptions
   if (options.long) await timed('hint bits', () => hintImages(server));
   const db = await session(server, 'last');
   // Left open: its state must be in pg_twophase at the end.
-  await each(db, ['CREATE TABLE prepared(i int)', 'BEGIN', 'INSERT INTO prepared VALUES (1)', "PREPARE TRANSACTION 'left open'", 'CHECKPOINT']);
+  await each(db, [
+    'CREATE TABLE prepared(i int)',
+    'BEGIN',
+    'INSERT INTO prepared VALUES (1)',
+    "PREPARE TRANSACTION 'left open'",
+    'CHECKPOINT',
+  ]);
 }
 
 /** A restart with another max_connections, then a crash in the middle of work. */
@@ -77,12 +83,26 @@ async function parametersAndCrash(server: OracleServer): Promise<void> {
   server.configure({ max_connections: '42' });
   await server.start();
   const db = await session(server, 'crash');
-  await each(db, ['CREATE TABLE c(i int primary key, t text)', 'CREATE UNLOGGED TABLE u(i int primary key)', 'INSERT INTO u SELECT generate_series(1, 100)']);
-  await each(db, ["INSERT INTO c SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i", 'BEGIN', 'UPDATE c SET t = $$y$$ WHERE i % 3 = 0', "SELECT pg_logical_emit_message(false, 'p', 'x')"]);
+  await each(db, [
+    'CREATE TABLE c(i int primary key, t text)',
+    'CREATE UNLOGGED TABLE u(i int primary key)',
+    'INSERT INTO u SELECT generate_series(1, 100)',
+  ]);
+  await each(db, [
+    "INSERT INTO c SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i",
+    'BEGIN',
+    'UPDATE c SET t = $$y$$ WHERE i % 3 = 0',
+    "SELECT pg_logical_emit_message(false, 'p', 'x')",
+  ]);
   await server.stop('SIGKILL');
   await server.start();
   const again = await session(server, 'crash');
-  await each(again, ['INSERT INTO u SELECT generate_series(1, 100)', 'DELETE FROM c WHERE i % 5 = 0', 'VACUUM c', 'SELECT count(*) FROM c']);
+  await each(again, [
+    'INSERT INTO u SELECT generate_series(1, 100)',
+    'DELETE FROM c WHERE i % 5 = 0',
+    'VACUUM c',
+    'SELECT count(*) FROM c',
+  ]);
 }
 
 /** wal_log_hints makes hint-bit changes write FPI_FOR_HINT. */
@@ -92,8 +112,19 @@ async function hintImages(server: OracleServer): Promise<void> {
   await server.start();
   const db = await session(server, 'hints');
   await each(db, [
-    'ALTER SYSTEM RESET full_page_writes', 'SELECT pg_reload_conf()', 'CREATE TABLE h(i int primary key)', 'INSERT INTO h SELECT generate_series(1, 3000)', 'CHECKPOINT',
-    'SELECT count(*) FROM h', 'DELETE FROM h WHERE i % 2 = 0', 'CHECKPOINT', 'SELECT count(*) FROM h', 'VACUUM h', 'CHECKPOINT', 'DELETE FROM h WHERE i < 1000', 'VACUUM (FREEZE) h',
+    'ALTER SYSTEM RESET full_page_writes',
+    'SELECT pg_reload_conf()',
+    'CREATE TABLE h(i int primary key)',
+    'INSERT INTO h SELECT generate_series(1, 3000)',
+    'CHECKPOINT',
+    'SELECT count(*) FROM h',
+    'DELETE FROM h WHERE i % 2 = 0',
+    'CHECKPOINT',
+    'SELECT count(*) FROM h',
+    'VACUUM h',
+    'CHECKPOINT',
+    'DELETE FROM h WHERE i < 1000',
+    'VACUUM (FREEZE) h',
   ]);
   await server.stop();
   server.configure({ wal_log_hints: 'off' });

@@ -40,17 +40,38 @@ export function heapEffects(record: DecodedRecord, _major: number, sink: EffectS
   const op = record.info & c.XLOG_HEAP_OPMASK;
   switch (op) {
     case c.XLOG_HEAP_INSERT:
-      clearVm(record, record.buf[t.mainData(record, c.INSERT_BYTES) + 2] as number, c.XLH_INSERT_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.INSERT_VM_BLOCK, sink);
+      clearVm(
+        record,
+        record.buf[t.mainData(record, c.INSERT_BYTES) + 2] as number,
+        c.XLH_INSERT_ALL_VISIBLE_CLEARED,
+        VM_VALID_BITS,
+        c.INSERT_VM_BLOCK,
+        sink,
+      );
       break;
     case c.XLOG_HEAP_DELETE:
-      clearVm(record, record.buf[t.mainData(record, c.DELETE_BYTES) + 7] as number, c.XLH_DELETE_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.DELETE_VM_BLOCK, sink);
+      clearVm(
+        record,
+        record.buf[t.mainData(record, c.DELETE_BYTES) + 7] as number,
+        c.XLH_DELETE_ALL_VISIBLE_CLEARED,
+        VM_VALID_BITS,
+        c.DELETE_VM_BLOCK,
+        sink,
+      );
       break;
     case c.XLOG_HEAP_UPDATE:
     case c.XLOG_HEAP_HOT_UPDATE:
       clearVmOfUpdate(record, sink);
       break;
     case c.XLOG_HEAP_LOCK:
-      clearVm(record, record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number, c.XLH_LOCK_ALL_FROZEN_CLEARED, VM_ALL_FROZEN, c.LOCK_VM_BLOCK, sink);
+      clearVm(
+        record,
+        record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number,
+        c.XLH_LOCK_ALL_FROZEN_CLEARED,
+        VM_ALL_FROZEN,
+        c.LOCK_VM_BLOCK,
+        sink,
+      );
       break;
     default:
       break;
@@ -71,10 +92,24 @@ export function heap2Effects(record: DecodedRecord, major: number, sink: EffectS
       heapBlockId = 1;
       break;
     case c.XLOG_HEAP2_MULTI_INSERT:
-      clearVm(record, record.buf[t.mainData(record, c.MULTI_INSERT_BYTES)] as number, c.XLH_INSERT_ALL_VISIBLE_CLEARED, VM_VALID_BITS, c.MULTI_INSERT_VM_BLOCK, sink);
+      clearVm(
+        record,
+        record.buf[t.mainData(record, c.MULTI_INSERT_BYTES)] as number,
+        c.XLH_INSERT_ALL_VISIBLE_CLEARED,
+        VM_VALID_BITS,
+        c.MULTI_INSERT_VM_BLOCK,
+        sink,
+      );
       break;
     case c.XLOG_HEAP2_LOCK_UPDATED:
-      clearVm(record, record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number, c.XLH_LOCK_ALL_FROZEN_CLEARED, VM_ALL_FROZEN, c.LOCK_VM_BLOCK, sink);
+      clearVm(
+        record,
+        record.buf[t.mainData(record, c.LOCK_BYTES) + 7] as number,
+        c.XLH_LOCK_ALL_FROZEN_CLEARED,
+        VM_ALL_FROZEN,
+        c.LOCK_VM_BLOCK,
+        sink,
+      );
       break;
     default:
       return;
@@ -100,7 +135,11 @@ function clearVmOfUpdate(record: DecodedRecord, sink: EffectSink): void {
   const oldBlock = t.hasBlock(record, c.UPDATE_OLD_BLOCK) ? t.blockOf(record, c.UPDATE_OLD_BLOCK).block : newBlock;
   if (oldCleared && newCleared && oldBlock !== newBlock && vmPageOf(oldBlock) === vmPageOf(newBlock)) {
     // One delta for one page at one LSN.
-    sink.relDelta(tag, vmPageOf(newBlock), Buffer.concat([vmClearDelta(oldBlock, VM_VALID_BITS), vmClearDelta(newBlock, VM_VALID_BITS).subarray(1)]));
+    sink.relDelta(
+      tag,
+      vmPageOf(newBlock),
+      Buffer.concat([vmClearDelta(oldBlock, VM_VALID_BITS), vmClearDelta(newBlock, VM_VALID_BITS).subarray(1)]),
+    );
     return;
   }
   if (oldCleared) sink.relDelta(tag, vmPageOf(oldBlock), vmClearDelta(oldBlock, VM_VALID_BITS));

@@ -18,7 +18,16 @@ test('addresses follow the depth-first layout', () => {
 });
 
 test('categories', () => {
-  for (const [bytes, category] of [[0, 0], [31, 0], [32, 1], [8127, 253], [8128, 254], [8159, 254], [8160, 255], [8191, 255]] as const) {
+  for (const [bytes, category] of [
+    [0, 0],
+    [31, 0],
+    [32, 1],
+    [8127, 253],
+    [8128, 254],
+    [8159, 254],
+    [8160, 255],
+    [8191, 255],
+  ] as const) {
     assert.equal(fsmCategory(bytes), category);
   }
 });

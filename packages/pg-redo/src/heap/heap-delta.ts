@@ -98,7 +98,8 @@ export function applyHeapDelta(page: Buffer, delta: Buffer, child?: Buffer): voi
   if (kind === DELTA_VM_CLEAR && delta.length >= 6 && delta.length % 5 === 1) {
     for (let at = 1; at < delta.length; at += 5) vmClear(page, delta.readUInt32LE(at), delta[at + 4] as number);
   } else if (kind === DELTA_VM_TRUNCATE && delta.length === 5) vmTruncateTail(page, delta.readUInt32LE(1));
-  else if (kind === DELTA_FSM_SET && delta.length === 4 && delta.readUInt16LE(1) < FSM_SLOTS) fsmSet(page, delta.readUInt16LE(1), delta[3] as number);
+  else if (kind === DELTA_FSM_SET && delta.length === 4 && delta.readUInt16LE(1) < FSM_SLOTS)
+    fsmSet(page, delta.readUInt16LE(1), delta[3] as number);
   else if (kind === DELTA_FSM_TRUNCATE && delta.length === 5) fsmTruncateAvail(page, delta.readUInt32LE(1));
   else if (kind === DELTA_FSM_REFRESH && delta.length === 7) fsmRefreshSlots(page, delta.readUInt16LE(5), child);
   else throw new LakebaseError('CORRUPT', `side delta of kind ${kind} and ${delta.length} bytes is not one of the heap's`);

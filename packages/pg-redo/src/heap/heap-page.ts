@@ -1,7 +1,19 @@
 /** What heap redo needs to know of tuples on a page (htup_details.h) and of a record's parts.
  *  Invariant: nothing is read or written outside the page, whatever the record says; a record that points elsewhere is CORRUPT. */
 import { LakebaseError } from '@lakebase/base';
-import { type DecodedBlock, type DecodedRecord, initPage, isNewPage, itemFlags, itemId, itemLength, itemOffset, LP_NORMAL, maxOffset, rmgrName } from '@lakebase/pg-format';
+import {
+  type DecodedBlock,
+  type DecodedRecord,
+  initPage,
+  isNewPage,
+  itemFlags,
+  itemId,
+  itemLength,
+  itemOffset,
+  LP_NORMAL,
+  maxOffset,
+  rmgrName,
+} from '@lakebase/pg-format';
 import { BLCKSZ, formatLsn } from '@lakebase/ids';
 
 // HeapTupleHeaderData: t_xmin 0, t_xmax 4, t_field3 8 (cid or xvac), t_ctid 12 (block high, block low, offset), t_infomask2 18,

@@ -3,7 +3,21 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isCode, LakebaseError } from '@lakebase/base';
 import { BLCKSZ, FORK_VM, type Lsn, type RelTag } from '@lakebase/ids';
-import { type DecodedRecord, decodeRecord, heapFreeSpace, isNewPage, itemId, itemOffset, maxOffset, newDecodedRecord, PD_ALL_VISIBLE, pageLsn, pdFlags, RM_HEAP2_ID, RM_HEAP_ID } from '@lakebase/pg-format';
+import {
+  type DecodedRecord,
+  decodeRecord,
+  heapFreeSpace,
+  isNewPage,
+  itemId,
+  itemOffset,
+  maxOffset,
+  newDecodedRecord,
+  PD_ALL_VISIBLE,
+  pageLsn,
+  pdFlags,
+  RM_HEAP2_ID,
+  RM_HEAP_ID,
+} from '@lakebase/pg-format';
 import fc from 'fast-check';
 import type { EffectSink } from '../effects.ts';
 import { freeSpaceAfter, heap2Effects, heapEffects } from './effects.ts';
@@ -14,7 +28,11 @@ import { VM_VALID_BITS, vmGet, vmSet } from './vm.ts';
 
 const END = 0x200_0000 as Lsn;
 
-interface BlockSpec { block: number; data?: Buffer; fork?: number }
+interface BlockSpec {
+  block: number;
+  data?: Buffer;
+  fork?: number;
+}
 
 /** A record as bytes, through the decoder, so that offsets are real. */
 function record(rmid: number, info: number, main: Buffer, blocks: readonly (BlockSpec | undefined)[], xid = 900): DecodedRecord {
@@ -60,7 +78,11 @@ function update(flags: number, blocks: (BlockSpec | undefined)[], info = 0x20, o
   return record(RM_HEAP_ID, info, main, blocks);
 }
 
-interface Seen { blocks: number[]; deltas: { tag: RelTag; block: number; delta: Buffer }[]; hints: number[] }
+interface Seen {
+  blocks: number[];
+  deltas: { tag: RelTag; block: number; delta: Buffer }[];
+  hints: number[];
+}
 
 function effectsOf(r: DecodedRecord): Seen {
   const seen: Seen = { blocks: [], deltas: [], hints: [] };
@@ -103,8 +125,14 @@ test('update on one page takes prefix and suffix from the old version', () => {
 
 test('borrowing from another page, or more than the old tuple has, is corrupt', () => {
   const data = Buffer.concat([Buffer.from([200, 0]), walTuple('x')]);
-  assert.throws(() => heapRedo(pageWith('abc'), update(0x20, [{ block: 7, data }]), 0, 18), (e) => isCode(e, 'CORRUPT'));
-  assert.throws(() => heapRedo(pageWith('abc'), update(0x20, [{ block: 7, data }, { block: 8 }]), 0, 18), (e) => isCode(e, 'CORRUPT'));
+  assert.throws(
+    () => heapRedo(pageWith('abc'), update(0x20, [{ block: 7, data }]), 0, 18),
+    (e) => isCode(e, 'CORRUPT'),
+  );
+  assert.throws(
+    () => heapRedo(pageWith('abc'), update(0x20, [{ block: 7, data }, { block: 8 }]), 0, 18),
+    (e) => isCode(e, 'CORRUPT'),
+  );
 });
 
 test('an insert that cleared all-visible clears the map by a delta, or by the map page it names', () => {
@@ -119,7 +147,10 @@ test('an insert that cleared all-visible clears the map by a delta, or by the ma
   assert.equal(vmGet(map, 40_000), 0);
   assert.equal(vmGet(map, 40_001), 3);
 
-  const named = record(RM_HEAP_ID, 0, Buffer.from([1, 0, 1]), [{ block: 40_000, data: walTuple('x') }, { block: 1, fork: FORK_VM }]);
+  const named = record(RM_HEAP_ID, 0, Buffer.from([1, 0, 1]), [
+    { block: 40_000, data: walTuple('x') },
+    { block: 1, fork: FORK_VM },
+  ]);
   assert.deepEqual(effectsOf(named).deltas, []);
   assert.deepEqual(effectsOf(named).blocks, [0, 1]);
   vmSet(map, 40_000, VM_VALID_BITS);
@@ -135,9 +166,18 @@ test('an update clears the bits of both its blocks: one delta a map page', () =>
   const map = Buffer.alloc(BLCKSZ);
   for (const b of [7, 8, 9, 10]) vmSet(map, b, VM_VALID_BITS);
   applyHeapDelta(map, both.deltas[0]?.delta as Buffer);
-  assert.deepEqual([7, 8, 9, 10].map((b) => vmGet(map, b)), [3, 0, 0, 3]);
-  assert.deepEqual(effectsOf(update(3, [{ block: 40_000, data }, { block: 8 }])).deltas.map((d) => d.block), [0, 1]);
-  assert.deepEqual(effectsOf(update(1, [{ block: 9, data }, { block: 8 }])).deltas.map((d) => d.delta.readUInt32LE(1)), [8]);
+  assert.deepEqual(
+    [7, 8, 9, 10].map((b) => vmGet(map, b)),
+    [3, 0, 0, 3],
+  );
+  assert.deepEqual(
+    effectsOf(update(3, [{ block: 40_000, data }, { block: 8 }])).deltas.map((d) => d.block),
+    [0, 1],
+  );
+  assert.deepEqual(
+    effectsOf(update(1, [{ block: 9, data }, { block: 8 }])).deltas.map((d) => d.delta.readUInt32LE(1)),
+    [8],
+  );
 });
 
 test('an update that names the new map page also clears the old block on it, and only if it lies there', () => {
@@ -166,7 +206,10 @@ test('free space is recorded below a fifth of a page, never for HOT updates, alw
   heap2Redo(page, prune, 0, 18);
   assert.equal(maxOffset(page), 0);
   assert.equal(freeSpaceAfter(prune, 0, page, 18), BLCKSZ - 24 - 4);
-  assert.throws(() => heap2Redo(page, prune, 0, 16), (e) => isCode(e, 'UNSUPPORTED'));
+  assert.throws(
+    () => heap2Redo(page, prune, 0, 16),
+    (e) => isCode(e, 'UNSUPPORTED'),
+  );
 });
 
 test('visible sets the page flag without moving the LSN, and the map with it', () => {
@@ -184,26 +227,40 @@ test('visible sets the page flag without moving the LSN, and the map with it', (
 
 test('a hostile record ends in CORRUPT or leaves a page: nothing else, and never outside its 8 KiB', () => {
   const bytes = fc.uint8Array({ maxLength: 60 }).map((b) => Buffer.from(b));
-  const small = fc.array(fc.oneof(fc.constantFrom(0, 1, 2, 3, 4, 16, 32, 64, 128, 255), fc.nat(255)), { maxLength: 40 }).map((a) => Buffer.from(a));
+  const small = fc
+    .array(fc.oneof(fc.constantFrom(0, 1, 2, 3, 4, 16, 32, 64, 128, 255), fc.nat(255)), { maxLength: 40 })
+    .map((a) => Buffer.from(a));
   const data = fc.oneof(bytes, small);
   const arena = Buffer.alloc(BLCKSZ * 3, 0xaa);
   const page = arena.subarray(BLCKSZ, 2 * BLCKSZ);
   fc.assert(
-    fc.property(fc.constantFrom(RM_HEAP_ID, RM_HEAP2_ID), fc.nat(15), small, data, fc.boolean(), fc.nat(3), (rmid, op, main, blockData, second, kind) => {
-      if (kind === 0) page.fill(0);
-      else pageWith('abc', 'x'.repeat(700), 'def').copy(page);
-      if (kind === 2) page.writeUInt16LE(0xffff, 12);
-      if (kind === 3) page.writeUInt32LE(0xffff_ffff, 28);
-      const r = record(rmid, op << 4, main, [{ block: 7, data: blockData }, second ? { block: 9 } : undefined]);
-      for (const step of [() => effectsOf(r), () => (rmid === RM_HEAP_ID ? heapRedo : heap2Redo)(page, r, 0, 18), () => second && (rmid === RM_HEAP_ID ? heapRedo : heap2Redo)(page, r, 1, 18)]) {
-        try {
-          step();
-        } catch (error) {
-          if (!(error instanceof LakebaseError && error.code === 'CORRUPT') && !(error instanceof RangeError)) throw error;
+    fc.property(
+      fc.constantFrom(RM_HEAP_ID, RM_HEAP2_ID),
+      fc.nat(15),
+      small,
+      data,
+      fc.boolean(),
+      fc.nat(3),
+      (rmid, op, main, blockData, second, kind) => {
+        if (kind === 0) page.fill(0);
+        else pageWith('abc', 'x'.repeat(700), 'def').copy(page);
+        if (kind === 2) page.writeUInt16LE(0xffff, 12);
+        if (kind === 3) page.writeUInt32LE(0xffff_ffff, 28);
+        const r = record(rmid, op << 4, main, [{ block: 7, data: blockData }, second ? { block: 9 } : undefined]);
+        for (const step of [
+          () => effectsOf(r),
+          () => (rmid === RM_HEAP_ID ? heapRedo : heap2Redo)(page, r, 0, 18),
+          () => second && (rmid === RM_HEAP_ID ? heapRedo : heap2Redo)(page, r, 1, 18),
+        ]) {
+          try {
+            step();
+          } catch (error) {
+            if (!(error instanceof LakebaseError && error.code === 'CORRUPT') && !(error instanceof RangeError)) throw error;
+          }
         }
-      }
-      assert.ok(arena.subarray(0, BLCKSZ).every((b) => b === 0xaa) && arena.subarray(2 * BLCKSZ).every((b) => b === 0xaa));
-    }),
+        assert.ok(arena.subarray(0, BLCKSZ).every((b) => b === 0xaa) && arena.subarray(2 * BLCKSZ).every((b) => b === 0xaa));
+      },
+    ),
     { numRuns: 3000 },
   );
 });

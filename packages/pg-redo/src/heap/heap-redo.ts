@@ -1,7 +1,20 @@
 /** Redo of the heap resource manager: insert, delete, update, lock, confirm and in-place update, on one 8 KiB page in place.
  *  Invariants: (1) the result has the bytes heapam_xlog.c leaves, pd_lsn included; (2) a full-page image is never seen here, the caller
  *  restores it; (3) nothing is changed before the lengths of that step were checked; a record that does not fit the page is CORRUPT. */
-import { clearPdFlag, type DecodedRecord, initPage, isNewPage, itemId, itemLength, PAI_IS_HEAP, PAI_OVERWRITE, PD_ALL_VISIBLE, pageAddItem, setPageLsn, setPrunable } from '@lakebase/pg-format';
+import {
+  clearPdFlag,
+  type DecodedRecord,
+  initPage,
+  isNewPage,
+  itemId,
+  itemLength,
+  PAI_IS_HEAP,
+  PAI_OVERWRITE,
+  PD_ALL_VISIBLE,
+  pageAddItem,
+  setPageLsn,
+  setPrunable,
+} from '@lakebase/pg-format';
 import { BLCKSZ } from '@lakebase/ids';
 import * as c from './heap-codes.ts';
 import * as t from './heap-page.ts';
@@ -80,7 +93,15 @@ function addTuple(page: Buffer, record: DecodedRecord, bytes: number, offnum: nu
 }
 
 /** Adds the tuple whose WAL form (header, then bitmap and data) is at buf[at, at + length). Shared with multi-insert. */
-export function addTupleFromWal(page: Buffer, record: DecodedRecord, header: number, data: number, length: number, block: number, offnum: number): void {
+export function addTupleFromWal(
+  page: Buffer,
+  record: DecodedRecord,
+  header: number,
+  data: number,
+  length: number,
+  block: number,
+  offnum: number,
+): void {
   if (length < 0 || t.TUPLE_HEADER_BYTES + length > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `a tuple of ${length} bytes`);
   const buf = record.buf;
   buf.copy(tuple, t.TUPLE_HEADER_BYTES, data, data + length);
@@ -188,7 +209,8 @@ function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTup
   if (prefix > 0) {
     const bitmap = hoff - t.TUPLE_HEADER_BYTES;
     const oldHoff = page[oldTuple + t.T_HOFF] as number;
-    if (bitmap < 0 || bitmap > stored || oldHoff + prefix > oldLength) throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
+    if (bitmap < 0 || bitmap > stored || oldHoff + prefix > oldLength)
+      throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
     to += buf.copy(tuple, to, at, at + bitmap);
     at += bitmap;
     to += page.copy(tuple, to, oldTuple + oldHoff, oldTuple + oldHoff + prefix);
@@ -199,7 +221,13 @@ function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTup
     page.copy(tuple, to, oldTuple + oldLength - suffix, oldTuple + oldLength);
   }
   fillHeader(
-    buf.readUInt16LE(header), buf.readUInt16LE(header + 2), hoff, record.xid, buf.readUInt32LE(main + 8), block.block, buf.readUInt16LE(main + 12),
+    buf.readUInt16LE(header),
+    buf.readUInt16LE(header + 2),
+    hoff,
+    record.xid,
+    buf.readUInt32LE(main + 8),
+    block.block,
+    buf.readUInt16LE(main + 12),
   );
   newTupleBytes = bytes;
 }

@@ -1,7 +1,23 @@
 /** Redo of the heap2 resource manager: pruning and freezing, visibility map set, multi-insert, lock of an updated version.
  *  Invariants: as in heap-redo.ts. */
 import { LakebaseError } from '@lakebase/base';
-import { clearPdFlag, type DecodedRecord, initPage, isNewPage, ITEM_UNUSED, LP_DEAD, LP_REDIRECT, makeItemId, maxOffset, PD_ALL_VISIBLE, repairFragmentation, setItemId, setPageLsn, setPdFlag, truncateLinePointers } from '@lakebase/pg-format';
+import {
+  clearPdFlag,
+  type DecodedRecord,
+  initPage,
+  isNewPage,
+  ITEM_UNUSED,
+  LP_DEAD,
+  LP_REDIRECT,
+  makeItemId,
+  maxOffset,
+  PD_ALL_VISIBLE,
+  repairFragmentation,
+  setItemId,
+  setPageLsn,
+  setPdFlag,
+  truncateLinePointers,
+} from '@lakebase/pg-format';
 import { BLCKSZ, formatLsn } from '@lakebase/ids';
 import * as c from './heap-codes.ts';
 import * as t from './heap-page.ts';
@@ -31,7 +47,10 @@ export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, 
 /** 17 joined pruning, vacuuming and freezing into one record; what 16 writes under these codes is something else. */
 export function requirePruneFormat(record: DecodedRecord, major: number): void {
   if (major < 17)
-    throw new LakebaseError('UNSUPPORTED', `heap2 prune record of Postgres ${major} at ${formatLsn(record.lsn)}: redo knows those of 17 and 18`);
+    throw new LakebaseError(
+      'UNSUPPORTED',
+      `heap2 prune record of Postgres ${major} at ${formatLsn(record.lsn)}: redo knows those of 17 and 18`,
+    );
 }
 
 /** Cursor over the prune record's block data; every read is checked against its end. */

@@ -16,20 +16,25 @@ test('32,672 heap blocks a page', () => {
 test('set, clear and truncate touch the named blocks only', () => {
   const block = fc.integer({ min: 0, max: HEAP_BLOCKS_PER_VM_PAGE - 1 });
   fc.assert(
-    fc.property(fc.array(fc.tuple(block, fc.constantFrom(1, 3)), { maxLength: 50 }), fc.array(block, { maxLength: 20 }), block, (sets, clears, cut) => {
-      const page = Buffer.alloc(BLCKSZ);
-      const model = new Map<number, number>();
-      for (const [b, bits] of sets) {
-        vmSet(page, b, bits);
-        model.set(b, (model.get(b) ?? 0) | bits);
-      }
-      for (const b of clears) {
-        applyHeapDelta(page, vmClearDelta(b, VM_VALID_BITS));
-        model.set(b, 0);
-      }
-      applyHeapDelta(page, vmTruncateDelta(cut));
-      for (const [b, bits] of model) assert.equal(vmGet(page, b), b >= cut ? 0 : bits, `block ${b}`);
-    }),
+    fc.property(
+      fc.array(fc.tuple(block, fc.constantFrom(1, 3)), { maxLength: 50 }),
+      fc.array(block, { maxLength: 20 }),
+      block,
+      (sets, clears, cut) => {
+        const page = Buffer.alloc(BLCKSZ);
+        const model = new Map<number, number>();
+        for (const [b, bits] of sets) {
+          vmSet(page, b, bits);
+          model.set(b, (model.get(b) ?? 0) | bits);
+        }
+        for (const b of clears) {
+          applyHeapDelta(page, vmClearDelta(b, VM_VALID_BITS));
+          model.set(b, 0);
+        }
+        applyHeapDelta(page, vmTruncateDelta(cut));
+        for (const [b, bits] of model) assert.equal(vmGet(page, b), b >= cut ? 0 : bits, `block ${b}`);
+      },
+    ),
     { numRuns: 60 },
   );
 });
