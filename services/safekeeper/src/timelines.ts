@@ -42,8 +42,6 @@ export interface TimelinesOptions {
 }
 
 const PEER_ANSWER_MS = 2_000;
-/** A timeline that only peers know of is rebuilt after this long: its creation may still be on its way here. */
-const UNKNOWN_GRACE_MS = 10_000;
 const keyOf = (project: string, timeline: string): string => `${project}/${timeline}`;
 
 export class Timelines {
@@ -228,7 +226,11 @@ export class Timelines {
     await adopt(timeline, request, donor, this.#adoption);
   }
 
-  async subscribe(timeline: WalTimeline, request: SubscribeRequest): Promise<WalTimelineStatus> {
+  subscribe(timeline: WalTimeline, request: SubscribeRequest): Promise<WalTimelineStatus> {
+    return timeline.subscriptions.run(() => this.#subscribe(timeline, request));
+  }
+
+  async #subscribe(timeline: WalTimeline, request: SubscribeRequest): Promise<WalTimelineStatus> {
     const term = parseTerm(request.term);
     if (timeline.term > term) throw new LakebaseError('FENCED', `term ${timeline.term} is newer than ${term}`);
     if (!mayStream(timeline.state, term)) await adoptFromPeers(timeline, term, this.#peers, this.#adoption);
@@ -280,7 +282,7 @@ export class Timelines {
           if (!isCode(error, 'UNAVAILABLE'))
             this.#options.log.warn({ timeline, err: errorMessage(error) }, 'cannot rebuild a lost timeline');
         });
-    }, UNKNOWN_GRACE_MS).unref();
+    }, this.#options.config.lostAfterMs).unref();
   }
 
   /** The pageserver has made pages durable up to here: older WAL may go once every peer has it too. */

@@ -60,6 +60,8 @@ export class WalTimeline {
   readonly memberCount: number;
   /** One adoption at a time. */
   readonly adoptions = new SerialQueue();
+  /** One change of receiver at a time: two of them would append the same bytes. */
+  readonly subscriptions = new SerialQueue();
   /** When this member started without remembering its promises; undefined when it remembers. */
   rebuiltAt: number | undefined;
   #feeder: Feeder | undefined;
@@ -278,6 +280,8 @@ export class WalTimeline {
     const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...changes };
     writeControl(this.dir, next);
     this.#control = next;
+    // Adopting a term commits what precedes it even when not a byte moves.
+    if (changes.history !== undefined) this.#moved();
   }
 
   #hint(): Lsn {

@@ -121,6 +121,13 @@ export class Member {
     this.running = await startSafekeeper(this.config, SECRET, this.#log, (error) => {
       throw error;
     });
+    // The client's pool may still hold connections to the member that was here before.
+    await until(`${this.config.id} answers`, () =>
+      this.client.http.call('GET', '/healthz').then(
+        () => true,
+        () => false,
+      ),
+    );
   }
 
   async stop(): Promise<void> {
@@ -164,6 +171,7 @@ export class Quorum implements AsyncDisposable {
         trimAfterBytes: 0,
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,
+        lostAfterMs: 200,
         ...(i === 0 ? first : {}),
       };
       return new Member(config, log.child({ sk: own.id }));

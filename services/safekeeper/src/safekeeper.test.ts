@@ -1,0 +1,176 @@
+/** Members without a Postgres: synthetic WAL goes in where a compute's would; peers, readers and elections are real. */
+import assert from 'node:assert/strict';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { internalToken } from '@lakebase/api';
+import { LakebaseError, isCode } from '@lakebase/base';
+import { type Lsn, type Term, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn } from '@lakebase/ids';
+import { PgConnection } from '@lakebase/pg-wire';
+import { controlPath } from './control-store.ts';
+import { Quorum, SECRET, until } from './testing/rig.ts';
+import { syntheticWal } from '@lakebase/wal-store';
+import type { WalTimeline } from './wal-timeline.ts';
+
+const START = lsn(3 * WAL_SEGMENT_BYTES - 50_000);
+const CREATE = { systemId: '7000000000000000001', pgVersion: 18, startLsn: formatLsn(START), prevRecordLsn: formatLsn(lsn(START - 100)) };
+
+async function quorum(): Promise<Quorum> {
+  const q = await Quorum.start();
+  for (const m of q.members) await m.client.create(q.project, q.timeline, CREATE);
+  assert.equal(await q.elect(1), START);
+  return q;
+}
+
+const timelineOf = (q: Quorum, i: number): WalTimeline => {
+  const found = q.member(i).running?.timelines.get(q.project, q.timeline);
+  assert.ok(found !== undefined);
+  return found;
+};
+
+function append(q: Quorum, i: number, bytes: Buffer, from: Lsn, term = 1): void {
+  const timeline = timelineOf(q, i);
+  for (let at = 0; at < bytes.length; at += 100_000)
+    timeline.appendFromCompute(term as Term, lsn(from + at), bytes.subarray(at, at + 100_000));
+  timeline.flush();
+}
+
+test('the commit LSN follows from what members tell each other; nothing beyond it is served', async () => {
+  await using q = await quorum();
+  const wal = syntheticWal(START, 30_000, 1);
+  const middle = wal.records.find((r) => r > START + 15_000) as Lsn;
+  append(q, 0, wal.bytes, START);
+  append(q, 1, wal.bytes.subarray(0, middle - START + 5), START);
+  for (const i of [0, 1]) await until(`sk${i + 1} commits`, async () => parseLsn((await q.status(i)).commitLsn) === middle);
+  assert.equal((await q.status(2)).commitLsn, formatLsn(START), 'sk3 has nothing of it');
+  assert.equal(timelineOf(q, 0).read(START, 1 << 20).length, middle - START);
+  assert.throws(
+    () => timelineOf(q, 0).read(START, 100, 2 as Term),
+    (e: unknown) => isCode(e, 'FENCED'),
+  );
+  assert.throws(
+    () => timelineOf(q, 0).truncate(START),
+    (e: unknown) => isCode(e, 'CORRUPT'),
+  );
+});
+
+test('a vote fences appends of the lower term at once', async () => {
+  await using q = await quorum();
+  const wal = syntheticWal(START, 30_000, 1);
+  append(q, 0, wal.bytes.subarray(0, 10_000), START);
+  const timeline = timelineOf(q, 0);
+  timeline.appendFromCompute(1 as Term, timeline.appendLsn, wal.bytes.subarray(10_000, 12_000));
+  const answer = await q.member(0).client.vote(q.project, q.timeline, { term: 4 as Term });
+  assert.ok(answer.granted);
+  assert.equal((await q.status(0)).flushLsn, formatLsn(lsn(START + 12_000)), 'bytes that had arrived count');
+  assert.throws(
+    () => timeline.appendFromCompute(1 as Term, timeline.appendLsn, wal.bytes.subarray(12_000, 13_000)),
+    (e: unknown) => isCode(e, 'FENCED'),
+  );
+  await q.member(0).stop();
+  await q.member(0).start();
+  const status = await q.status(0);
+  assert.equal(status.term, 4);
+  assert.equal(status.flushRecordLsn, answer.flushRecordLsn);
+  assert.equal((await q.member(0).client.vote(q.project, q.timeline, { term: 4 as Term })).granted, false);
+});
+
+test('a rebuilt member begins where the donor, having trimmed, begins', async () => {
+  await using q = await quorum();
+  const wal = syntheticWal(START, 2 * WAL_SEGMENT_BYTES, 2);
+  for (const i of [0, 1, 2]) append(q, i, wal.bytes, START);
+  for (const i of [0, 1]) await until(`sk${i + 1} commits`, async () => parseLsn((await q.status(i)).commitLsn) === wal.end);
+  for (const i of [0, 1]) timelineOf(q, i).trim(lsn(4 * WAL_SEGMENT_BYTES + 100));
+  assert.equal(timelineOf(q, 0).firstLsn, 4 * WAL_SEGMENT_BYTES);
+  await q.member(2).stop();
+  rmSync(q.member(2).config.dataDir, { recursive: true });
+  await q.member(2).start();
+  await q.member(2).client.create(q.project, q.timeline, CREATE);
+  assert.equal(await q.elect(2, q.members.slice(0, 2)), wal.end);
+  const status = await q.status(0);
+  const elected = {
+    term: 2 as Term,
+    termStartLsn: formatLsn(wal.end),
+    lastRecordLsn: status.lastRecordLsn,
+    termHistory: status.termHistory,
+    donor: q.member(0).address,
+    voters: ['sk1', 'sk2'],
+  };
+  await q.member(2).client.elected(q.project, q.timeline, elected);
+  const copy = timelineOf(q, 2);
+  assert.equal(
+    copy.firstLsn,
+    wal.records.find((r) => r > 4 * WAL_SEGMENT_BYTES),
+  );
+  const healed = await q.status(2);
+  assert.equal(healed.damaged, null);
+  assert.equal(healed.lastRecordLsn, formatLsn(wal.starts.at(-1) as Lsn));
+  await until('the copy is committed', async () => parseLsn((await q.status(2)).commitLsn) === wal.end);
+  for (let at: number = copy.firstLsn; at < wal.end; ) {
+    const part = copy.read(lsn(at), 1 << 20);
+    assert.ok(part.equals(wal.bytes.subarray(at - START, at - START + part.length)));
+    at += part.length;
+  }
+  // A pageserver that needs older WAL is told that it is gone, never given stand-in bytes.
+  const c = await PgConnection.connect({
+    host: '127.0.0.1',
+    port: q.member(2).address.pgPort,
+    user: 'x',
+    password: internalToken(SECRET, 'service'),
+    replication: 'physical',
+    parameters: { options: `-c lakebase.project=${q.project} -c lakebase.timeline=${q.timeline}` },
+  });
+  await assert.rejects(
+    c.startReplication({ startLsn: lsn(4 * WAL_SEGMENT_BYTES) }, { onXLogData: () => assert.fail('stand-in bytes') }),
+    /already been removed/,
+  );
+  await c.end();
+});
+
+test('a member that lost its directory unasked finds out from its peers', async () => {
+  await using q = await quorum();
+  await q.member(2).stop();
+  const dir = join(q.member(2).config.dataDir, q.project, q.timeline);
+  const control = readFileSync(controlPath(dir));
+  control[30] = (control[30] as number) ^ 1;
+  writeFileSync(controlPath(dir), control);
+  await q.member(2).start();
+  await assert.rejects(
+    q.status(2),
+    (e: unknown) => e instanceof LakebaseError && e.code === 'CORRUPT' && e.message.includes(controlPath(dir)),
+  );
+  await assert.rejects(q.member(2).client.vote(q.project, q.timeline, { term: 3 as Term }), (e: unknown) => isCode(e, 'CORRUPT'));
+  await until(
+    'the timeline is rebuilt',
+    () =>
+      q.status(2).then(
+        (s) => /rebuilt/.test(s.damaged ?? ''),
+        () => false,
+      ),
+    20_000,
+  );
+});
+
+test('creation is idempotent, deletion is final, odd requests are refused', async () => {
+  await using q = await quorum();
+  const { client } = q.member(0);
+  assert.equal((await client.create(q.project, q.timeline, CREATE)).term, 1);
+  await assert.rejects(client.create(q.project, q.timeline, { ...CREATE, systemId: '1' }), (e: unknown) => isCode(e, 'ALREADY_EXISTS'));
+  await assert.rejects(client.vote(q.project, q.timeline, { term: -1 as Term }), (e: unknown) => isCode(e, 'INVALID_ARGUMENT'));
+  await assert.rejects(
+    client.status('../../etc' as never, q.timeline),
+    (e: unknown) => isCode(e, 'INVALID_ARGUMENT') || isCode(e, 'NOT_FOUND') || isCode(e, 'INVALID_ID'),
+  );
+  await assert.rejects(
+    client.subscribe(q.project, q.timeline, { term: 1 as Term, host: '/tmp', port: 5432, user: 'x', standbyName: "x'; --" }),
+    (e: unknown) => isCode(e, 'INVALID_ARGUMENT'),
+  );
+  await client.remove(q.project, q.timeline);
+  await assert.rejects(client.status(q.project, q.timeline), (e: unknown) => isCode(e, 'NOT_FOUND'));
+  // Half a creation: a directory without a control file.
+  const other = join(q.member(0).config.dataDir, 'c'.repeat(32), 'd'.repeat(32));
+  mkdirSync(other, { recursive: true });
+  await q.member(0).stop();
+  await q.member(0).start();
+  await assert.rejects(client.status('c'.repeat(32) as never, 'd'.repeat(32) as never), (e: unknown) => isCode(e, 'NOT_FOUND'));
+});
