@@ -2,7 +2,7 @@
  *  Runs in a worker thread in the service and inline in tests. Invariants: inputs are never changed; outputs hold exactly the inputs' changes
  *  plus page images, so that no page needs more than `maxRecordsPerPage` changes within the merged range. */
 import { join } from 'node:path';
-import { assert } from '@lakebase/base';
+import { LakebaseError, assert } from '@lakebase/base';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import { ARG_STOP, ENTRY_FSM_HINT, ENTRY_IMAGE, ENTRY_VALUE, type Entry } from './entry.ts';
 import type { Floors } from './floors.ts';
@@ -161,7 +161,15 @@ class PageImager {
 
   #imageWhenDue(): void {
     if (this.#pending < this.#limit) return;
-    const page = this.#reader.page(this.#series, this.#block, this.#lsn, undefined, this.#base);
+    let page: Buffer;
+    try {
+      page = this.#reader.page(this.#series, this.#block, this.#lsn, undefined, this.#base);
+    } catch (error) {
+      // Redo of one page must not hold up the merge of all: its records stay as they are, and reads of it report the defect.
+      if (!(error instanceof LakebaseError)) throw error;
+      this.#pending = Number.NEGATIVE_INFINITY;
+      return;
+    }
     this.#base = { page, lsn: this.#lsn };
     this.#writer.add(this.#key, this.#lsn, ENTRY_IMAGE, ARG_STOP, page);
     this.#pending = 0;

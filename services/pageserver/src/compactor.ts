@@ -31,8 +31,8 @@ export class Compactor {
   async close(): Promise<void> {
     const worker = this.#worker;
     this.#worker = undefined;
-    await worker?.terminate();
     this.#failAll(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
+    await worker?.terminate();
   }
 
   #start(): Worker {

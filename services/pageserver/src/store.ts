@@ -3,7 +3,7 @@
 import { readdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
 import { type BlockRef, type CreatePageTimeline, type PageTimelineStatus, type PeerAddress, type TemplateInfo, decodeBootSet, decodeSuspendState, encodeBootSet, internalToken, timelineScope } from '@lakebase/api';
 import { plainProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
@@ -31,6 +31,7 @@ interface Damaged {
 }
 
 const key = (project: string, timeline: string): string => `${project}/${timeline}`;
+const STOP_FLUSH_MS = 10_000;
 const DELETED_SUFFIX = '.deleted';
 
 export class TimelineStore {
@@ -69,9 +70,9 @@ export class TimelineStore {
     const attached = [...this.#timelines.values()].filter((t) => 'timeline' in t);
     await Promise.all(
       attached.map(async (t) => {
-        await t.receiver.stop();
+        await withDeadline(t.receiver.stop(), STOP_FLUSH_MS, 'stop of the WAL receiver').catch(() => {});
         // Saves the next start the WAL since the last flush; a failure only costs that.
-        await t.timeline.checkpoint().catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'flush at stop failed'));
+        await withDeadline(t.timeline.checkpoint(), STOP_FLUSH_MS, 'flush at stop').catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'flush at stop failed'));
         await t.timeline.close();
       }),
     );
@@ -151,8 +152,9 @@ export class TimelineStore {
       const found = this.#timelines.get(key(project, timeline));
       this.#timelines.delete(key(project, timeline));
       if (found !== undefined && 'timeline' in found) {
-        await found.receiver.stop();
+        const stopped = found.receiver.stop();
         await found.timeline.close();
+        await stopped;
       }
       const { directory } = this.#files(project, timeline);
       // Renamed first: a removal that is cut short is finished at the next start, never half a timeline.

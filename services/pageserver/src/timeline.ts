@@ -168,8 +168,12 @@ export class Timeline {
       const series = hot.pop() as number;
       if (this.#open.pending(series, block) < this.#config.hotPageRecords / 2) continue;
       const lsn = this.#lastRecordLsn;
-      const page = this.#pageAt(series, block, lsn);
-      this.#open.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, page);
+      try {
+        this.#open.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, this.#pageAt(series, block, lsn));
+      } catch (error) {
+        // Reads of this page will say so too; it is no reason to stop ingest.
+        this.log.error({ err: errorMessage(error) }, 'a hot page cannot be materialised');
+      }
       if (performance.now() - sliceStart > SLICE_MS) {
         await nextTurn();
         sliceStart = performance.now();

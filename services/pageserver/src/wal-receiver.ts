@@ -84,6 +84,7 @@ export class WalReceiver {
     let heard = performance.now();
     let ticker: NodeJS.Timeout | undefined;
     let stream: ReplicationStream | undefined;
+    let ingesting: Promise<void> = Promise.resolve();
     const report = (): void => {
       const flush = t.storage.diskConsistentLsn;
       stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush });
@@ -102,7 +103,8 @@ export class WalReceiver {
               throw new LakebaseError('UNAVAILABLE', `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`);
             expected += message.data.length;
             decoder.push(message.data);
-            await t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
+            ingesting = t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
+            await ingesting;
           },
           onKeepalive: (message) => {
             heard = performance.now();
@@ -124,6 +126,8 @@ export class WalReceiver {
       this.connectedTo = undefined;
       this.#stop.signal.removeEventListener('abort', onAbort);
       connection.destroy();
+      // The connection may fail while a piece is still being ingested; a second stream must not begin beside it.
+      await ingesting.catch(() => {});
     }
   }
 }

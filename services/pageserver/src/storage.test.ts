@@ -1,0 +1,128 @@
+/** The stored side of a timeline: the maintenance worker, what a crash may leave behind, failing writes. */
+import assert from 'node:assert/strict';
+import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { isCode, silentLogger } from '@lakebase/base';
+import { plainProvider } from '@lakebase/envelope';
+import { BLCKSZ, type Lsn } from '@lakebase/ids';
+import {
+  ARG_STOP,
+  ENTRY_IMAGE,
+  ENTRY_VALUE,
+  FrameCache,
+  KIND_REL_PAGE,
+  KIND_REL_SIZE,
+  OpenLayer,
+  PageReader,
+  SeriesTable,
+  layerName,
+  metaSeries,
+} from '@lakebase/layers';
+import { Compactor } from './compactor.ts';
+import { pageRedo } from './page-redo.ts';
+import { TimelineStorage } from './storage.ts';
+
+const OPTIONS = { compactionLayers: 4, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
+
+async function withStorage(run: (make: () => Promise<TimelineStorage>, directory: string) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), 'lb-storage-'));
+  const files = { directory, ciphers: plainProvider, cache: new FrameCache(1 << 22), project: '3'.repeat(32), timeline: '4'.repeat(32) };
+  const compactor = new Compactor();
+  await TimelineStorage.create(files, {
+    project: files.project, timeline: files.timeline, generation: 0, pgVersion: 18, systemId: '1', startLsn: 8, startPrevRecordLsn: 0,
+    diskConsistentLsn: 8, prevRecordLsn: 0, nextLayerNumber: 1, layers: [], suspend: null, bootSet: null, extra: {},
+  });
+  try {
+    await run(async () => (await TimelineStorage.open(files, OPTIONS, compactor.run, silentLogger)) as TimelineStorage, directory);
+  } finally {
+    await compactor.close();
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+const series = new SeriesTable();
+const rel = metaSeries(KIND_REL_PAGE, 1663, 5, 16384);
+
+/** A layer that ends at `end` with images of 20 pages that say so. */
+function layerAt(start: number, end: number): OpenLayer {
+  const layer = new OpenLayer(series, start as Lsn);
+  layer.put(series.intern(KIND_REL_SIZE, 1663, 5, 16384, 0), 0, ENTRY_VALUE, ARG_STOP, end as Lsn, Buffer.from([0, 0, 0, 20]));
+  for (let b = 0; b < 20; b++) layer.put(series.internSeries(rel), b, ENTRY_IMAGE, ARG_STOP, end as Lsn, Buffer.alloc(BLCKSZ, end / 8 + b));
+  layer.freeze(end as Lsn);
+  return layer;
+}
+const check = (storage: TimelineStorage, lsn: number): void => {
+  const reader = new PageReader(storage, pageRedo(18));
+  for (let b = 0; b < 20; b++) assert.equal(reader.page(rel, b, lsn as Lsn)[100], (lsn / 8 + b) & 255, `block ${b} at ${lsn}`);
+};
+
+test('flush, merge in the worker thread, image layers, and the same reads after opening again', async () => {
+  await withStorage(async (make) => {
+    let storage = await make();
+    let lsn = 8;
+    for (let round = 0; round < 4; round++) {
+      for (let i = 0; i < 4; i++) {
+        storage.addFrozen(layerAt(lsn, lsn + 8), lsn as Lsn);
+        lsn += 8;
+        check(storage, lsn);
+        await storage.flush();
+      }
+      await storage.compact();
+    }
+    await storage.settled();
+    const kinds = storage.set.layers.map((l) => `${l.descriptor.kind}${l.descriptor.level}`);
+    assert.ok(kinds.includes('image1') && !kinds.includes('delta0'), kinds.join(' '));
+    for (let at = 16; at <= lsn; at += 8) check(storage, at);
+    await storage.close();
+    storage = await make();
+    assert.equal(storage.diskConsistentLsn, lsn);
+    for (let at = 16; at <= lsn; at += 8) check(storage, at);
+    await storage.close();
+  });
+});
+
+test('what a crash leaves beside the index is removed; a missing or cut layer is named', async () => {
+  await withStorage(async (make, directory) => {
+    let storage = await make();
+    storage.addFrozen(layerAt(8, 16), 8 as Lsn);
+    await storage.flush();
+    const name = storage.index.layers[0]?.name as string;
+    await storage.close();
+    const stray = [layerName('delta', 16 as Lsn, 24 as Lsn, 2, 0, 0), `${name}.tmp`, 'index.tmp', 'suspend-00000009'];
+    for (const s of stray) writeFileSync(join(directory, s), 'left by a crash');
+    writeFileSync(join(directory, 'notes.txt'), 'not ours');
+    storage = await make();
+    check(storage, 16);
+    await storage.close();
+    assert.deepEqual(readdirSync(directory).sort(), [name, 'index', 'notes.txt'].sort());
+    const bytes = readFileSync(join(directory, name));
+    writeFileSync(join(directory, name), bytes.subarray(0, 100));
+    await assert.rejects(make(), (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(name));
+    rmSync(join(directory, name));
+    await assert.rejects(make(), (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(name));
+  });
+});
+
+test('a failed flush keeps the layer in memory and succeeds when tried again', async () => {
+  await withStorage(async (make, directory) => {
+    const storage = await make();
+    storage.addFrozen(layerAt(8, 16), 8 as Lsn);
+    // A directory in the way of the file fails the write also for root.
+    const { mkdirSync } = await import('node:fs');
+    const inTheWay = join(directory, `${layerName('delta', 8 as Lsn, 16 as Lsn, 1, 0, 0)}.tmp`);
+    mkdirSync(inTheWay);
+    chmodSync(inTheWay, 0o700);
+    await assert.rejects(storage.flush(), (e: unknown) => isCode(e, 'UNAVAILABLE') && e.message.includes('.layer'));
+    assert.equal(storage.diskConsistentLsn, 8);
+    check(storage, 16);
+    rmSync(inTheWay, { recursive: true });
+    await storage.flush();
+    assert.equal(storage.diskConsistentLsn, 16);
+    assert.equal(storage.frozen.length, 0);
+    assert.ok(existsSync(join(directory, storage.index.layers[0]?.name as string)));
+    check(storage, 16);
+    await storage.close();
+  });
+});
