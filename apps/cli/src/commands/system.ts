@@ -48,7 +48,6 @@ async function up(c: Context): Promise<void> {
     supervisor.stop().then(ended.resolve, ended.reject);
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, onSignal);
-  say(`starting in ${c.home.dir}`);
   try {
     await supervisor.start();
     const url = await firstProject(c, supervisor);

@@ -46,6 +46,7 @@ export class Supervisor {
     checkBuilt(root, [...new Set(SERVICE_NAMES.map(entryPoint)), 'native/pgshim/build/pgshim.so']);
     checkHome(home);
     this.#lock = HomeLock.acquire(home.lockFile);
+    this.#o.say(`starting in ${home.dir}`);
     try {
       await this.#prepare();
       for (const group of START_ORDER) {

@@ -72,6 +72,7 @@ export function endpointView(e: EndpointRow, controller: EndpointController | un
   const pending = controller?.phase === 'STARTING' ? 'ACTIVE' : controller?.phase === 'STOPPING' ? 'IDLE' : undefined;
   const error = controller?.lastError ?? e.last_error;
   const host = config.proxyHost;
+  const lastActive = controller?.lastActive ?? e.last_active_time;
   return {
     name: childName({ project: e.project_id, branch: e.branch_id }, 'endpoints', e.endpoint_id),
     parent: branchName({ project: e.project_id, branch: e.branch_id }),
@@ -91,7 +92,7 @@ export function endpointView(e: EndpointRow, controller: EndpointController | un
       settings: { pg_settings: e.pg_settings },
       group: { min: 1, max: 1, enable_readable_secondaries: false },
       hosts: { host, port: config.proxyPort, routing_option: `endpoint=${e.uid}` },
-      ...(e.last_active_time === null ? {} : { last_active_time: rfc3339(e.last_active_time) }),
+      ...(lastActive === null ? {} : { last_active_time: rfc3339(lastActive) }),
       ...(e.start_time === null ? {} : { start_time: rfc3339(e.start_time) }),
       ...(e.suspend_time === null ? {} : { suspend_time: rfc3339(e.suspend_time) }),
       ...(controller?.running === undefined ? {} : { compute_id: controller.running.computeId }),

@@ -83,6 +83,12 @@ export class EndpointController {
     return this.#phase === 'ACTIVE' ? this.#compute : undefined;
   }
 
+  /** When something was last seen active, or a connection came; undefined before the first. */
+  get lastActive(): Date | undefined {
+    const at = Math.max(this.#lastActive, this.#lastWake);
+    return at === 0 ? undefined : new Date(at);
+  }
+
   setSuspendTimeout(seconds: number | null): void {
     this.#suspendAfterMs = seconds === null ? null : seconds * 1000;
     this.#c.phaseChanged();
