@@ -32,6 +32,7 @@ describe('one branch, two computes', () => {
     const onOld = await inside.admin(old);
     const agent = parentOf(must(old.pid, 'postmaster'));
     process.kill(agent, 'SIGSTOP'); // so that it cannot stop its Postgres
+    cluster.kill('manager', 'SIGSTOP'); // so that it cannot stop a compute it never wanted
     try {
       const rival = await inside.host.start('rival-1', await inside.rivalSpec());
       assert.equal(rival.state, 'RUNNING');
@@ -49,6 +50,7 @@ describe('one branch, two computes', () => {
     assert.match((await inside.host.status(old.computeId)).error ?? '', /fenced/);
     await onOld.end().catch(() => {});
     await inside.host.stop('rival-1', 'fast');
+    cluster.kill('manager', 'SIGCONT');
     // Clients are served again by a third compute, with the rival's row.
     const client = await eventually('a compute for clients', async () => cluster.connect());
     const { rows } = await client.query<{ n: number }>('SELECT n FROM fence ORDER BY n');

@@ -17,7 +17,7 @@ if (setup.account !== null) {
 }
 
 const send = (message: AgentMessage): void => {
-  if (process.connected) process.send?.(message);
+  if (process.connected) process.send?.(message, undefined, undefined, () => {}); // the host may go away at any moment
 };
 
 async function handle(request: AgentRequest): Promise<unknown> {

@@ -134,12 +134,12 @@ export class Compute {
 
   async stop(mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
     if (this.#state === 'FAILED') return this.status();
-    this.#stopping ??= this.#stop(mode);
+    this.#stopping ??= this.#stop(mode, 'STOPPED');
     await this.#stopping;
     return this.status();
   }
 
-  async #stop(mode: 'fast' | 'immediate'): Promise<void> {
+  async #stop(mode: 'fast' | 'immediate', end: 'STOPPED' | 'FAILED'): Promise<void> {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
     await this.#sql?.end().catch(() => {});
@@ -147,7 +147,7 @@ export class Compute {
     this.#subscriptions?.stop();
     if (clean) await this.#keepSuspendState().catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'));
     await this.#tearDown();
-    this.#enter('STOPPED');
+    this.#enter(end);
   }
 
   async #layOut(bundle: StartBundle, election: ElectionResult): Promise<void> {
@@ -242,7 +242,7 @@ export class Compute {
     if (this.#stopping !== undefined) return;
     this.#log.error({ term }, 'fenced by a newer compute of this branch: stopping without a checkpoint');
     this.#error = `fenced by term ${term}: a newer compute of this branch has started`;
-    this.#stopping = this.#stop('immediate').then(() => this.#enter('FAILED'));
+    this.#stopping = this.#stop('immediate', 'FAILED');
   }
 
   #postgresGone(code: number | null, signal: string | null): void {
