@@ -25,7 +25,8 @@ export class ApiClient {
   }
 
   static fromHome(home: Home, env: NodeJS.ProcessEnv): ApiClient {
-    const port = env.LAKEBASE_HTTP_PORT !== undefined ? portFromEnv(env, 'LAKEBASE_HTTP_PORT', HTTP_PORT) : (readPorts(home)?.httpPort ?? HTTP_PORT);
+    const port =
+      env.LAKEBASE_HTTP_PORT !== undefined ? portFromEnv(env, 'LAKEBASE_HTTP_PORT', HTTP_PORT) : (readPorts(home)?.httpPort ?? HTTP_PORT);
     const url = env.LAKEBASE_API_URL ?? `http://127.0.0.1:${port}`;
     let token = env.LAKEBASE_TOKEN ?? '';
     if (token === '') {
@@ -50,10 +51,14 @@ export class ApiClient {
       });
       text = await response.text();
     } catch (cause) {
-      throw new LakebaseError('UNAVAILABLE', `Lakebase does not answer at ${this.#baseUrl}: is it running? Start it with "lakebase up" or npm start`, { cause });
+      throw new LakebaseError(
+        'UNAVAILABLE',
+        `Lakebase does not answer at ${this.#baseUrl}: is it running? Start it with "lakebase up" or npm start`,
+        { cause },
+      );
     }
     const parsed = parse(text);
-    if (!response.ok) throw new ApiCallError(response.status, String(parsed.error_code ?? ''), String(parsed.message ?? `HTTP ${response.status}`));
+    if (!response.ok) throw new ApiCallError(response.status, textOf(parsed.error_code), textOf(parsed.message, `HTTP ${response.status}`));
     return parsed as T;
   }
 
@@ -63,7 +68,7 @@ export class ApiClient {
 
   /** Starts an operation and waits until it is done. Returns its response, and what its metadata says once (a new password). */
   async run(method: string, path: string, body?: unknown): Promise<{ response: Json; metadata: Json }> {
-    let operation = await this.call('POST' === method && body === undefined ? 'POST' : method, `postgres/${path}`, body);
+    let operation = await this.call(method, `postgres/${path}`, body);
     const metadata = (operation.metadata ?? {}) as Json;
     const deadline = Date.now() + OPERATION_MS_MAX;
     for (let wait = 20; operation.done !== true; wait = Math.min(500, wait * 1.5)) {
@@ -85,11 +90,14 @@ export class ApiClient {
     do {
       const page = await this.get(`${path}${token === '' ? '' : `?page_token=${encodeURIComponent(token)}`}`);
       out.push(...((page[field] ?? []) as Json[]));
-      token = String(page.next_page_token ?? '');
+      token = textOf(page.next_page_token);
     } while (token !== '');
     return out;
   }
 }
+
+export const textOf = (value: unknown, otherwise = ''): string =>
+  typeof value === 'string' || typeof value === 'number' ? String(value) : otherwise;
 
 function parse(text: string): Json {
   try {

@@ -12,7 +12,12 @@ import { after, before, test } from 'node:test';
 const home = mkdtempSync(join(tmpdir(), 'lb-cli-'));
 const seen: { method: string; path: string; body: string; token: string }[] = [];
 const answers = new Map<string, unknown>();
-const server = createServer((request, response) => void serve(request).then(({ status, body }) => response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body))));
+const server = createServer(
+  (request, response) =>
+    void serve(request).then(({ status, body }) =>
+      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body)),
+    ),
+);
 let port = 0;
 
 async function serve(request: IncomingMessage): Promise<{ status: number; body: unknown }> {
@@ -21,12 +26,15 @@ async function serve(request: IncomingMessage): Promise<{ status: number; body: 
   const path = (request.url ?? '').replace('/api/2.0/postgres/', '');
   seen.push({ method: request.method ?? '', path, body, token: request.headers.authorization ?? '' });
   const answer = answers.get(`${request.method} ${path}`);
-  return answer === undefined ? { status: 404, body: { error_code: 'NOT_FOUND', message: 'project id not found', details: [] } } : { status: 200, body: answer };
+  return answer === undefined
+    ? { status: 404, body: { error_code: 'NOT_FOUND', message: 'project id not found', details: [] } }
+    : { status: 200, body: answer };
 }
 
 async function cli(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<{ code: number; out: string; err: string }> {
   const child = spawn(process.execPath, ['--conditions=lakebase-source', join(import.meta.dirname, 'main.ts'), ...args], {
-    env: { PATH: process.env.PATH, LAKEBASE_HOME: home, LAKEBASE_HTTP_PORT: String(port), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    env: { PATH: process.env.PATH, LAKEBASE_HOME: home, LAKEBASE_HTTP_PORT: String(port), ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
   let out = '';
   let err = '';
@@ -43,13 +51,21 @@ before(async () => {
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   port = (server.address() as AddressInfo).port;
-  const endpoint = { name: `${B}/endpoints/primary`, endpoint_id: 'primary', uid: 'ep-abc', status: { current_state: 'IDLE', hosts: { host: 'localhost', port: 5 } } };
+  const endpoint = {
+    name: `${B}/endpoints/primary`,
+    endpoint_id: 'primary',
+    uid: 'ep-abc',
+    status: { current_state: 'IDLE', hosts: { host: 'localhost', port: 5 } },
+  };
   answers.set(`GET ${B}/endpoints`, { endpoints: [endpoint] });
   answers.set('GET projects', { projects: [{ project_id: 'a', status: { display_name: 'A\u001b[31m' } }], next_page_token: 't' });
   answers.set('GET projects?page_token=t', { projects: [{ project_id: 'b', status: {} }] });
   answers.set(`POST ${B}/roles?role_id=app`, { name: `${B}/roles/app/operations/1`, done: false, metadata: { password: 'once' } });
   answers.set(`GET ${B}/roles/app/operations/1`, { done: true, response: { role_id: 'app' } });
-  answers.set(`POST ${B}/endpoints/primary/suspend`, { done: true, error: { error_code: 'TEMPORARILY_UNAVAILABLE', message: 'cannot stop' } });
+  answers.set(`POST ${B}/endpoints/primary/suspend`, {
+    done: true,
+    error: { error_code: 'TEMPORARILY_UNAVAILABLE', message: 'cannot stop' },
+  });
 });
 after(() => {
   server.close();
@@ -61,7 +77,10 @@ test('lists all pages, as a table and as JSON, and keeps escapes off the termina
   assert.match(table.out, /^PROJECT {2}NAME/);
   assert.match(table.out, /\na {8}A\?\[31m/);
   const json = await cli(['projects', 'list', '--json']);
-  assert.deepEqual((JSON.parse(json.out) as { project_id: string }[]).map((p) => p.project_id), ['a', 'b']);
+  assert.deepEqual(
+    (JSON.parse(json.out) as { project_id: string }[]).map((p) => p.project_id),
+    ['a', 'b'],
+  );
   assert.equal(seen.at(-1)?.token, 'Bearer lkb_pat_test');
 });
 
@@ -97,5 +116,6 @@ test('says plainly that nothing runs, or that there is nothing here', async () =
 });
 
 test('--help everywhere', async () => {
-  for (const args of [[], ['up'], ['psql'], ['logs'], ['endpoints', 'update'], ['roles', 'create'], ['databases']]) assert.match((await cli([...args, '--help'])).out, /Usage: lakebase/);
+  for (const args of [[], ['up'], ['psql'], ['logs'], ['endpoints', 'update'], ['roles', 'create'], ['databases']])
+    assert.match((await cli([...args, '--help'])).out, /Usage: lakebase/);
 });

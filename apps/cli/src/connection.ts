@@ -1,7 +1,7 @@
 /** How to reach a branch: its default endpoint, owner role and password, as a URL or as the environment of a psql. */
 import { existsSync, readFileSync } from 'node:fs';
 import { LakebaseError } from '@lakebase/base';
-import type { ApiClient, Json } from './api-client.ts';
+import { type ApiClient, type Json, textOf } from './api-client.ts';
 import { DEFAULTS } from './commands/context.ts';
 import type { Home } from './home.ts';
 import { statusOf } from './output.ts';
@@ -31,11 +31,14 @@ export async function findConnection(api: ApiClient, home: Home, r: ConnectionRe
   const hosts = (statusOf(endpoint).hosts ?? {}) as Json;
   const owner = ownerCredential(home, r.project, r.branch);
   if (r.role === undefined && owner === undefined)
-    throw new LakebaseError('NOT_FOUND', `no password of an owner role is kept in ${home.credentialsFile}: name a role with --role, or give the owner a new password with "lakebase roles reset-password owner"`);
+    throw new LakebaseError(
+      'NOT_FOUND',
+      `no password of an owner role is kept in ${home.credentialsFile}: name a role with --role, or give the owner a new password with "lakebase roles reset-password owner"`,
+    );
   const isOwner = r.role === undefined || r.role === owner?.role;
   const password = isOwner ? (owner?.password ?? null) : await tokenFor(api, path, r.role as string, endpoint);
   return {
-    host: String(hosts.host ?? 'localhost'),
+    host: textOf(hosts.host, 'localhost'),
     port: Number(hosts.port ?? 5432),
     user: isOwner ? (owner?.role ?? '') : (r.role as string),
     password,
@@ -53,7 +56,9 @@ async function tokenFor(api: ApiClient, path: string, role: string, endpoint: Js
 
 function ownerCredential(home: Home, project: string, branch: string): { role: string; password: string } | undefined {
   if (!existsSync(home.credentialsFile)) return undefined;
-  return (JSON.parse(readFileSync(home.credentialsFile, 'utf8')) as Record<string, { role: string; password: string }>)[`${project}/${branch}`];
+  return (JSON.parse(readFileSync(home.credentialsFile, 'utf8')) as Record<string, { role: string; password: string }>)[
+    `${project}/${branch}`
+  ];
 }
 
 export function connectionUrl(c: Connection): string {
@@ -64,5 +69,10 @@ export function connectionUrl(c: Connection): string {
 
 /** libpq's environment: a password on a command line could be read by anybody on the machine. */
 export const connectionEnv = (c: Connection): Record<string, string> => ({
-  PGHOST: c.host, PGPORT: String(c.port), PGUSER: c.user, ...(c.password === null ? {} : { PGPASSWORD: c.password }), PGDATABASE: c.database, ...(c.endpoint === null ? {} : { PGOPTIONS: `endpoint=${c.endpoint}` }),
+  PGHOST: c.host,
+  PGPORT: String(c.port),
+  PGUSER: c.user,
+  ...(c.password === null ? {} : { PGPASSWORD: c.password }),
+  PGDATABASE: c.database,
+  ...(c.endpoint === null ? {} : { PGOPTIONS: `endpoint=${c.endpoint}` }),
 });

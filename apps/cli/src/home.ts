@@ -44,7 +44,8 @@ export function portFromEnv(env: NodeJS.ProcessEnv, name: string, otherwise: num
   const text = env[name];
   if (text === undefined || text === '') return otherwise;
   const port = Number(text);
-  if (!Number.isInteger(port) || port < 1 || port > 65_535) throw new LakebaseError('CONFIG', `${name}=${text} is not a port: use a number from 1 to 65535`);
+  if (!Number.isInteger(port) || port < 1 || port > 65_535)
+    throw new LakebaseError('CONFIG', `${name}=${text} is not a port: use a number from 1 to 65535`);
   return port;
 }
 

@@ -6,7 +6,13 @@ export type Column = readonly [title: string, value: (item: Json) => unknown];
 export function printTable(items: readonly Json[], columns: readonly Column[], out: (line: string) => void): void {
   const rows = [columns.map(([title]) => title), ...items.map((item) => columns.map(([, value]) => cell(value(item))))];
   const widths = columns.map((_, i) => Math.max(...rows.map((row) => (row[i] as string).length)));
-  for (const row of rows) out(row.map((text, i) => (i === row.length - 1 ? text : text.padEnd(widths[i] as number))).join('  ').trimEnd());
+  for (const row of rows)
+    out(
+      row
+        .map((text, i) => (i === row.length - 1 ? text : text.padEnd(widths[i] as number)))
+        .join('  ')
+        .trimEnd(),
+    );
 }
 
 export function printFields(item: Json, out: (line: string) => void): void {
@@ -16,6 +22,10 @@ export function printFields(item: Json, out: (line: string) => void): void {
 }
 
 // eslint-disable-next-line no-control-regex -- they are what is taken out
-const cell = (value: unknown): string => (value === undefined || value === null ? '-' : typeof value === 'object' ? JSON.stringify(value) : String(value)).replace(/[\u0000-\u001f\u007f]/g, '?');
+const cell = (value: unknown): string =>
+  (value === undefined || value === null ? '-' : typeof value === 'string' ? value : JSON.stringify(value)).replace(
+    /[\u0000-\u001f\u007f]/g,
+    '?',
+  );
 
 export const statusOf = (item: Json): Json => (item.status ?? {}) as Json;

@@ -18,10 +18,7 @@ export const managerConfig = Type.Object(
     /** Prefix of a Postgres installation for the embedded database; null: the npm package of this platform. */
     postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
     computeHostUrl: Type.String(),
-    pageserver: Type.Object(
-      { httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() },
-      { additionalProperties: false },
-    ),
+    pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }, { additionalProperties: false }),
     safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),
     /** Where clients reach the proxy: for connection strings and endpoint hosts. */
     proxyHost: Type.String({ default: 'localhost' }),

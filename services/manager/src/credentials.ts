@@ -45,7 +45,9 @@ export class Credentials {
     try {
       return JSON.parse(readFileSync(this.#path, 'utf8')) as File;
     } catch (cause) {
-      throw new LakebaseError('CONFIG', `${this.#path} is not readable as JSON: repair it, or move it away and reset the passwords`, { cause });
+      throw new LakebaseError('CONFIG', `${this.#path} is not readable as JSON: repair it, or move it away and reset the passwords`, {
+        cause,
+      });
     }
   }
 

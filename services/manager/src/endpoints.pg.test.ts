@@ -92,7 +92,8 @@ test('services that do not answer for a moment are waited out; the client sees n
   await using _ = m;
   let failures = 3;
   fake.gate = (call, moment) => {
-    if (call.method === 'PUT' && call.service === 'compute' && moment === 'before' && failures-- > 0) throw new LakebaseError('UNAVAILABLE', 'no quorum of safekeepers');
+    if (call.method === 'PUT' && call.service === 'compute' && moment === 'before' && failures-- > 0)
+      throw new LakebaseError('UNAVAILABLE', 'no quorum of safekeepers');
   };
   await m.internal.wake(uid);
   assert.equal(fake.count('compute', 'PUT', /computes/), 4);
@@ -103,7 +104,8 @@ test('a start that fails for good says why, backs off, and works again once the 
   await using _ = m;
   let broken = true;
   fake.gate = (call, moment) => {
-    if (broken && call.method === 'PUT' && call.service === 'compute' && moment === 'before') throw new LakebaseError('CORRUPT', 'pg_control of the bundle is damaged');
+    if (broken && call.method === 'PUT' && call.service === 'compute' && moment === 'before')
+      throw new LakebaseError('CORRUPT', 'pg_control of the bundle is damaged');
   };
   await assert.rejects(m.internal.wake(uid), { code: 'CORRUPT', message: /pg_control of the bundle is damaged/ });
   const endpoint = await m.endpoint();

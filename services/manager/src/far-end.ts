@@ -30,7 +30,11 @@ export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
 
 /** Errors that say nothing about the request: the same call may work later. */
 export const isTransient = (error: unknown): boolean =>
-  isCode(error, 'UNAVAILABLE') || isCode(error, 'TIMEOUT') || isCode(error, 'CLOSED') || isCode(error, 'FENCED') || isCode(error, 'RESOURCE_EXHAUSTED');
+  isCode(error, 'UNAVAILABLE') ||
+  isCode(error, 'TIMEOUT') ||
+  isCode(error, 'CLOSED') ||
+  isCode(error, 'FENCED') ||
+  isCode(error, 'RESOURCE_EXHAUSTED');
 
 /** A removal of what is not there has succeeded. */
 export async function ignoreNotFound(work: Promise<unknown>): Promise<void> {

@@ -39,7 +39,9 @@ test('the first start makes the default project and private files', async () => 
 
 test('a project is created within 500 ms, gets the same LSNs on all members, and is deleted everywhere', async () => {
   const began = performance.now();
-  const operation = await m.operate('POST', 'projects?project_id=shop', { spec: { display_name: 'Shop', default_endpoint_settings: { suspend_timeout_duration: '60s' } } });
+  const operation = await m.operate('POST', 'projects?project_id=shop', {
+    spec: { display_name: 'Shop', default_endpoint_settings: { suspend_timeout_duration: '60s' } },
+  });
   const ms = performance.now() - began;
   assert.ok(ms < 500, `took ${ms} ms`);
   assert.equal(operation.response.status.display_name, 'Shop');
@@ -66,13 +68,34 @@ test('errors have the envelope and the wording clients look for', async () => {
     ['GET', 'projects/nope', undefined, 404, 'NOT_FOUND', /project id not found/],
     ['GET', `${BRANCH}/roles/does-not-exist`, undefined, 404, 'NOT_FOUND', /role not found; role_id:"does-not-exist"/],
     ['GET', 'projects/..%2f..%2fetc', undefined, 404, 'NOT_FOUND', /not found/],
-    ['PATCH', `${BRANCH}/endpoints/primary?update_mask=spec.suspend_timeout_duration`, { spec: {} }, 400, 'INVALID_PARAMETER_VALUE', /Unknown field path in update_mask/],
+    [
+      'PATCH',
+      `${BRANCH}/endpoints/primary?update_mask=spec.suspend_timeout_duration`,
+      { spec: {} },
+      400,
+      'INVALID_PARAMETER_VALUE',
+      /Unknown field path in update_mask/,
+    ],
     ['DELETE', `${BRANCH}/endpoints/primary`, undefined, 400, 'BAD_REQUEST', /cannot be deleted/],
     ['DELETE', BRANCH, undefined, 400, 'BAD_REQUEST', /root branch/],
     ['POST', `${BRANCH}/roles?role_id=pg-x`, { spec: { postgres_role: 'pg_x' } }, 400, 'BAD_REQUEST', /reserved/],
-    ['POST', `${BRANCH}/databases?database_id=d1`, { spec: { role: 'projects/other/branches/production/roles/owner' } }, 400, 'INVALID_PARAMETER_VALUE', /same branch/],
+    [
+      'POST',
+      `${BRANCH}/databases?database_id=d1`,
+      { spec: { role: 'projects/other/branches/production/roles/owner' } },
+      400,
+      'INVALID_PARAMETER_VALUE',
+      /same branch/,
+    ],
     ['POST', 'credentials', { endpoint: '../x' }, 400, 'INVALID_PARAMETER_VALUE', /resource name/],
-    ['POST', 'projects?project_id=x', { spec: { display_name: 7, default_endpoint_settings: 'no' } }, 400, 'INVALID_PARAMETER_VALUE', /default_endpoint_settings/],
+    [
+      'POST',
+      'projects?project_id=x',
+      { spec: { display_name: 7, default_endpoint_settings: 'no' } },
+      400,
+      'INVALID_PARAMETER_VALUE',
+      /default_endpoint_settings/,
+    ],
     ['GET', `${BRANCH}/operations/00000000-0000-0000-0000-000000000000`, undefined, 404, 'NOT_FOUND', /operation not found/],
     ['GET', 'no/such/route', undefined, 404, 'NOT_FOUND', /No API found/],
   ];
@@ -83,14 +106,23 @@ test('errors have the envelope and the wording clients look for', async () => {
     assert.match(answer.body.message, message);
     assert.ok(Array.isArray(answer.body.details));
   }
-  const raw = await fetch(`${m.baseUrl}/api/2.0/postgres/projects?project_id=x`, { method: 'POST', headers: { authorization: `Bearer ${readFileSync(m.config.adminTokenFile, 'utf8').trim()}`, 'content-type': 'application/json' }, body: '{oops' });
+  const raw = await fetch(`${m.baseUrl}/api/2.0/postgres/projects?project_id=x`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${readFileSync(m.config.adminTokenFile, 'utf8').trim()}`, 'content-type': 'application/json' },
+    body: '{oops',
+  });
   assert.equal(raw.status, 400);
   assert.equal(((await raw.json()) as Json).error_code, 'BAD_REQUEST');
 });
 
 test('without the right token there is nothing', async () => {
-  for (const token of ['', 'x', 'lkb_pat_forged', 'a'.repeat(4000)]) assert.equal((await m.call('GET', 'postgres/projects', undefined, token)).status, 401);
-  const internal = await fetch(`${m.baseUrl}/internal/v1/wake`, { method: 'POST', headers: { authorization: `Bearer ${readFileSync(m.config.adminTokenFile, 'utf8').trim()}`, 'content-type': 'application/json' }, body: '{}' });
+  for (const token of ['', 'x', 'lkb_pat_forged', 'a'.repeat(4000)])
+    assert.equal((await m.call('GET', 'postgres/projects', undefined, token)).status, 401);
+  const internal = await fetch(`${m.baseUrl}/internal/v1/wake`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${readFileSync(m.config.adminTokenFile, 'utf8').trim()}`, 'content-type': 'application/json' },
+    body: '{}',
+  });
   assert.equal(internal.status, 401, 'the admin token does not open the internal surface');
   assert.equal((await fetch(`${m.baseUrl}/healthz`)).status, 200);
   const openapi = (await (await fetch(`${m.baseUrl}/openapi.json`)).json()) as Json;
@@ -154,7 +186,9 @@ test('what the server refuses is undone and says why', async () => {
 
 test('databases', async () => {
   await m.operate('POST', `${BRANCH}/roles?role_id=dba`, { spec: {} });
-  const made = await m.operate('POST', `${BRANCH}/databases?database_id=my-db`, { spec: { postgres_database: 'my_db', role: `${BRANCH}/roles/dba` } });
+  const made = await m.operate('POST', `${BRANCH}/databases?database_id=my-db`, {
+    spec: { postgres_database: 'my_db', role: `${BRANCH}/roles/dba` },
+  });
   assert.equal(made.response.status.role, `${BRANCH}/roles/dba`);
   assert.ok(fake.databases.has('my_db'));
   assert.match((await m.call('DELETE', `postgres/${BRANCH}/roles/dba`)).body.message, /owns database/);
@@ -167,14 +201,27 @@ test('databases', async () => {
 });
 
 test('settings the agent owns are refused; others reach the compute', async () => {
-  const set = (pg_settings: Json): Promise<{ status: number; body: Json }> => m.call('PATCH', `postgres/${BRANCH}/endpoints/primary?update_mask=spec.settings`, { spec: { settings: { pg_settings } } });
-  for (const name of ['fsync', 'full_page_writes', 'synchronous_standby_names', 'listen_addresses', 'unix_socket_directories', 'hba_file', 'FSYNC', 'ssl_ca_file', 'shared_preload_libraries']) {
+  const set = (pg_settings: Json): Promise<{ status: number; body: Json }> =>
+    m.call('PATCH', `postgres/${BRANCH}/endpoints/primary?update_mask=spec.settings`, { spec: { settings: { pg_settings } } });
+  for (const name of [
+    'fsync',
+    'full_page_writes',
+    'synchronous_standby_names',
+    'listen_addresses',
+    'unix_socket_directories',
+    'hba_file',
+    'FSYNC',
+    'ssl_ca_file',
+    'shared_preload_libraries',
+  ]) {
     const answer = await set({ [name]: 'x' });
     assert.equal(answer.status, 400, name);
     assert.match(answer.body.message, /belongs to Lakebase/);
   }
   assert.equal((await set({ work_mem: "8MB'\nfsync=off" })).status, 400);
-  await m.operate('PATCH', `${BRANCH}/endpoints/primary?update_mask=spec.settings,spec.suspension`, { spec: { settings: { pg_settings: { work_mem: '8MB' } }, suspend_timeout_duration: '120s' } });
+  await m.operate('PATCH', `${BRANCH}/endpoints/primary?update_mask=spec.settings,spec.suspension`, {
+    spec: { settings: { pg_settings: { work_mem: '8MB' } }, suspend_timeout_duration: '120s' },
+  });
   assert.equal((await m.endpoint()).status.suspend_timeout_duration, '120s');
   assert.deepEqual((await m.endpoint()).status.settings.pg_settings, { work_mem: '8MB' });
   assert.ok(fake.calls.some((c) => c.method === 'PATCH' && (c.body as Json).settings?.work_mem === '8MB'));
@@ -185,7 +232,8 @@ test('credentials open their endpoint until they expire, and no reserved role', 
   assert.equal(typeof body.token, 'string');
   assert.ok(Date.parse(body.expire_time) > Date.now());
   const { endpointId } = await m.internal.resolve({ endpoint: null });
-  const check = (token: string, role = 'owner', endpoint = endpointId): Promise<Json> => m.internal.token({ endpointId: endpoint, role, token });
+  const check = (token: string, role = 'owner', endpoint = endpointId): Promise<Json> =>
+    m.internal.token({ endpointId: endpoint, role, token });
   assert.equal((await check(body.token)).valid, true);
   assert.equal((await check(`${body.token as string}x`)).valid, false);
   assert.equal((await check(body.token, 'postgres')).valid, false);

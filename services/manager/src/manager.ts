@@ -41,14 +41,38 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
   const db = await openDatabase(config, secret, log, teardown, fail);
   const far: FarEnd = connectFarEnd(config, secret);
   let endpoints: Endpoints | undefined = undefined;
-  const projects: ProjectReconciler = new ProjectReconciler({ db, far, log, stopComputes: async (uid) => (endpoints as Endpoints).stopProject(uid) });
+  const projects: ProjectReconciler = new ProjectReconciler({
+    db,
+    far,
+    log,
+    stopComputes: async (uid) => (endpoints as Endpoints).stopProject(uid),
+  });
   endpoints = new Endpoints({ db, far, log, whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX) });
-  const context: ApiContext = { db, config, log, endpoints, projects, credentials: new Credentials(config.credentialsFile), controllerOf: (uid) => endpoints.peek(uid) };
+  const context: ApiContext = {
+    db,
+    config,
+    log,
+    endpoints,
+    projects,
+    credentials: new Credentials(config.credentialsFile),
+    controllerOf: (uid) => endpoints.peek(uid),
+  };
 
   const metrics = createMetricsRegistry();
   // `collect` keeps it exact without a hook at every change of phase.
-  const active: Gauge = new Gauge({ name: 'lakebase_endpoints_active', help: 'endpoints with a running compute', registers: [metrics], collect: (): void => active.set(endpoints.activeCount) });
-  const app = await createManagerServer({ log, secret, db, metrics, health: () => ({ service: 'manager', active: endpoints.activeCount }) });
+  const active: Gauge = new Gauge({
+    name: 'lakebase_endpoints_active',
+    help: 'endpoints with a running compute',
+    registers: [metrics],
+    collect: (): void => active.set(endpoints.activeCount),
+  });
+  const app = await createManagerServer({
+    log,
+    secret,
+    db,
+    metrics,
+    health: () => ({ service: 'manager', active: endpoints.activeCount }),
+  });
   for (const routes of [projectRoutes, endpointRoutes, roleRoutes, databaseRoutes, miscRoutes]) routes(app, context);
   internalRoutes(app, context);
 
@@ -66,7 +90,13 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
   return { app, context, port };
 }
 
-async function openDatabase(config: ManagerConfig, secret: string, log: Logger, teardown: Teardown, fail: (error: unknown) => void): Promise<Database> {
+async function openDatabase(
+  config: ManagerConfig,
+  secret: string,
+  log: Logger,
+  teardown: Teardown,
+  fail: (error: unknown) => void,
+): Promise<Database> {
   let client: ConstructorParameters<typeof Database>[0];
   if (config.databaseUrl === null) {
     const password = createHmac('sha256', Buffer.from(secret, 'hex')).update('lakebase-metadata-v1').digest('base64url');
@@ -81,7 +111,11 @@ async function openDatabase(config: ManagerConfig, secret: string, log: Logger, 
     await db.lockOut(fail);
   } catch (error) {
     if (error instanceof LakebaseError || config.databaseUrl === null) throw error;
-    throw new LakebaseError('UNAVAILABLE', `the metadata database that LAKEBASE_DATABASE_URL names does not answer: ${(error as Error).message}`, { cause: error });
+    throw new LakebaseError(
+      'UNAVAILABLE',
+      `the metadata database that LAKEBASE_DATABASE_URL names does not answer: ${(error as Error).message}`,
+      { cause: error },
+    );
   }
   const applied = await db.migrate();
   if (applied > 0) log.info({ applied }, 'metadata schema migrated');

@@ -19,7 +19,11 @@ interface Point {
   readonly at: (call: Call) => boolean;
 }
 const on = (name: string, service: RegExp, method: string, path: RegExp): Point[] =>
-  (['before', 'after'] as const).map((moment) => ({ name: `${moment} ${name}`, moment, at: (c) => service.test(c.service) && c.method === method && path.test(c.path) }));
+  (['before', 'after'] as const).map((moment) => ({
+    name: `${moment} ${name}`,
+    moment,
+    at: (c) => service.test(c.service) && c.method === method && path.test(c.path),
+  }));
 
 /** Resolves at the point, which then never answers: the Manager hangs in that very call until it is killed. */
 function stopAt(point: Point): Promise<void> {
@@ -34,10 +38,12 @@ function stopAt(point: Point): Promise<void> {
   return reached.promise;
 }
 
-const everywhere = (key: string): number => Number(fake.pageTimelines.has(key)) + [...fake.walTimelines.values()].filter((t) => t.has(key)).length;
+const everywhere = (key: string): number =>
+  Number(fake.pageTimelines.has(key)) + [...fake.walTimelines.values()].filter((t) => t.has(key)).length;
 
 const CREATE = [
-  ...on('the template', /compute/, 'POST', /templates/), ...on('the page timeline', /pageserver/, 'PUT', /timelines/),
+  ...on('the template', /compute/, 'POST', /templates/),
+  ...on('the page timeline', /pageserver/, 'PUT', /timelines/),
   ...on('a WAL timeline', /sk2/, 'PUT', /timelines/),
 ];
 for (const point of CREATE) {
@@ -64,7 +70,9 @@ for (const point of CREATE) {
 
 // Each costs two starts of a process: the moments that differ in what is recorded.
 const DELETE = [
-  ...on('the stop of the compute', /compute/, 'POST', /stop/).slice(1), ...on('the page timeline', /pageserver/, 'DELETE', /timelines/), ...on('a WAL timeline', /sk1/, 'DELETE', /timelines/).slice(1),
+  ...on('the stop of the compute', /compute/, 'POST', /stop/).slice(1),
+  ...on('the page timeline', /pageserver/, 'DELETE', /timelines/),
+  ...on('a WAL timeline', /sk1/, 'DELETE', /timelines/).slice(1),
 ];
 for (const point of DELETE) {
   test(`delete, killed ${point.name}`, async () => {
@@ -117,7 +125,9 @@ test('with one safekeeper away a project is created on the others, and on it whe
   fake.down.add('sk2');
   const { body } = await m.call('POST', 'postgres/projects?project_id=minority', {});
   assert.equal(body.done, false);
-  await eventually('says why', async () => /safekeepers/.test(String((await m.call('GET', 'postgres/projects/minority')).body.status.error)));
+  await eventually('says why', async () =>
+    /safekeepers/.test(String((await m.call('GET', 'postgres/projects/minority')).body.status.error)),
+  );
   fake.down.clear();
   await m.branchReady('minority');
   const key = [...fake.pageTimelines.keys()].find((k) => k.startsWith(String(made.response.uid).replaceAll('-', ''))) as string;

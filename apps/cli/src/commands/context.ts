@@ -34,7 +34,8 @@ export interface BranchOptions {
   readonly branch: string;
   readonly json?: boolean;
 }
-export const branchPath = (o: Pick<BranchOptions, 'project' | 'branch'>): string => `projects/${encodeURIComponent(o.project)}/branches/${encodeURIComponent(o.branch)}`;
+export const branchPath = (o: Pick<BranchOptions, 'project' | 'branch'>): string =>
+  `projects/${encodeURIComponent(o.project)}/branches/${encodeURIComponent(o.branch)}`;
 
 export function show(c: Context, json: boolean | undefined, item: Json): void {
   if (json === true) c.out(JSON.stringify(item, null, 2));

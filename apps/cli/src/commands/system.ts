@@ -4,7 +4,7 @@ import { createReadStream, existsSync, openSync, readFileSync, statSync, watch }
 import { delimiter, join } from 'node:path';
 import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
 import { type Command, Argument } from 'commander';
-import type { Json } from '../api-client.ts';
+import { type Json, textOf } from '../api-client.ts';
 import { connectionEnv, connectionUrl, findConnection } from '../connection.ts';
 import { HTTP_PORT, PG_PORT, portFromEnv, repositoryRoot } from '../home.ts';
 import { printTable, statusOf } from '../output.ts';
@@ -16,28 +16,68 @@ import { type BranchOptions, type Context, DEFAULTS, branchPath, show, withBranc
 const FIRST_PROJECT_MS_MAX = 60_000;
 
 export function addSystemCommands(program: Command, c: Context): void {
-  program.command('up').description('run the whole system in the foreground until Ctrl-C (what npm start does)').action(() => up(c));
+  program
+    .command('up')
+    .description('run the whole system in the foreground until Ctrl-C (what npm start does)')
+    .action(() => up(c));
   withJson(program.command('status').description('services and endpoints')).action((o: { json?: boolean }) => status(c, o.json === true));
-  withProject(program.command('connection-string [branch]').description('print the URL of a branch').option('--role <role>', 'log in as this role; one that uses tokens gets one').option('--database <name>', 'database', DEFAULTS.database))
-    .action(async (branch: string | undefined, o: { project: string; role?: string; database: string }) => {
-      c.out(connectionUrl(await findConnection(c.api(), c.home, { project: o.project, branch: branch ?? DEFAULTS.branch, role: o.role, database: o.database })));
-    });
-  withProject(program.command('psql [branch] [args...]').passThroughOptions().allowUnknownOption().description('open psql on a branch; what follows the branch or -- goes to psql').option('--role <role>', 'log in as this role; one that uses tokens gets one').option('--database <name>', 'database', DEFAULTS.database))
-    .action(async (branch: string | undefined, args: string[], o: { project: string; role?: string; database: string }) => {
-      const named = branch !== undefined && !branch.startsWith('-') ? branch : undefined;
-      await psql(c, { ...o, branch: named ?? DEFAULTS.branch }, named === branch ? args : [branch as string, ...args]);
-    });
-  for (const [name, what] of [['start', 'start the compute of a branch'], ['suspend', 'stop the compute of a branch; the next connection wakes it']] as const)
-    withJson(withBranch(program.command(`${name} [endpoint]`).description(what))).action(async (endpoint: string | undefined, o: BranchOptions) => {
-      const { response } = await c.api().run('POST', `${branchPath(o)}/endpoints/${encodeURIComponent(endpoint ?? DEFAULTS.endpoint)}/${name}`, {});
-      show(c, o.json, response);
-    });
-  program.command('logs').description('print the log of a service, or of all').addArgument(new Argument('[service]').choices(SERVICE_NAMES)).option('-f, --follow', 'go on as it grows').option('-n, --lines <n>', 'last lines', Number, 100)
+  withProject(
+    program
+      .command('connection-string [branch]')
+      .description('print the URL of a branch')
+      .option('--role <role>', 'log in as this role; one that uses tokens gets one')
+      .option('--database <name>', 'database', DEFAULTS.database),
+  ).action(async (branch: string | undefined, o: { project: string; role?: string; database: string }) => {
+    c.out(
+      connectionUrl(
+        await findConnection(c.api(), c.home, {
+          project: o.project,
+          branch: branch ?? DEFAULTS.branch,
+          role: o.role,
+          database: o.database,
+        }),
+      ),
+    );
+  });
+  withProject(
+    program
+      .command('psql [branch] [args...]')
+      .passThroughOptions()
+      .allowUnknownOption()
+      .description('open psql on a branch; what follows the branch or -- goes to psql')
+      .option('--role <role>', 'log in as this role; one that uses tokens gets one')
+      .option('--database <name>', 'database', DEFAULTS.database),
+  ).action(async (branch: string | undefined, args: string[], o: { project: string; role?: string; database: string }) => {
+    const named = branch !== undefined && !branch.startsWith('-') ? branch : undefined;
+    await psql(c, { ...o, branch: named ?? DEFAULTS.branch }, named === branch ? args : [branch as string, ...args]);
+  });
+  for (const [name, what] of [
+    ['start', 'start the compute of a branch'],
+    ['suspend', 'stop the compute of a branch; the next connection wakes it'],
+  ] as const)
+    withJson(withBranch(program.command(`${name} [endpoint]`).description(what))).action(
+      async (endpoint: string | undefined, o: BranchOptions) => {
+        const { response } = await c
+          .api()
+          .run('POST', `${branchPath(o)}/endpoints/${encodeURIComponent(endpoint ?? DEFAULTS.endpoint)}/${name}`, {});
+        show(c, o.json, response);
+      },
+    );
+  program
+    .command('logs')
+    .description('print the log of a service, or of all')
+    .addArgument(new Argument('[service]').choices(SERVICE_NAMES))
+    .option('-f, --follow', 'go on as it grows')
+    .option('-n, --lines <n>', 'last lines', Number, 100)
     .action((service: ServiceName | undefined, o: { follow?: boolean; lines: number }) => logs(c, service, o));
 }
 
 async function up(c: Context): Promise<void> {
-  const settings = settingsFromEnv(c.env, portFromEnv(c.env, 'LAKEBASE_PG_PORT', PG_PORT), portFromEnv(c.env, 'LAKEBASE_HTTP_PORT', HTTP_PORT));
+  const settings = settingsFromEnv(
+    c.env,
+    portFromEnv(c.env, 'LAKEBASE_PG_PORT', PG_PORT),
+    portFromEnv(c.env, 'LAKEBASE_HTTP_PORT', HTTP_PORT),
+  );
   const say = (line: string): void => c.out(`lakebase: ${line}`);
   const supervisor = new Supervisor({ home: c.home, root: repositoryRoot(), settings, say });
   const ended = Promise.withResolvers<void>();
@@ -52,7 +92,14 @@ async function up(c: Context): Promise<void> {
     await supervisor.start();
     const url = await firstProject(c, supervisor);
     const api = `http://${settings.listenHost === '0.0.0.0' ? 'localhost' : settings.listenHost}:${settings.httpPort}`;
-    for (const line of ['ready', `  connect  ${url}`, `  API      ${api}/api/2.0/postgres  (token in ${c.home.adminTokenFile})`, `  data     ${c.home.dir}`, '  stop     Ctrl-C']) say(line);
+    for (const line of [
+      'ready',
+      `  connect  ${url}`,
+      `  API      ${api}/api/2.0/postgres  (token in ${c.home.adminTokenFile})`,
+      `  data     ${c.home.dir}`,
+      '  stop     Ctrl-C',
+    ])
+      say(line);
   } catch (error) {
     if (!supervisor.stopping) await supervisor.stop();
     if (signals === 0) throw error;
@@ -69,10 +116,11 @@ async function firstProject(c: Context, supervisor: Supervisor): Promise<string 
     try {
       const branch = await c.api().get(branchPath(DEFAULTS));
       if (statusOf(branch).current_state === 'READY') return connectionUrl(await findConnection(c.api(), c.home, DEFAULTS));
-      last = String(statusOf(await c.api().get(`projects/${DEFAULTS.project}`)).error ?? 'it is being created');
+      last = textOf(statusOf(await c.api().get(`projects/${DEFAULTS.project}`)).error, 'it is being created');
     } catch (error) {
       // Deleted by its owner: nothing to print, and nothing wrong.
-      if (error instanceof LakebaseError && error.code === 'NOT_FOUND') return '(the default project is deleted; see "lakebase projects list")';
+      if (error instanceof LakebaseError && error.code === 'NOT_FOUND')
+        return '(the default project is deleted; see "lakebase projects list")';
       last = errorMessage(error);
     }
     if (Date.now() > deadline) throw new LakebaseError('TIMEOUT', `the default project is not ready: ${last}`);
@@ -83,24 +131,52 @@ async function firstProject(c: Context, supervisor: Supervisor): Promise<string 
 
 async function status(c: Context, json: boolean): Promise<void> {
   const supervisor = HomeLock.holder(c.home.lockFile);
-  const services = await Promise.all(SERVICE_NAMES.map(async (name): Promise<Json> => ({ service: name, ...(await serviceHealth(c, name)) })));
+  const services = await Promise.all(
+    SERVICE_NAMES.map(async (name): Promise<Json> => ({ service: name, ...(await serviceHealth(c, name)) })),
+  );
   let endpoints: Json[] = [];
   let problem: string | undefined;
   try {
     const api = c.api();
     for (const project of await api.list('projects', 'projects'))
-      for (const branch of await api.list(`${String(project.name)}/branches`, 'branches')) endpoints.push(...(await api.list(`${String(branch.name)}/endpoints`, 'endpoints')));
+      for (const branch of await api.list(`${String(project.name)}/branches`, 'branches'))
+        endpoints.push(...(await api.list(`${String(branch.name)}/endpoints`, 'endpoints')));
   } catch (error) {
     problem = errorMessage(error);
     endpoints = [];
   }
-  if (json) c.out(JSON.stringify({ home: c.home.dir, supervisor: supervisor ?? null, services, endpoints, ...(problem === undefined ? {} : { problem }) }, null, 2));
+  if (json)
+    c.out(
+      JSON.stringify(
+        { home: c.home.dir, supervisor: supervisor ?? null, services, endpoints, ...(problem === undefined ? {} : { problem }) },
+        null,
+        2,
+      ),
+    );
   else {
     c.out(supervisor === undefined ? `not running in ${c.home.dir}` : `running in ${c.home.dir} (process ${supervisor})`);
-    printTable(services, [['SERVICE', (s) => s.service], ['STATE', (s) => s.state], ['HTTP', (s) => s.url], ['', (s) => s.detail ?? '']], c.out);
+    printTable(
+      services,
+      [
+        ['SERVICE', (s) => s.service],
+        ['STATE', (s) => s.state],
+        ['HTTP', (s) => s.url],
+        ['', (s) => s.detail ?? ''],
+      ],
+      c.out,
+    );
     if (endpoints.length > 0) {
       c.out('');
-      printTable(endpoints, [['ENDPOINT', (e) => e.name], ['STATE', (e) => statusOf(e).current_state], ['LAST ACTIVE', (e) => statusOf(e).last_active_time], ['ERROR', (e) => statusOf(e).last_error ?? '']], c.out);
+      printTable(
+        endpoints,
+        [
+          ['ENDPOINT', (e) => e.name],
+          ['STATE', (e) => statusOf(e).current_state],
+          ['LAST ACTIVE', (e) => statusOf(e).last_active_time],
+          ['ERROR', (e) => statusOf(e).last_error ?? ''],
+        ],
+        c.out,
+      );
     }
     if (problem !== undefined) c.err(`lakebase: ${problem}`);
   }
@@ -121,9 +197,16 @@ async function serviceHealth(c: Context, name: ServiceName): Promise<Json> {
   }
 }
 
-async function psql(c: Context, o: { project: string; branch: string; role?: string; database: string }, args: readonly string[]): Promise<void> {
+async function psql(
+  c: Context,
+  o: { project: string; branch: string; role?: string; database: string },
+  args: readonly string[],
+): Promise<void> {
   const connection = await findConnection(c.api(), c.home, o);
-  const path = (c.env.PATH ?? '').split(delimiter).map((dir) => join(dir, 'psql')).find((file) => existsSync(file));
+  const path = (c.env.PATH ?? '')
+    .split(delimiter)
+    .map((dir) => join(dir, 'psql'))
+    .find((file) => existsSync(file));
   if (path === undefined) {
     c.err('lakebase: there is no psql on this machine; connect with any Postgres client:');
     c.out(connectionUrl(connection));
@@ -159,8 +242,12 @@ async function logs(c: Context, service: ServiceName | undefined, o: { follow?: 
       const from = positions.get(f.path) as number;
       if (size === from) return;
       positions.set(f.path, size);
-      createReadStream(f.path, { fd: openSync(f.path, 'r'), start: size < from ? 0 : from, end: size - 1, encoding: 'utf8' })
-        .on('data', (text) => { for (const line of String(text).trimEnd().split('\n')) c.out(prefix(f.name) + line); });
+      createReadStream(f.path, { fd: openSync(f.path, 'r'), start: size < from ? 0 : from, end: size - 1, encoding: 'utf8' }).on(
+        'data',
+        (text) => {
+          for (const line of String(text).trimEnd().split('\n')) c.out(prefix(f.name) + line);
+        },
+      );
     };
     watch(f.path, more);
   }

@@ -26,7 +26,10 @@ export function checkHome(home: Home): void {
   }
   const { bavail, bsize } = statfsSync(home.dir);
   if (bavail * bsize < FREE_BYTES_MIN)
-    throw new LakebaseError('CONFIG', `the disk of ${home.dir} is nearly full (${Math.floor((bavail * bsize) / 1_048_576)} MB free, ${FREE_BYTES_MIN / 1_048_576} MB needed): free some space, or set LAKEBASE_HOME to a directory on another disk`);
+    throw new LakebaseError(
+      'CONFIG',
+      `the disk of ${home.dir} is nearly full (${Math.floor((bavail * bsize) / 1_048_576)} MB free, ${FREE_BYTES_MIN / 1_048_576} MB needed): free some space, or set LAKEBASE_HOME to a directory on another disk`,
+    );
 }
 
 export function diskError(dir: string, error: NodeJS.ErrnoException): LakebaseError {

@@ -88,7 +88,12 @@ export class SupervisedChild {
     const log = openSync(this.#o.logFile, 'a', 0o600);
     return new Promise((resolve) => {
       // Detached: Ctrl-C in the terminal is for the supervisor, which stops its children in order.
-      const child = spawn(this.#o.command, this.#o.args, { cwd: this.#o.cwd, env: this.#o.env ?? process.env, stdio: ['ignore', log, log], detached: true });
+      const child = spawn(this.#o.command, this.#o.args, {
+        cwd: this.#o.cwd,
+        env: this.#o.env ?? process.env,
+        stdio: ['ignore', log, log],
+        detached: true,
+      });
       closeSync(log);
       this.#process = child;
       if (child.pid !== undefined && again) this.#o.onEvent?.({ type: 'restarted', name: this.#o.name, pid: child.pid });

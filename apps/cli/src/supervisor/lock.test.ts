@@ -15,7 +15,10 @@ test('a second holder is refused with what to do; after release it may', () => {
   const path = join(dir, 'a');
   const lock = HomeLock.acquire(path);
   assert.equal(HomeLock.holder(path), process.pid);
-  assert.throws(() => HomeLock.acquire(path), { code: 'CONFIG', message: /already running on this directory \(process \d+\): stop it first, or set LAKEBASE_HOME/ });
+  assert.throws(() => HomeLock.acquire(path), {
+    code: 'CONFIG',
+    message: /already running on this directory \(process \d+\): stop it first, or set LAKEBASE_HOME/,
+  });
   lock.release();
   assert.equal(existsSync(path), false);
   HomeLock.acquire(path).release();
@@ -37,7 +40,7 @@ test('a lock whose owner is gone is taken, also when the pid lives again as anot
   HomeLock.acquire(path).release();
 });
 
-test('a torn or foreign lock file is taken; a release never removes somebody else\'s', () => {
+test("a torn or foreign lock file is taken; a release never removes somebody else's", () => {
   const path = join(dir, 'c');
   for (const text of ['', '{"pid":', 'null', '[]', '{"pid":"x"}']) {
     writeFileSync(path, text);
@@ -49,7 +52,10 @@ test('a torn or foreign lock file is taken; a release never removes somebody els
   writeFileSync(path, '{"pid":1,"startTime":"1"}');
   lock.release();
   assert.ok(existsSync(path));
-  assert.deepEqual(readdirSync(dir).filter((f) => /stale|\.\d+$/.test(f)), []);
+  assert.deepEqual(
+    readdirSync(dir).filter((f) => /stale|\.\d+$/.test(f)),
+    [],
+  );
 });
 
 test('of many at once, over a stale lock, exactly one gets it', async () => {
@@ -58,8 +64,13 @@ test('of many at once, over a stale lock, exactly one gets it', async () => {
   const module = join(import.meta.dirname, 'lock.ts');
   // Each holds it until told to end, so that two holders would show.
   const code = `import { HomeLock } from ${JSON.stringify(module)}; try { HomeLock.acquire(${JSON.stringify(path)}); console.log('got'); } catch { console.log('not'); } process.stdin.resume();`;
-  const children = Array.from({ length: 6 }, () => spawn(process.execPath, ['--conditions=lakebase-source', '--input-type=module', '-e', code], { stdio: ['pipe', 'pipe', 'inherit'] }));
+  const children = Array.from({ length: 6 }, () =>
+    spawn(process.execPath, ['--conditions=lakebase-source', '--input-type=module', '-e', code], { stdio: ['pipe', 'pipe', 'inherit'] }),
+  );
   const said = await Promise.all(children.map(async (child) => String((await once(child.stdout, 'data'))[0]).trim()));
   for (const child of children) child.kill();
-  assert.deepEqual(said.filter((s) => s === 'got'), ['got']);
+  assert.deepEqual(
+    said.filter((s) => s === 'got'),
+    ['got'],
+  );
 });

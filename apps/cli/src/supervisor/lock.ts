@@ -36,7 +36,10 @@ export class HomeLock {
       if (seen === undefined) continue;
       const owner = parse(seen);
       if (owner !== undefined && processStartTime(owner.pid) === owner.startTime)
-        throw new LakebaseError('CONFIG', `already running on this directory (process ${owner.pid}): stop it first, or set LAKEBASE_HOME to another directory`);
+        throw new LakebaseError(
+          'CONFIG',
+          `already running on this directory (process ${owner.pid}): stop it first, or set LAKEBASE_HOME to another directory`,
+        );
       moveAside(path, seen);
     }
     throw new LakebaseError('CONFIG', `cannot take ${path}: delete it if nothing runs on this directory`);

@@ -22,11 +22,16 @@ export function isFree(port: number, host = '127.0.0.1'): Promise<boolean> {
 }
 
 export async function requireFree(port: number, variable: string, host?: string): Promise<void> {
-  if (!(await isFree(port, host))) throw new LakebaseError('CONFIG', `port ${port} is taken: set ${variable} to a free port, or stop what uses it`);
+  if (!(await isFree(port, host)))
+    throw new LakebaseError('CONFIG', `port ${port} is taken: set ${variable} to a free port, or stop what uses it`);
 }
 
 /** Keeps remembered ports that are free, and chooses the others. `changed`: a remembered one was taken by somebody else. */
-export async function choosePorts<K extends string>(names: readonly K[], remembered: Partial<Record<K, number>>, avoid: readonly number[]): Promise<{ ports: Record<K, number>; moved: K[] }> {
+export async function choosePorts<K extends string>(
+  names: readonly K[],
+  remembered: Partial<Record<K, number>>,
+  avoid: readonly number[],
+): Promise<{ ports: Record<K, number>; moved: K[] }> {
   const used = new Set(avoid);
   const ports = {} as Record<K, number>;
   const moved: K[] = [];

@@ -14,7 +14,18 @@ export type ServiceName = (typeof SERVICE_NAMES)[number];
 /** Started together, stopped together: a group starts when the one before it is healthy, and stops in the reverse order. */
 export const START_ORDER: readonly (readonly ServiceName[])[] = [SAFEKEEPERS, ['pageserver', 'compute'], ['manager'], ['proxy']];
 
-export const INTERNAL_PORTS = ['sk1Http', 'sk1Pg', 'sk2Http', 'sk2Pg', 'sk3Http', 'sk3Pg', 'pageserverHttp', 'pageserverPages', 'computeHttp', 'proxyHttp'] as const;
+export const INTERNAL_PORTS = [
+  'sk1Http',
+  'sk1Pg',
+  'sk2Http',
+  'sk2Pg',
+  'sk3Http',
+  'sk3Pg',
+  'pageserverHttp',
+  'pageserverPages',
+  'computeHttp',
+  'proxyHttp',
+] as const;
 export type InternalPorts = Readonly<Record<(typeof INTERNAL_PORTS)[number], number>>;
 
 export interface Settings {
@@ -34,11 +45,14 @@ const LOOPBACK = '127.0.0.1';
 export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort: number): Settings {
   const some = (name: string): string | null => (env[name] === undefined || env[name] === '' ? null : (env[name] as string));
   const level = some('LAKEBASE_LOG_LEVEL') ?? 'info';
-  if (!['debug', 'info', 'warn', 'error'].includes(level)) throw new LakebaseError('CONFIG', `LAKEBASE_LOG_LEVEL=${level}: use debug, info, warn or error`);
+  if (!['debug', 'info', 'warn', 'error'].includes(level))
+    throw new LakebaseError('CONFIG', `LAKEBASE_LOG_LEVEL=${level}: use debug, info, warn or error`);
   const suspend = Number(some('LAKEBASE_SUSPEND_SECONDS') ?? 300);
-  if (!Number.isInteger(suspend) || suspend < 1) throw new LakebaseError('CONFIG', `LAKEBASE_SUSPEND_SECONDS must be a whole number of seconds from 1`);
+  if (!Number.isInteger(suspend) || suspend < 1)
+    throw new LakebaseError('CONFIG', `LAKEBASE_SUSPEND_SECONDS must be a whole number of seconds from 1`);
   const [certFile, keyFile] = [some('LAKEBASE_TLS_CERT'), some('LAKEBASE_TLS_KEY')];
-  if ((certFile === null) !== (keyFile === null)) throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
+  if ((certFile === null) !== (keyFile === null))
+    throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
   return {
     pgPort,
     httpPort,
@@ -52,9 +66,20 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
 }
 
 export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s: Settings): Record<ServiceName, Record<string, unknown>> {
-  const common = (id: string, httpPort: number): Record<string, unknown> => ({ id, httpHost: LOOPBACK, httpPort, secretFile: home.secretFile, logLevel: s.logLevel });
+  const common = (id: string, httpPort: number): Record<string, unknown> => ({
+    id,
+    httpHost: LOOPBACK,
+    httpPort,
+    secretFile: home.secretFile,
+    logLevel: s.logLevel,
+  });
   const http = (port: number): string => `http://${LOOPBACK}:${port}`;
-  const peers: PeerAddress[] = SAFEKEEPERS.map((id) => ({ id, httpUrl: http(ports[`${id}Http`]), pgHost: LOOPBACK, pgPort: ports[`${id}Pg`] }));
+  const peers: PeerAddress[] = SAFEKEEPERS.map((id) => ({
+    id,
+    httpUrl: http(ports[`${id}Http`]),
+    pgHost: LOOPBACK,
+    pgPort: ports[`${id}Pg`],
+  }));
   const safekeeper = (id: (typeof SAFEKEEPERS)[number]): Record<string, unknown> => ({
     ...common(id, ports[`${id}Http`]),
     pgHost: LOOPBACK,
@@ -66,7 +91,12 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),
     sk3: safekeeper('sk3'),
-    pageserver: { ...common('pageserver', ports.pageserverHttp), dataDir: join(home.data, 'pageserver'), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
+    pageserver: {
+      ...common('pageserver', ports.pageserverHttp),
+      dataDir: join(home.data, 'pageserver'),
+      pageHost: LOOPBACK,
+      pagePort: ports.pageserverPages,
+    },
     compute: {
       ...common('compute', ports.computeHttp),
       dataDir: join(home.data, 'compute'),
@@ -103,7 +133,8 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
 }
 
 /** Where this machine reaches a listener that is bound to `host`. */
-export const reachable = (host: string): string => (host === '0.0.0.0' || host === '::' ? LOOPBACK : host.includes(':') ? `[${host}]` : host);
+export const reachable = (host: string): string =>
+  host === '0.0.0.0' || host === '::' ? LOOPBACK : host.includes(':') ? `[${host}]` : host;
 
 /** Socket paths are limited to 107 bytes and must be reachable by Postgres's account, so sockets are not under the home directory. */
 function runtimeDir(home: Home): string {
@@ -111,7 +142,8 @@ function runtimeDir(home: Home): string {
   return join(existsSync('/tmp') ? '/tmp' : tmpdir(), `lakebase-${uid}-${createHash('sha256').update(home.dir).digest('hex').slice(0, 8)}`);
 }
 
-export const entryPoint = (name: ServiceName): string => `services/${(SAFEKEEPERS as readonly string[]).includes(name) ? 'safekeeper' : name}/dist/main.js`;
+export const entryPoint = (name: ServiceName): string =>
+  `services/${(SAFEKEEPERS as readonly string[]).includes(name) ? 'safekeeper' : name}/dist/main.js`;
 export const configPath = (home: Home, name: ServiceName): string => join(home.config, `${name}.json`);
 
 export function writeJson(path: string, value: unknown, mode = 0o600): void {
@@ -124,7 +156,10 @@ export function writeJson(path: string, value: unknown, mode = 0o600): void {
 export function ensureSecret(home: Home): void {
   if (existsSync(home.secretFile)) {
     if (!/^[0-9a-f]{64}\s*$/.test(readFileSync(home.secretFile, 'utf8')))
-      throw new LakebaseError('CONFIG', `${home.secretFile} does not hold 64 hexadecimal digits: restore it, or start on an empty directory`);
+      throw new LakebaseError(
+        'CONFIG',
+        `${home.secretFile} does not hold 64 hexadecimal digits: restore it, or start on an empty directory`,
+      );
     return;
   }
   const fresh = `${home.secretFile}.new`;

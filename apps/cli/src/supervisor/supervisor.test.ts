@@ -13,7 +13,15 @@ import { type ChildEvent, SupervisedChild } from './child.ts';
 import { endLeftovers, findLeftovers } from './leftovers.ts';
 import { processStartTime } from './lock.ts';
 import { choosePorts, isFree, requireFree } from './ports.ts';
-import { INTERNAL_PORTS, type InternalPorts, SERVICE_NAMES, START_ORDER, ensureSecret, serviceConfigs, settingsFromEnv } from './service-configs.ts';
+import {
+  INTERNAL_PORTS,
+  type InternalPorts,
+  SERVICE_NAMES,
+  START_ORDER,
+  ensureSecret,
+  serviceConfigs,
+  settingsFromEnv,
+} from './service-configs.ts';
 import { lastWords } from './supervisor.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'lb-super-'));
@@ -35,7 +43,15 @@ function watch(): { onEvent: (e: ChildEvent) => void; next: () => Promise<ChildE
   };
 }
 const script = (name: string, code: string, onEvent?: (e: ChildEvent) => void): SupervisedChild =>
-  new SupervisedChild({ name, command: process.execPath, args: ['-e', code], cwd: dir, logFile: join(dir, `${name}.log`), restartBaseMs: 5, ...(onEvent === undefined ? {} : { onEvent }) });
+  new SupervisedChild({
+    name,
+    command: process.execPath,
+    args: ['-e', code],
+    cwd: dir,
+    logFile: join(dir, `${name}.log`),
+    restartBaseMs: 5,
+    ...(onEvent === undefined ? {} : { onEvent }),
+  });
 
 test('a child that is killed is started again; its output is in its log', async () => {
   const { onEvent, next } = watch();
@@ -67,7 +83,10 @@ test('delays grow while it keeps dying', async () => {
 });
 
 test('one that ignores SIGTERM is killed after its grace', async () => {
-  const child = script('stubborn', 'process.on("SIGTERM", () => {}); require("fs").writeFileSync("stubborn-ready", ""); setInterval(() => {}, 1000)');
+  const child = script(
+    'stubborn',
+    'process.on("SIGTERM", () => {}); require("fs").writeFileSync("stubborn-ready", ""); setInterval(() => {}, 1000)',
+  );
   child.start();
   while (!existsSync(join(dir, 'stubborn-ready'))) await new Promise((resolve) => setImmediate(resolve));
   const { pid } = child;
@@ -77,7 +96,15 @@ test('one that ignores SIGTERM is killed after its grace', async () => {
 
 test('a program that does not exist is reported, not thrown', async () => {
   const { onEvent, next } = watch();
-  const child = new SupervisedChild({ name: 'none', command: join(dir, 'no-such-program'), args: [], cwd: dir, logFile: join(dir, 'none.log'), onEvent, restartBaseMs: 5 });
+  const child = new SupervisedChild({
+    name: 'none',
+    command: join(dir, 'no-such-program'),
+    args: [],
+    cwd: dir,
+    logFile: join(dir, 'none.log'),
+    onEvent,
+    restartBaseMs: 5,
+  });
   child.start();
   const e = await next();
   assert.ok(e.type === 'died' && /ENOENT/.test(e.how));
@@ -89,7 +116,10 @@ test('ports: a taken one names its variable; remembered ones are kept while free
   await once(server, 'listening');
   const { port } = server.address() as { port: number };
   assert.equal(await isFree(port), false);
-  await assert.rejects(requireFree(port, 'LAKEBASE_PG_PORT'), { code: 'CONFIG', message: `port ${port} is taken: set LAKEBASE_PG_PORT to a free one, or stop what uses it`.replace('a free one', 'a free port') });
+  await assert.rejects(requireFree(port, 'LAKEBASE_PG_PORT'), {
+    code: 'CONFIG',
+    message: `port ${port} is taken: set LAKEBASE_PG_PORT to a free one, or stop what uses it`.replace('a free one', 'a free port'),
+  });
   const first = await choosePorts(['a', 'b', 'c'], {}, []);
   assert.equal(new Set(Object.values(first.ports)).size, 3);
   const second = await choosePorts(['a', 'b', 'c'], { ...first.ports, b: port }, []);
@@ -104,9 +134,15 @@ test('ports: a taken one names its variable; remembered ones are kept while free
 test('what is wrong with a directory is one line that says what to do', () => {
   const file = join(dir, 'file');
   writeFileSync(file, '');
-  assert.throws(() => checkHome(homeFrom({ LAKEBASE_HOME: join(file, 'x') }, '/')), { code: 'CONFIG', message: /is not a directory: .*LAKEBASE_HOME/ });
-  assert.throws(() => checkHome(homeFrom({ LAKEBASE_HOME: '/proc/nothing-can-be-made-here' }, '/')), { code: 'CONFIG', message: /LAKEBASE_HOME|cannot use/ });
-  for (const [code, text] of [['EROFS', /read-only/], ['ENOSPC', /full/], ['EACCES', /no permission/]] as const)
+  assert.throws(() => checkHome(homeFrom({ LAKEBASE_HOME: join(file, 'x') }, '/')), {
+    code: 'CONFIG',
+    message: /is not a directory: .*LAKEBASE_HOME/,
+  });
+  for (const [code, text] of [
+    ['EROFS', /read-only/],
+    ['ENOSPC', /full/],
+    ['EACCES', /no permission/],
+  ] as const)
     assert.match(diskError('/d', Object.assign(new Error('x'), { code })).message, text);
   assert.throws(() => checkBuilt(dir, ['services/x/dist/main.js']), /is not built: run npm run build/);
   assert.equal(homeFrom({}, '/some/where').dir, '/some/where/.lakebase');
@@ -127,11 +163,17 @@ test('the secret is made once, private, and a damaged one is refused', () => {
 
 test('services left behind are found by their configuration file and ended; others are not', async () => {
   const config = join(dir, 'config', 'sk1.json');
-  const run = (path: string) => spawn(process.execPath, ['-e', 'console.log(1); setInterval(() => {}, 1000)', 'x', '--config', path], { stdio: ['ignore', 'pipe', 'ignore'] });
+  const run = (path: string) =>
+    spawn(process.execPath, ['-e', 'console.log(1); setInterval(() => {}, 1000)', 'x', '--config', path], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
   const ours = run(config);
   const other = run('/somewhere/else/sk1.json');
   await Promise.all([once(ours.stdout, 'data'), once(other.stdout, 'data')]);
-  assert.deepEqual(findLeftovers(new Set([config])).map((l) => l.pid), [ours.pid]);
+  assert.deepEqual(
+    findLeftovers(new Set([config])).map((l) => l.pid),
+    [ours.pid],
+  );
   assert.equal(await endLeftovers(new Set([config]), 5_000), 1);
   assert.notEqual(processStartTime(other.pid as number), undefined);
   other.kill();
@@ -139,7 +181,12 @@ test('services left behind are found by their configuration file and ended; othe
 
 test('every service has a configuration; each safekeeper knows the two others; public ports are where they were asked', () => {
   const ports = Object.fromEntries(INTERNAL_PORTS.map((name, i) => [name, 20_000 + i])) as unknown as InternalPorts;
-  const configs = serviceConfigs(homeFrom({ LAKEBASE_HOME: dir }, '/'), '/repo', ports, settingsFromEnv({ LAKEBASE_LISTEN: '0.0.0.0' }, 5, 6));
+  const configs = serviceConfigs(
+    homeFrom({ LAKEBASE_HOME: dir }, '/'),
+    '/repo',
+    ports,
+    settingsFromEnv({ LAKEBASE_LISTEN: '0.0.0.0' }, 5, 6),
+  );
   assert.deepEqual([...START_ORDER.flat()].sort(), [...SERVICE_NAMES].sort());
   for (const name of ['sk1', 'sk2', 'sk3'] as const) {
     const peers = (configs[name].peers as { id: string }[]).map((p) => p.id);

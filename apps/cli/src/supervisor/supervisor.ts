@@ -11,7 +11,18 @@ import { endLeftovers } from './leftovers.ts';
 import { HomeLock } from './lock.ts';
 import { choosePorts, requireFree } from './ports.ts';
 import {
-  INTERNAL_PORTS, type InternalPorts, SERVICE_NAMES, START_ORDER, type ServiceName, type Settings, configPath, ensureSecret, entryPoint, reachable, serviceConfigs, writeJson,
+  INTERNAL_PORTS,
+  type InternalPorts,
+  SERVICE_NAMES,
+  START_ORDER,
+  type ServiceName,
+  type Settings,
+  configPath,
+  ensureSecret,
+  entryPoint,
+  reachable,
+  serviceConfigs,
+  writeJson,
 } from './service-configs.ts';
 
 const HEALTHY_MS_MAX = 90_000;
@@ -68,7 +79,7 @@ export class Supervisor {
     this.#stopping = true;
     this.#stopped = (async () => {
       for (const group of [...START_ORDER].reverse()) {
-        await Promise.all(group.map((name) => this.#children.get(name)?.stop(STOP_GRACE_MS)));
+        await Promise.all(group.map(async (name) => this.#children.get(name)?.stop(STOP_GRACE_MS)));
       }
       this.#lock?.release();
     })();
@@ -85,7 +96,9 @@ export class Supervisor {
       await requireFree(settings.httpPort, 'LAKEBASE_HTTP_PORT', settings.listenHost);
       const file = home.portsFile;
       const remembered = existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Partial<InternalPorts>) : {};
-      const known = Object.fromEntries(INTERNAL_PORTS.filter((n) => typeof remembered[n] === 'number').map((n) => [n, remembered[n]])) as Partial<Record<(typeof INTERNAL_PORTS)[number], number>>;
+      const known = Object.fromEntries(
+        INTERNAL_PORTS.filter((n) => typeof remembered[n] === 'number').map((n) => [n, remembered[n]]),
+      ) as Partial<Record<(typeof INTERNAL_PORTS)[number], number>>;
       const { ports, moved } = await choosePorts(INTERNAL_PORTS, known, [settings.pgPort, settings.httpPort]);
       if (moved.length > 0) say(`internal ports moved because others use them now: ${moved.join(', ')}`);
       writeJson(file, { ...ports, pgPort: settings.pgPort, httpPort: settings.httpPort });
@@ -116,7 +129,10 @@ export class Supervisor {
 
   #tell(event: ChildEvent): void {
     if (this.#stopping) return;
-    if (event.type === 'died') this.#o.say(`${event.name} died (${event.how}); starting it again in ${event.restartInMs} ms; see ${join(this.#o.home.logs, `${event.name}.log`)}`);
+    if (event.type === 'died')
+      this.#o.say(
+        `${event.name} died (${event.how}); starting it again in ${event.restartInMs} ms; see ${join(this.#o.home.logs, `${event.name}.log`)}`,
+      );
     else this.#o.say(`${event.name} runs again (process ${event.pid})`);
   }
 
@@ -126,10 +142,16 @@ export class Supervisor {
     const deadline = Date.now() + HEALTHY_MS_MAX;
     for (;;) {
       if (this.#stopping) throw new LakebaseError('CLOSED', 'stopped');
-      if (child.lastExit?.code === EXIT_CONFIG) throw new LakebaseError('CONFIG', `${name} does not start: ${lastWords(join(this.#o.home.logs, `${name}.log`))}`);
-      if (child.deaths >= 5) throw new LakebaseError('UNAVAILABLE', `${name} does not start: ${lastWords(join(this.#o.home.logs, `${name}.log`))}`);
+      if (child.lastExit?.code === EXIT_CONFIG)
+        throw new LakebaseError('CONFIG', `${name} does not start: ${lastWords(join(this.#o.home.logs, `${name}.log`))}`);
+      if (child.deaths >= 5)
+        throw new LakebaseError('UNAVAILABLE', `${name} does not start: ${lastWords(join(this.#o.home.logs, `${name}.log`))}`);
       if (await answers(url)) return;
-      if (Date.now() > deadline) throw new LakebaseError('TIMEOUT', `${name} is not healthy after ${HEALTHY_MS_MAX / 1000} s; see ${join(this.#o.home.logs, `${name}.log`)}`);
+      if (Date.now() > deadline)
+        throw new LakebaseError(
+          'TIMEOUT',
+          `${name} is not healthy after ${HEALTHY_MS_MAX / 1000} s; see ${join(this.#o.home.logs, `${name}.log`)}`,
+        );
       await sleep(25);
     }
   }

@@ -18,16 +18,18 @@ export interface SettingsInput {
 }
 
 export function checkLimits(min: number, max: number): void {
-  for (const cu of [min, max]) if (!(cu >= CU_MIN && cu <= CU_MAX)) throw invalid(`autoscaling limits must be between ${CU_MIN} and ${CU_MAX} CU`);
+  for (const cu of [min, max])
+    if (!(cu >= CU_MIN && cu <= CU_MAX)) throw invalid(`autoscaling limits must be between ${CU_MIN} and ${CU_MAX} CU`);
   if (min > max) throw invalid('autoscaling_limit_min_cu must not be greater than autoscaling_limit_max_cu');
 }
 
 /** Null: never suspended. Undefined: the input does not say. */
 export function readSuspension(prefix: string, input: SettingsInput): number | null | undefined {
   const { suspend_timeout_duration: duration, no_suspension: never } = input;
-  if (duration != null && never === true) throw new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', 'suspend_timeout_duration and no_suspension exclude each other');
+  if (typeof duration === 'string' && never === true)
+    throw new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', 'suspend_timeout_duration and no_suspension exclude each other');
   if (never === true) return null;
-  if (duration == null) return undefined;
+  if (duration === undefined || duration === null) return undefined;
   const seconds = parseDuration(`${prefix}.suspend_timeout_duration`, duration, { min: 0, max: SUSPEND_SECONDS_MAX });
   return seconds === 0 ? null : seconds;
 }

@@ -4,7 +4,18 @@ import { childName } from '../model/names.ts';
 import { checkPgSettings } from '../model/settings.ts';
 import { type EndpointChange, type EndpointRow, endpointByUid, listEndpoints, updateEndpoint } from '../store/endpoints.ts';
 import { type OperationKind, insertOperation } from '../store/operations.ts';
-import { API, type ApiContext, type BranchParams, type ChildParams, type Routes, maskedFields, page, replyOperation, requireBranch, requireEndpoint } from './api-context.ts';
+import {
+  API,
+  type ApiContext,
+  type BranchParams,
+  type ChildParams,
+  type Routes,
+  maskedFields,
+  page,
+  replyOperation,
+  requireBranch,
+  requireEndpoint,
+} from './api-context.ts';
 import { type SettingsInput, checkLimits, readSuspension } from './endpoint-settings.ts';
 import * as schemas from './schemas.ts';
 import { endpointView } from './views.ts';
@@ -24,33 +35,62 @@ export const endpointRoutes: Routes = (app, c) => {
     const cut = page(request, await listEndpoints(c.db, branch.timeline_id), (e) => e.endpoint_id);
     return { endpoints: cut.items.map((e) => endpointView(e, c.controllerOf(e.uid), c.config)), next_page_token: cut.next_page_token };
   });
-  app.get(`${BASE}/:id`, { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.endpoint } } }, async (request) => {
-    const row = await requireEndpoint(c, request.params as ChildParams);
-    return endpointView(row, c.controllerOf(row.uid), c.config);
-  });
-  app.patch(`${BASE}/:id`, { schema: { tags: ['endpoints'], params: schemas.childParams, querystring: schemas.maskQuery, body: schemas.endpointBody, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const row = await requireEndpoint(c, request.params as ChildParams);
-    const spec = (request.body as { spec?: EndpointSpec } | undefined)?.spec ?? {};
-    const change = changeOf(row, spec, maskedFields(request, spec, FIELDS));
-    await updateEndpoint(c.db, row.uid, change);
-    const operation = await start(c, row, 'UPDATE_ENDPOINT', async () => {
-      const controller = await c.endpoints.controller(row.uid);
-      controller.setSuspendTimeout(change.suspendTimeoutSeconds);
-      if (change.disabled) await c.endpoints.suspend(row.uid);
-      else if (JSON.stringify(change.pgSettings) !== JSON.stringify(row.pg_settings)) await c.endpoints.settingsChanged((await endpointByUid(c.db, row.uid)) as EndpointRow);
-    });
-    await replyOperation(c, reply, operation);
-  });
-  app.post(`${BASE}/:id/start`, { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const row = await requireEndpoint(c, request.params as ChildParams);
-    await replyOperation(c, reply, await start(c, row, 'START_ENDPOINT', async () => void (await c.endpoints.wake(row.uid))));
-  });
-  app.post(`${BASE}/:id/suspend`, { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const row = await requireEndpoint(c, request.params as ChildParams);
-    await replyOperation(c, reply, await start(c, row, 'SUSPEND_ENDPOINT', () => c.endpoints.suspend(row.uid)));
-  });
+  app.get(
+    `${BASE}/:id`,
+    { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.endpoint } } },
+    async (request) => {
+      const row = await requireEndpoint(c, request.params as ChildParams);
+      return endpointView(row, c.controllerOf(row.uid), c.config);
+    },
+  );
+  app.patch(
+    `${BASE}/:id`,
+    {
+      schema: {
+        tags: ['endpoints'],
+        params: schemas.childParams,
+        querystring: schemas.maskQuery,
+        body: schemas.endpointBody,
+        response: { 200: schemas.operation },
+      },
+    },
+    async (request, reply) => {
+      const row = await requireEndpoint(c, request.params as ChildParams);
+      const spec = (request.body as { spec?: EndpointSpec } | undefined)?.spec ?? {};
+      const change = changeOf(row, spec, maskedFields(request, spec, FIELDS));
+      await updateEndpoint(c.db, row.uid, change);
+      const operation = await start(c, row, 'UPDATE_ENDPOINT', async () => {
+        const controller = await c.endpoints.controller(row.uid);
+        controller.setSuspendTimeout(change.suspendTimeoutSeconds);
+        if (change.disabled) await c.endpoints.suspend(row.uid);
+        else if (JSON.stringify(change.pgSettings) !== JSON.stringify(row.pg_settings))
+          await c.endpoints.settingsChanged((await endpointByUid(c.db, row.uid)) as EndpointRow);
+      });
+      await replyOperation(c, reply, operation);
+    },
+  );
+  app.post(
+    `${BASE}/:id/start`,
+    { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } },
+    async (request, reply) => {
+      const row = await requireEndpoint(c, request.params as ChildParams);
+      await replyOperation(c, reply, await start(c, row, 'START_ENDPOINT', async () => void (await c.endpoints.wake(row.uid))));
+    },
+  );
+  app.post(
+    `${BASE}/:id/suspend`,
+    { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } },
+    async (request, reply) => {
+      const row = await requireEndpoint(c, request.params as ChildParams);
+      await replyOperation(c, reply, await start(c, row, 'SUSPEND_ENDPOINT', () => c.endpoints.suspend(row.uid)));
+    },
+  );
   app.post(BASE, { schema: { hide: true } }, async () => {
-    throw new ApiError('UNSUPPORTED', 'NOT_IMPLEMENTED', 'creating endpoints is not available in this version: every branch has its read-write endpoint');
+    throw new ApiError(
+      'UNSUPPORTED',
+      'NOT_IMPLEMENTED',
+      'creating endpoints is not available in this version: every branch has its read-write endpoint',
+    );
   });
   app.delete(`${BASE}/:id`, { schema: { hide: true } }, async (request) => {
     const row = await requireEndpoint(c, request.params as ChildParams);

@@ -44,7 +44,8 @@ function bodyOf<T>(request: FastifyRequest): T {
   return request.body as T;
 }
 function text(field: string, value: unknown): string {
-  if (typeof value !== 'string' || value === '' || value.length > NAME_CHARS_MAX) throw new LakebaseError('INVALID_ARGUMENT', `${field} must be a string of 1 to ${NAME_CHARS_MAX} characters`);
+  if (typeof value !== 'string' || value === '' || value.length > NAME_CHARS_MAX)
+    throw new LakebaseError('INVALID_ARGUMENT', `${field} must be a string of 1 to ${NAME_CHARS_MAX} characters`);
   return value;
 }
 
@@ -119,7 +120,8 @@ async function checkToken(c: Context, endpointId: string, role: string, token: u
   const endpoint = await endpointByUid(c.db, endpointId);
   if (endpoint === undefined) return no('no such endpoint');
   const made = await catalog.roleByName(c.db, endpoint.timeline_id, role);
-  if (made !== undefined) return made.auth_method === 'NO_LOGIN' || made.deleting ? no('the role may not log in') : { valid: true, reason: null };
+  if (made !== undefined)
+    return made.auth_method === 'NO_LOGIN' || made.deleting ? no('the role may not log in') : { valid: true, reason: null };
   try {
     const secret = await roleSecret(c, endpoint, role);
     return secret.login && secret.verifier !== null ? { valid: true, reason: null } : no('the role may not log in');

@@ -26,49 +26,95 @@ interface ProjectSpec {
 }
 
 export const projectRoutes: Routes = (app, c) => {
-  app.post(`${API}/projects`, { schema: { tags: ['projects'], querystring: queryOf('project_id'), body: schemas.projectBody, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const id = names.requireId('project_id', (request.query as { project_id?: string }).project_id);
-    const operation = await createProject(c, id, (request.body as { spec?: ProjectSpec } | undefined)?.spec ?? {}, request.identity);
-    await replyOperation(c, reply, operation);
-  });
+  app.post(
+    `${API}/projects`,
+    { schema: { tags: ['projects'], querystring: queryOf('project_id'), body: schemas.projectBody, response: { 200: schemas.operation } } },
+    async (request, reply) => {
+      const id = names.requireId('project_id', (request.query as { project_id?: string }).project_id);
+      const operation = await createProject(c, id, (request.body as { spec?: ProjectSpec } | undefined)?.spec ?? {}, request.identity);
+      await replyOperation(c, reply, operation);
+    },
+  );
   app.get(`${API}/projects`, { schema: { tags: ['projects'], querystring: schemas.listQuery } }, async (request) => {
-    const cut = page(request, (await store.listProjects(c.db)).filter((p) => p.state !== 'DELETING'), (p) => p.project_id);
+    const cut = page(
+      request,
+      (await store.listProjects(c.db)).filter((p) => p.state !== 'DELETING'),
+      (p) => p.project_id,
+    );
     return { projects: cut.items.map((p) => projectView(p, names.DEFAULT_BRANCH)), next_page_token: cut.next_page_token };
   });
-  app.get(`${API}/projects/:project`, { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.project } } }, async (request) =>
-    projectView(await requireProject(c, (request.params as { project: string }).project), names.DEFAULT_BRANCH),
+  app.get(
+    `${API}/projects/:project`,
+    { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.project } } },
+    async (request) => projectView(await requireProject(c, (request.params as { project: string }).project), names.DEFAULT_BRANCH),
   );
-  app.patch(`${API}/projects/:project`, { schema: { tags: ['projects'], params: schemas.projectParams, querystring: schemas.maskQuery, body: schemas.projectBody, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const project = await requireProject(c, (request.params as { project: string }).project);
-    const spec = (request.body as { spec?: ProjectSpec }).spec ?? {};
-    const fields = maskedFields(request, spec, ['display_name', 'history_retention_duration', 'default_endpoint_settings', 'enable_pg_native_login', 'custom_tags', 'budget_policy_id']);
-    const displayName = fields.has('display_name') ? spec.display_name : project.display_name;
-    if (displayName === undefined) throw invalid('Field spec.display_name is required by the update_mask');
-    const retention = fields.has('history_retention_duration')
-      ? parseDuration('spec.history_retention_duration', spec.history_retention_duration, RETENTION) : project.retention_seconds;
-    const defaults = fields.has('default_endpoint_settings') ? mergeDefaults(project.default_endpoint_settings, spec.default_endpoint_settings) : project.default_endpoint_settings;
-    const operation = await c.db.transaction(async (tx) => {
-      await tx.query('UPDATE projects SET display_name = $2, retention_seconds = $3, default_endpoint_settings = $4, update_time = now() WHERE uid = $1', [project.uid, displayName, retention, JSON.stringify(defaults)]);
-      const op = await insertOperation(tx, { resource: names.projectName(project.project_id), kind: 'UPDATE_PROJECT', target: `project-update:${project.uid}` });
-      await completeOperation(tx, op, { response: {} });
-      return op;
-    });
-    await replyOperation(c, reply, operation);
-  });
-  app.delete(`${API}/projects/:project`, { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.operation } } }, async (request, reply) => {
-    const project = await requireProject(c, (request.params as { project: string }).project);
-    const operation = await c.db.transaction(async (tx) => {
-      const target = `project:${project.uid}`;
-      const running = (await openOperations(tx, target)).find((o) => o.kind === 'DELETE_PROJECT');
-      if (running !== undefined) return running.id;
-      for (const open of await openOperations(tx, target)) await completeOperation(tx, open.id, { error: { error_code: 'RESOURCE_CONFLICT', message: 'the project was deleted', details: [] } });
-      await store.markProjectDeleting(tx, project.uid);
-      return insertOperation(tx, { resource: names.projectName(project.project_id), kind: 'DELETE_PROJECT', target });
-    });
-    c.credentials.removeProject(project.project_id);
-    c.projects.kick(project.uid);
-    await replyOperation(c, reply, operation);
-  });
+  app.patch(
+    `${API}/projects/:project`,
+    {
+      schema: {
+        tags: ['projects'],
+        params: schemas.projectParams,
+        querystring: schemas.maskQuery,
+        body: schemas.projectBody,
+        response: { 200: schemas.operation },
+      },
+    },
+    async (request, reply) => {
+      const project = await requireProject(c, (request.params as { project: string }).project);
+      const spec = (request.body as { spec?: ProjectSpec }).spec ?? {};
+      const fields = maskedFields(request, spec, [
+        'display_name',
+        'history_retention_duration',
+        'default_endpoint_settings',
+        'enable_pg_native_login',
+        'custom_tags',
+        'budget_policy_id',
+      ]);
+      const displayName = fields.has('display_name') ? spec.display_name : project.display_name;
+      if (displayName === undefined) throw invalid('Field spec.display_name is required by the update_mask');
+      const retention = fields.has('history_retention_duration')
+        ? parseDuration('spec.history_retention_duration', spec.history_retention_duration, RETENTION)
+        : project.retention_seconds;
+      const defaults = fields.has('default_endpoint_settings')
+        ? mergeDefaults(project.default_endpoint_settings, spec.default_endpoint_settings)
+        : project.default_endpoint_settings;
+      const operation = await c.db.transaction(async (tx) => {
+        await tx.query(
+          'UPDATE projects SET display_name = $2, retention_seconds = $3, default_endpoint_settings = $4, update_time = now() WHERE uid = $1',
+          [project.uid, displayName, retention, JSON.stringify(defaults)],
+        );
+        const op = await insertOperation(tx, {
+          resource: names.projectName(project.project_id),
+          kind: 'UPDATE_PROJECT',
+          target: `project-update:${project.uid}`,
+        });
+        await completeOperation(tx, op, { response: {} });
+        return op;
+      });
+      await replyOperation(c, reply, operation);
+    },
+  );
+  app.delete(
+    `${API}/projects/:project`,
+    { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.operation } } },
+    async (request, reply) => {
+      const project = await requireProject(c, (request.params as { project: string }).project);
+      const operation = await c.db.transaction(async (tx) => {
+        const target = `project:${project.uid}`;
+        const running = (await openOperations(tx, target)).find((o) => o.kind === 'DELETE_PROJECT');
+        if (running !== undefined) return running.id;
+        for (const open of await openOperations(tx, target))
+          await completeOperation(tx, open.id, {
+            error: { error_code: 'RESOURCE_CONFLICT', message: 'the project was deleted', details: [] },
+          });
+        await store.markProjectDeleting(tx, project.uid);
+        return insertOperation(tx, { resource: names.projectName(project.project_id), kind: 'DELETE_PROJECT', target });
+      });
+      c.credentials.removeProject(project.project_id);
+      c.projects.kick(project.uid);
+      await replyOperation(c, reply, operation);
+    },
+  );
 
   const BRANCHES = `${API}/projects/:project/branches`;
   app.get(BRANCHES, { schema: { tags: ['branches'], params: schemas.projectParams, querystring: schemas.listQuery } }, async (request) => {
@@ -77,8 +123,10 @@ export const projectRoutes: Routes = (app, c) => {
     const cut = page(request, await store.listBranches(c.db, project), (b) => b.branch_id);
     return { branches: cut.items.map(branchView), next_page_token: cut.next_page_token };
   });
-  app.get(`${BRANCHES}/:branch`, { schema: { tags: ['branches'], params: schemas.branchParams, response: { 200: schemas.branch } } }, async (request) =>
-    branchView(await requireBranch(c, request.params as { project: string; branch: string })),
+  app.get(
+    `${BRANCHES}/:branch`,
+    { schema: { tags: ['branches'], params: schemas.branchParams, response: { 200: schemas.branch } } },
+    async (request) => branchView(await requireBranch(c, request.params as { project: string; branch: string })),
   );
   app.post(BRANCHES, { schema: { hide: true } }, async () => {
     throw new ApiError('UNSUPPORTED', 'NOT_IMPLEMENTED', 'creating branches is not available in this version');
@@ -89,20 +137,34 @@ export const projectRoutes: Routes = (app, c) => {
   });
 };
 
-const queryOf = (name: string): object => ({ type: 'object', properties: { [name]: { type: 'string', maxLength: 200 }, replace_existing: { type: 'boolean' } } });
+const queryOf = (name: string): object => ({
+  type: 'object',
+  properties: { [name]: { type: 'string', maxLength: 200 }, replace_existing: { type: 'boolean' } },
+});
 
 /** Returns the id of the operation. */
-export async function createProject(c: Pick<ApiContext, 'db' | 'config' | 'credentials' | 'projects'>, id: string, spec: ProjectSpec, owner: string): Promise<string> {
+export async function createProject(
+  c: Pick<ApiContext, 'db' | 'config' | 'credentials' | 'projects'>,
+  id: string,
+  spec: ProjectSpec,
+  owner: string,
+): Promise<string> {
   const { config } = c;
   const pgVersion = spec.pg_version ?? (config.pgVersions[0] as number);
-  if (!config.pgVersions.includes(pgVersion)) throw invalid(`Field spec.pg_version must be one of ${config.pgVersions.join(', ')}, got ${pgVersion}`);
-  const retention = spec.history_retention_duration === undefined ? RETENTION_SECONDS : parseDuration('spec.history_retention_duration', spec.history_retention_duration, RETENTION);
+  if (!config.pgVersions.includes(pgVersion))
+    throw invalid(`Field spec.pg_version must be one of ${config.pgVersions.join(', ')}, got ${pgVersion}`);
+  const retention =
+    spec.history_retention_duration === undefined
+      ? RETENTION_SECONDS
+      : parseDuration('spec.history_retention_duration', spec.history_retention_duration, RETENTION);
   const defaults = mergeDefaults(
-    { autoscaling_limit_min_cu: 1, autoscaling_limit_max_cu: 1, suspend_timeout_seconds: config.suspendTimeoutSeconds, pg_settings: {} }, spec.default_endpoint_settings,
+    { autoscaling_limit_min_cu: 1, autoscaling_limit_max_cu: 1, suspend_timeout_seconds: config.suspendTimeoutSeconds, pg_settings: {} },
+    spec.default_endpoint_settings,
   );
   const exists = new ApiError('ALREADY_EXISTS', 'ALREADY_EXISTS', 'project with such id already exists in the workspace');
   if ((await store.projectById(c.db, id)) !== undefined) throw exists;
-  if ((await store.listProjects(c.db)).length >= PROJECTS_MAX) throw new ApiError('RESOURCE_EXHAUSTED', 'QUOTA_EXCEEDED', `a workspace has at most ${PROJECTS_MAX} projects`);
+  if ((await store.listProjects(c.db)).length >= PROJECTS_MAX)
+    throw new ApiError('RESOURCE_EXHAUSTED', 'QUOTA_EXCEEDED', `a workspace has at most ${PROJECTS_MAX} projects`);
   const uid = newProjectUid();
   const timeline = newTimelineId();
   const { password } = c.credentials.ensure(id, names.DEFAULT_BRANCH, names.OWNER_ROLE);
@@ -110,17 +172,40 @@ export async function createProject(c: Pick<ApiContext, 'db' | 'config' | 'crede
   try {
     operation = await c.db.transaction(async (tx: Queryable) => {
       await store.insertProject(tx, {
-        uid, workspace: names.DEFAULT_WORKSPACE, project_id: id, display_name: spec.display_name ?? id, owner, pg_version: pgVersion, system_id: names.newSystemId(),
-        retention_seconds: retention, default_endpoint_settings: defaults,
+        uid,
+        workspace: names.DEFAULT_WORKSPACE,
+        project_id: id,
+        display_name: spec.display_name ?? id,
+        owner,
+        pg_version: pgVersion,
+        system_id: names.newSystemId(),
+        retention_seconds: retention,
+        default_endpoint_settings: defaults,
       });
       await store.insertBranch(tx, { timeline, project: uid, id: names.DEFAULT_BRANCH, uid: names.newUid('br') });
-      await store.insertWalMembers(tx, timeline, uid, config.safekeepers.map((s) => s.id));
+      await store.insertWalMembers(
+        tx,
+        timeline,
+        uid,
+        config.safekeepers.map((s) => s.id),
+      );
       await insertEndpoint(tx, {
-        uid: names.newUid('ep'), timeline, id: names.DEFAULT_ENDPOINT, minCu: defaults.autoscaling_limit_min_cu, maxCu: defaults.autoscaling_limit_max_cu,
-        suspendTimeoutSeconds: defaults.suspend_timeout_seconds, pgSettings: defaults.pg_settings,
+        uid: names.newUid('ep'),
+        timeline,
+        id: names.DEFAULT_ENDPOINT,
+        minCu: defaults.autoscaling_limit_min_cu,
+        maxCu: defaults.autoscaling_limit_max_cu,
+        suspendTimeoutSeconds: defaults.suspend_timeout_seconds,
+        pgSettings: defaults.pg_settings,
       });
       await insertRole(tx, timeline, names.OWNER_ROLE, {
-        postgresRole: names.OWNER_ROLE, authMethod: 'PG_PASSWORD_SCRAM_SHA_256', identityType: null, verifier: scramVerifier(password), createdb: true, createrole: true, bypassrls: true,
+        postgresRole: names.OWNER_ROLE,
+        authMethod: 'PG_PASSWORD_SCRAM_SHA_256',
+        identityType: null,
+        verifier: scramVerifier(password),
+        createdb: true,
+        createrole: true,
+        bypassrls: true,
         membershipRoles: ['DATABRICKS_SUPERUSER'],
       });
       await insertDatabase(tx, timeline, names.DEFAULT_DATABASE_ID, names.DEFAULT_DATABASE, names.OWNER_ROLE);

@@ -6,7 +6,11 @@ export const projectParams = Type.Object({ project: id });
 export const branchParams = Type.Object({ project: id, branch: id });
 export const childParams = Type.Object({ project: id, branch: id, id });
 
-export const listQuery = Type.Object({ page_size: Type.Optional(Type.Integer({ minimum: 0, maximum: 1000 })), page_token: Type.Optional(Type.String({ maxLength: 200 })), show_deleted: Type.Optional(Type.Boolean()) });
+export const listQuery = Type.Object({
+  page_size: Type.Optional(Type.Integer({ minimum: 0, maximum: 1000 })),
+  page_token: Type.Optional(Type.String({ maxLength: 200 })),
+  show_deleted: Type.Optional(Type.Boolean()),
+});
 export const maskQuery = Type.Object({ update_mask: Type.Optional(Type.String({ maxLength: 2000 })) });
 
 const loose = <T extends TProperties>(properties: T) => Type.Object(properties, { additionalProperties: true });
@@ -49,7 +53,13 @@ export const roleSpec = loose({
 export const roleBody = loose({ spec: opt(roleSpec) });
 export const databaseSpec = loose({ postgres_database: opt(text), role: opt(text) });
 export const databaseBody = loose({ spec: opt(databaseSpec) });
-export const credentialBody = loose({ endpoint: opt(text), expire_time: nullish(text), ttl: nullish(text), claims: opt(Type.Array(Type.Unknown(), { maxItems: 100 })), group_name: nullish(text) });
+export const credentialBody = loose({
+  endpoint: opt(text),
+  expire_time: nullish(text),
+  ttl: nullish(text),
+  claims: opt(Type.Array(Type.Unknown(), { maxItems: 100 })),
+  group_name: nullish(text),
+});
 
 export const operation = loose({
   name: text,
@@ -60,7 +70,11 @@ export const operation = loose({
 });
 export const project = loose({ name: text, project_id: text, uid: text, create_time: text, update_time: text, status: loose({}) });
 export const branch = loose({ name: text, uid: text, status: loose({ branch_id: text, current_state: text }) });
-export const endpoint = loose({ name: text, uid: text, status: loose({ endpoint_id: text, current_state: text, hosts: loose({ host: text }) }) });
+export const endpoint = loose({
+  name: text,
+  uid: text,
+  status: loose({ endpoint_id: text, current_state: text, hosts: loose({ host: text }) }),
+});
 export const role = loose({ name: text, status: loose({ role_id: text, postgres_role: text }) });
 export const database = loose({ name: text, status: loose({ database_id: text, postgres_database: text }) });
 export const credential = loose({ token: text, expire_time: text });

@@ -27,12 +27,21 @@ declare module 'fastify' {
 const OPEN = new Set(['/healthz', '/metrics', '/openapi.json']);
 
 export async function createManagerServer(o: ServerOptions): Promise<FastifyInstance> {
-  const app = fastify({ bodyLimit: 256 * 1024, forceCloseConnections: true, routerOptions: { maxParamLength: 200 }, ajv: { customOptions: { removeAdditional: false, coerceTypes: true } } });
+  const app = fastify({
+    bodyLimit: 256 * 1024,
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: 200 },
+    ajv: { customOptions: { removeAdditional: false, coerceTypes: true } },
+  });
   const metrics = o.metrics ?? createMetricsRegistry();
   app.decorateRequest('identity', '');
   await app.register(swagger, {
     openapi: {
-      info: { title: 'Lakebase', description: 'Projects, branches, endpoints, roles and databases, in the shape of the Databricks Postgres API.', version: '2.0' },
+      info: {
+        title: 'Lakebase',
+        description: 'Projects, branches, endpoints, roles and databases, in the shape of the Databricks Postgres API.',
+        version: '2.0',
+      },
       components: { securitySchemes: { pat: { type: 'http', scheme: 'bearer' } } },
       security: [{ pat: [] }],
     },
@@ -47,11 +56,17 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
     const header = request.headers.authorization ?? '';
     const presented = header.startsWith('Bearer ') ? header.slice(7) : '';
     if (isInternal(request)) {
-      if (verifyToken(o.secret, presented, ['service']) === undefined) throw new LakebaseError('UNAUTHENTICATED', 'a valid internal token is needed');
+      if (verifyToken(o.secret, presented, ['service']) === undefined)
+        throw new LakebaseError('UNAUTHENTICATED', 'a valid internal token is needed');
       return;
     }
     const token = await findToken(o.db, 'ADMIN', presented);
-    if (token === undefined) throw new ApiError('UNAUTHENTICATED', 'UNAUTHENTICATED', 'Credential was not sent or is not valid: send "Authorization: Bearer <token>"');
+    if (token === undefined)
+      throw new ApiError(
+        'UNAUTHENTICATED',
+        'UNAUTHENTICATED',
+        'Credential was not sent or is not valid: send "Authorization: Bearer <token>"',
+      );
     request.identity = token.identity;
   });
   // A DELETE or an empty POST with a JSON content type is common among generated clients.
@@ -74,7 +89,8 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
       return reply.code(HTTP_STATUS[error.code]).send(envelope(request, error));
     }
     const status = (error as { statusCode?: number }).statusCode;
-    if (status !== undefined && status < 500) return reply.code(status).send(envelope(request, new LakebaseError('INVALID_ARGUMENT', errorMessage(error))));
+    if (status !== undefined && status < 500)
+      return reply.code(status).send(envelope(request, new LakebaseError('INVALID_ARGUMENT', errorMessage(error))));
     o.log.error({ err: errorMessage(error), stack: (error as Error).stack, url: request.url }, 'request failed');
     return reply.code(500).send(envelope(request, new LakebaseError('INTERNAL', 'internal error; see the log of the Manager')));
   });

@@ -13,9 +13,11 @@ type Json = Record<string, unknown>;
 /** 8 TiB, the documented limit of a branch. */
 const LOGICAL_SIZE_LIMIT_BYTES = 8_796_093_022_208;
 
-export const uuidOf = (hex: string): string => `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+export const uuidOf = (hex: string): string =>
+  `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 
-const suspension = (seconds: number | null): Json => (seconds === null ? { no_suspension: true } : { suspend_timeout_duration: formatDuration(seconds) });
+const suspension = (seconds: number | null): Json =>
+  seconds === null ? { no_suspension: true } : { suspend_timeout_duration: formatDuration(seconds) };
 
 export const endpointDefaultsView = (d: EndpointDefaults): Json => ({
   autoscaling_limit_min_cu: d.autoscaling_limit_min_cu,
@@ -67,7 +69,11 @@ export function branchView(b: BranchRow): Json {
   };
 }
 
-export function endpointView(e: EndpointRow, controller: EndpointController | undefined, config: Pick<ManagerConfig, 'proxyHost' | 'proxyPort'>): Json {
+export function endpointView(
+  e: EndpointRow,
+  controller: EndpointController | undefined,
+  config: Pick<ManagerConfig, 'proxyHost' | 'proxyPort'>,
+): Json {
   const state = currentState(e, controller);
   const pending = controller?.phase === 'STARTING' ? 'ACTIVE' : controller?.phase === 'STOPPING' ? 'IDLE' : undefined;
   const error = controller?.lastError ?? e.last_error;

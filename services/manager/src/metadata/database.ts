@@ -50,12 +50,17 @@ export class Database implements Queryable {
 
   /** Applies what is missing, in order, each in a transaction that also records it. */
   async migrate(): Promise<number> {
-    await this.query('CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text NOT NULL, applied_time timestamptz NOT NULL DEFAULT now())');
+    await this.query(
+      'CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text NOT NULL, applied_time timestamptz NOT NULL DEFAULT now())',
+    );
     const done = new Set((await this.query<{ number: number }>('SELECT number FROM schema_migrations')).map((row) => row.number));
     const newest = Math.max(0, ...done);
     const known = migrations.at(-1)?.number ?? 0;
     if (newest > known)
-      throw new LakebaseError('CONFIG', `the metadata database is at migration ${newest} and this version knows ${known}: start a newer version`);
+      throw new LakebaseError(
+        'CONFIG',
+        `the metadata database is at migration ${newest} and this version knows ${known}: start a newer version`,
+      );
     let applied = 0;
     for (const migration of migrations) {
       if (done.has(migration.number)) continue;
@@ -82,7 +87,8 @@ export class Database implements Queryable {
         return;
       }
       await client.end();
-      if (Date.now() > deadline) throw new LakebaseError('CONFIG', 'another Manager uses this metadata database; stop it or name another database');
+      if (Date.now() > deadline)
+        throw new LakebaseError('CONFIG', 'another Manager uses this metadata database; stop it or name another database');
       await sleep(200);
     }
   }
@@ -140,7 +146,11 @@ export class Database implements Queryable {
 function isConnectionError(error: unknown): boolean {
   const code = (error as { code?: string }).code;
   if (code === undefined) return /terminated|timeout|closed|not queryable/i.test(errorMessage(error));
-  return code.startsWith('08') || code.startsWith('57P') || ['ECONNREFUSED', 'ECONNRESET', 'ENOENT', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENOTFOUND', 'EAI_AGAIN'].includes(code);
+  return (
+    code.startsWith('08') ||
+    code.startsWith('57P') ||
+    ['ECONNREFUSED', 'ECONNRESET', 'ENOENT', 'EPIPE', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENOTFOUND', 'EAI_AGAIN'].includes(code)
+  );
 }
 
 /** Postgres unique_violation. */

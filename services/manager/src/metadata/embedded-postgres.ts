@@ -3,7 +3,19 @@
  *  a postmaster that dies is started again. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chownSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chownSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, backoffDelay, sleep } from '@lakebase/base';
 import { type Account, type PostgresInstallation, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
@@ -81,13 +93,27 @@ export class EmbeddedPostgres {
     this.#give(passwordFile);
     const pwfile = `${viaFd(RUN_FD)}/initdb-password`;
     try {
-      const args = ['-D', viaFd(DATA_FD), '-U', 'lakebase', '--auth=scram-sha-256', `--pwfile=${pwfile}`, '--encoding=UTF8', '--locale=C', '--no-instructions'];
+      const args = [
+        '-D',
+        viaFd(DATA_FD),
+        '-U',
+        'lakebase',
+        '--auth=scram-sha-256',
+        `--pwfile=${pwfile}`,
+        '--encoding=UTF8',
+        '--locale=C',
+        '--no-instructions',
+      ];
       const child = this.#spawn('initdb', args, fresh, 'pipe');
       let output = '';
       child.stdout?.on('data', (chunk) => (output += String(chunk)));
       child.stderr?.on('data', (chunk) => (output += String(chunk)));
       const [code] = (await once(child, 'close')) as [number | null];
-      if (code !== 0) throw new LakebaseError('CONFIG', `cannot create the metadata database in ${fresh}: ${output.trim().split('\n').slice(-3).join(' ')}`);
+      if (code !== 0)
+        throw new LakebaseError(
+          'CONFIG',
+          `cannot create the metadata database in ${fresh}: ${output.trim().split('\n').slice(-3).join(' ')}`,
+        );
     } finally {
       rmSync(passwordFile, { force: true });
     }
@@ -104,7 +130,8 @@ export class EmbeddedPostgres {
     this.#options.log.warn({ pid }, 'stopping the metadata database that an earlier Manager left running');
     for (let waited = 0; this.#isOurPostmaster(pid); waited += 50) {
       if (waited % 5_000 === 0) process.kill(pid, waited < 10_000 ? 'SIGINT' : 'SIGQUIT');
-      if (waited > 30_000) throw new LakebaseError('UNAVAILABLE', `the metadata database (pid ${pid}) does not stop; end it and start again`);
+      if (waited > 30_000)
+        throw new LakebaseError('UNAVAILABLE', `the metadata database (pid ${pid}) does not stop; end it and start again`);
       await sleep(50);
     }
   }
@@ -148,8 +175,23 @@ export class EmbeddedPostgres {
 
   async #launch(): Promise<void> {
     const settings = {
-      listen_addresses: '', unix_socket_directories: viaFd(RUN_FD), unix_socket_permissions: '0700', port: PORT, fsync: 'on', max_connections: 25, shared_buffers: '16MB', wal_level: 'minimal',
-      max_wal_senders: 0, io_method: 'sync', jit: 'off', max_logical_replication_workers: 0, min_wal_size: '32MB', max_wal_size: '64MB', log_line_prefix: '%m [%p] ', autovacuum_worker_slots: 2, autovacuum_max_workers: 1,
+      listen_addresses: '',
+      unix_socket_directories: viaFd(RUN_FD),
+      unix_socket_permissions: '0700',
+      port: PORT,
+      fsync: 'on',
+      max_connections: 25,
+      shared_buffers: '16MB',
+      wal_level: 'minimal',
+      max_wal_senders: 0,
+      io_method: 'sync',
+      jit: 'off',
+      max_logical_replication_workers: 0,
+      min_wal_size: '32MB',
+      max_wal_size: '64MB',
+      log_line_prefix: '%m [%p] ',
+      autovacuum_worker_slots: 2,
+      autovacuum_max_workers: 1,
       ...this.#options.settings,
     };
     const logFile = openSync(join(this.#options.dataDir, 'postgres.log'), 'a', 0o600);
@@ -161,9 +203,14 @@ export class EmbeddedPostgres {
     child.once('exit', (code, signal) => (exited = `exit ${code ?? signal}`));
     child.once('error', (error) => (exited = error.message));
     for (let attempt = 0, started = Date.now(); ; attempt++) {
-      if (exited !== undefined) throw new LakebaseError('UNAVAILABLE', `the metadata database did not start (${exited}); see ${join(this.#options.dataDir, 'postgres.log')}`);
+      if (exited !== undefined)
+        throw new LakebaseError(
+          'UNAVAILABLE',
+          `the metadata database did not start (${exited}); see ${join(this.#options.dataDir, 'postgres.log')}`,
+        );
       if (await this.#answers()) return;
-      if (Date.now() - started > START_MS_MAX) throw new LakebaseError('TIMEOUT', 'the metadata database did not accept connections in time');
+      if (Date.now() - started > START_MS_MAX)
+        throw new LakebaseError('TIMEOUT', 'the metadata database did not accept connections in time');
       await sleep(Math.min(100, 10 * (attempt + 1)));
     }
   }

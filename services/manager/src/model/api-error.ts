@@ -2,8 +2,20 @@
 import { type ErrorCode, LakebaseError } from '@lakebase/base';
 
 export type PublicCode =
-  | 'INVALID_PARAMETER_VALUE' | 'BAD_REQUEST' | 'UNAUTHENTICATED' | 'PERMISSION_DENIED' | 'NOT_FOUND' | 'ALREADY_EXISTS' | 'RESOURCE_CONFLICT' | 'QUOTA_EXCEEDED'
-  | 'RESOURCE_EXHAUSTED' | 'TEMPORARILY_UNAVAILABLE' | 'DEADLINE_EXCEEDED' | 'NOT_IMPLEMENTED' | 'INTERNAL_ERROR' | 'ENDPOINT_NOT_FOUND';
+  | 'INVALID_PARAMETER_VALUE'
+  | 'BAD_REQUEST'
+  | 'UNAUTHENTICATED'
+  | 'PERMISSION_DENIED'
+  | 'NOT_FOUND'
+  | 'ALREADY_EXISTS'
+  | 'RESOURCE_CONFLICT'
+  | 'QUOTA_EXCEEDED'
+  | 'RESOURCE_EXHAUSTED'
+  | 'TEMPORARILY_UNAVAILABLE'
+  | 'DEADLINE_EXCEEDED'
+  | 'NOT_IMPLEMENTED'
+  | 'INTERNAL_ERROR'
+  | 'ENDPOINT_NOT_FOUND';
 
 const PUBLIC_CODE: Readonly<Record<ErrorCode, PublicCode>> = {
   INVALID_LSN: 'INVALID_PARAMETER_VALUE',
@@ -43,7 +55,8 @@ export class ApiError extends LakebaseError {
 }
 
 export const invalid = (message: string): ApiError => new ApiError('INVALID_ARGUMENT', 'INVALID_PARAMETER_VALUE', message);
-export const badRequest = (message: string, details: readonly unknown[] = []): ApiError => new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', message, details);
+export const badRequest = (message: string, details: readonly unknown[] = []): ApiError =>
+  new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', message, details);
 export const notFound = (message: string): ApiError => new ApiError('NOT_FOUND', 'NOT_FOUND', message);
 
 /** Marker by which declarative clients recognise an object that goes away with its parent, and swallow the error. */

@@ -11,7 +11,10 @@ import { checkPgSettings } from './settings.ts';
 test('a verifier holds the keys of the example in RFC 7677', () => {
   // Password, salt and iteration count of the RFC; the keys follow from its exchange.
   const verifier = scramVerifier('pencil', Buffer.from('W22ZaJ0SNY7soEsUEjb6gQ==', 'base64'));
-  assert.equal(verifier, 'SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=');
+  assert.equal(
+    verifier,
+    'SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=',
+  );
 });
 
 test('generated passwords have four classes and are safe in a URL', () => {
@@ -47,7 +50,8 @@ test('resource names: only exact ones pass', () => {
 });
 
 test('names Postgres keeps for itself are refused', () => {
-  for (const name of ['postgres', 'pg_x', 'PG_X', 'public', 'databricks_superuser', '', 'a'.repeat(64), 'a\0b', 'a\nb']) assert.throws(() => checkRoleName(name), name);
+  for (const name of ['postgres', 'pg_x', 'PG_X', 'public', 'databricks_superuser', '', 'a'.repeat(64), 'a\0b', 'a\nb'])
+    assert.throws(() => checkRoleName(name), name);
   for (const name of ['postgres', 'template1', '']) assert.throws(() => checkDatabaseName(name), name);
   assert.equal(checkRoleName('Ünï "quoted"; DROP'), 'Ünï "quoted"; DROP');
 });
@@ -55,11 +59,16 @@ test('names Postgres keeps for itself are refused', () => {
 test('durations', () => {
   assert.equal(parseDuration('f', '300s', { min: 0, max: 1000 }), 300);
   assert.equal(formatDuration(300), '300s');
-  for (const text of ['300', '-1s', '1e3s', '2000s', 300, null, '1.5s']) assert.throws(() => parseDuration('f', text, { min: 0, max: 1000 }));
+  for (const text of ['300', '-1s', '1e3s', '2000s', 300, null, '1.5s'])
+    assert.throws(() => parseDuration('f', text, { min: 0, max: 1000 }));
 });
 
 test('settings keep their values as text', () => {
-  assert.deepEqual(checkPgSettings({ Work_Mem: '8MB', jit: false, 'auto_explain.log_min_duration': 5 }), { work_mem: '8MB', jit: 'false', 'auto_explain.log_min_duration': '5' });
+  assert.deepEqual(checkPgSettings({ Work_Mem: '8MB', jit: false, 'auto_explain.log_min_duration': 5 }), {
+    work_mem: '8MB',
+    jit: 'false',
+    'auto_explain.log_min_duration': '5',
+  });
   assert.throws(() => checkPgSettings({ 'a b': 1 }));
   assert.throws(() => checkPgSettings({ work_mem: {} }));
   assert.throws(() => checkPgSettings([]));

@@ -23,8 +23,7 @@ export const childName = (p: BranchPath, kind: 'endpoints' | 'roles' | 'database
 
 /** The id in a create request's query string. */
 export function requireId(field: string, value: unknown): string {
-  if (typeof value !== 'string' || value === '')
-    throw invalid(`Field '${field}' is required, expected non-default value (not "")!`);
+  if (typeof value !== 'string' || value === '') throw invalid(`Field '${field}' is required, expected non-default value (not "")!`);
   if (!RESOURCE_ID.test(value)) throw invalid(`Field ${field} must match pattern ${RESOURCE_ID.source}, got '${value.slice(0, 80)}'.`);
   return value;
 }
@@ -33,7 +32,13 @@ export function requireId(field: string, value: unknown): string {
 export function parseChild(kind: 'endpoints' | 'roles' | 'databases', text: unknown, field: string): BranchPath & { id: string } {
   const parts = typeof text === 'string' ? text.split('/') : [];
   const [a, project, b, branch, c, id] = parts;
-  if (parts.length !== 6 || a !== 'projects' || b !== 'branches' || c !== kind || ![project, branch, id].every((x) => RESOURCE_ID.test(x as string)))
+  if (
+    parts.length !== 6 ||
+    a !== 'projects' ||
+    b !== 'branches' ||
+    c !== kind ||
+    ![project, branch, id].every((x) => RESOURCE_ID.test(x as string))
+  )
     throw invalid(`Field '${field}' must be a resource name projects/{project}/branches/{branch}/${kind}/{id}`);
   return { project: project as string, branch: branch as string, id: id as string };
 }
@@ -53,7 +58,18 @@ export function newSystemId(): string {
   return String((randomBytes(8).readBigUInt64BE() >> 1n) | 1n);
 }
 
-const RESERVED_ROLES = new Set(['public', 'none', 'postgres', 'lakebase_admin', 'lakebase', SUPERUSER_GROUP, 'current_user', 'session_user', 'current_role', 'user']);
+const RESERVED_ROLES = new Set([
+  'public',
+  'none',
+  'postgres',
+  'lakebase_admin',
+  'lakebase',
+  SUPERUSER_GROUP,
+  'current_user',
+  'session_user',
+  'current_role',
+  'user',
+]);
 const RESERVED_DATABASES = new Set(['postgres', 'template0', 'template1']);
 
 function checkPgName(what: string, field: string, name: unknown): string {

@@ -2,10 +2,44 @@
 import { badRequest, invalid } from './api-error.ts';
 
 const OWNED = new Set([
-  'fsync', 'full_page_writes', 'data_checksums', 'synchronous_standby_names', 'synchronous_commit', 'listen_addresses', 'port', 'hba_file', 'ident_file', 'config_file', 'data_directory',
-  'external_pid_file', 'restart_after_crash', 'wal_level', 'max_wal_senders', 'wal_keep_size', 'wal_sender_timeout', 'wal_sync_method', 'wal_log_hints', 'wal_init_zero', 'wal_segment_size',
-  'hot_standby', 'primary_conninfo', 'primary_slot_name', 'restore_command', 'shared_preload_libraries', 'session_preload_libraries', 'local_preload_libraries', 'dynamic_library_path',
-  'log_destination', 'logging_collector', 'log_directory', 'log_filename', 'allow_alter_system', 'allow_in_place_tablespaces', 'temp_tablespaces', 'password_encryption', 'io_method',
+  'fsync',
+  'full_page_writes',
+  'data_checksums',
+  'synchronous_standby_names',
+  'synchronous_commit',
+  'listen_addresses',
+  'port',
+  'hba_file',
+  'ident_file',
+  'config_file',
+  'data_directory',
+  'external_pid_file',
+  'restart_after_crash',
+  'wal_level',
+  'max_wal_senders',
+  'wal_keep_size',
+  'wal_sender_timeout',
+  'wal_sync_method',
+  'wal_log_hints',
+  'wal_init_zero',
+  'wal_segment_size',
+  'hot_standby',
+  'primary_conninfo',
+  'primary_slot_name',
+  'restore_command',
+  'shared_preload_libraries',
+  'session_preload_libraries',
+  'local_preload_libraries',
+  'dynamic_library_path',
+  'log_destination',
+  'logging_collector',
+  'log_directory',
+  'log_filename',
+  'allow_alter_system',
+  'allow_in_place_tablespaces',
+  'temp_tablespaces',
+  'password_encryption',
+  'io_method',
 ]);
 const OWNED_PREFIXES = ['unix_socket_', 'archive_', 'recovery_', 'ssl', 'krb_', 'lakebase.', 'event_source', 'bonjour', 'syslog_'];
 const NAME = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/;
@@ -25,7 +59,8 @@ export function checkPgSettings(value: unknown): Record<string, string> {
       throw badRequest(`setting ${name} belongs to Lakebase and cannot be changed: storage depends on it`);
     if (typeof v !== 'string' && typeof v !== 'number' && typeof v !== 'boolean') throw invalid(`setting ${name} must be a string`);
     const text = String(v);
-    if (Buffer.byteLength(text) > VALUE_BYTES_MAX || /[\r\n\0]/.test(text)) throw invalid(`the value of setting ${name} is too long or has line breaks`);
+    if (Buffer.byteLength(text) > VALUE_BYTES_MAX || /[\r\n\0]/.test(text))
+      throw invalid(`the value of setting ${name} is too long or has line breaks`);
     out[name] = text;
   }
   return out;

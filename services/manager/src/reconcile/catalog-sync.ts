@@ -84,27 +84,49 @@ export class CatalogSync {
     );
     if (rows.length === 0) return;
     const { roles, databases } = await catalog.pendingCatalog(this.#db, timeline);
-    const open = new Set([...roles.map((r) => catalogTarget('role', timeline, r.role_id)), ...databases.map((d) => catalogTarget('database', timeline, d.database_id))]);
+    const open = new Set([
+      ...roles.map((r) => catalogTarget('role', timeline, r.role_id)),
+      ...databases.map((d) => catalogTarget('database', timeline, d.database_id)),
+    ]);
     for (const row of rows) if (!open.has(row.target)) await completeTarget(this.#db, row.target, { response: {} });
   }
 }
 
 /** Roles before the databases they own; dropped databases before dropped owners. */
 function items(pending: catalog.Pending): Item[] {
-  const roles = pending.roles.map((r): Item => ({
-    kind: 'role', id: r.role_id, name: r.postgres_role, revision: r.revision, isNew: r.applied_revision === 0, deleting: r.deleting,
-    change: r.deleting ? { droppedRoles: [r.postgres_role] } : { roles: [catalog.roleSpec(r)] },
-  }));
-  const databases = pending.databases.map((d): Item => ({
-    kind: 'database', id: d.database_id, name: d.postgres_database, revision: d.revision, isNew: d.applied_revision === 0, deleting: d.deleting,
-    change: d.deleting ? { droppedDatabases: [d.postgres_database] } : { databases: [catalog.databaseSpec(d)] },
-  }));
+  const roles = pending.roles.map(
+    (r): Item => ({
+      kind: 'role',
+      id: r.role_id,
+      name: r.postgres_role,
+      revision: r.revision,
+      isNew: r.applied_revision === 0,
+      deleting: r.deleting,
+      change: r.deleting ? { droppedRoles: [r.postgres_role] } : { roles: [catalog.roleSpec(r)] },
+    }),
+  );
+  const databases = pending.databases.map(
+    (d): Item => ({
+      kind: 'database',
+      id: d.database_id,
+      name: d.postgres_database,
+      revision: d.revision,
+      isNew: d.applied_revision === 0,
+      deleting: d.deleting,
+      change: d.deleting ? { droppedDatabases: [d.postgres_database] } : { databases: [catalog.databaseSpec(d)] },
+    }),
+  );
   return [
-    ...roles.filter((i) => !i.deleting), ...databases.filter((i) => !i.deleting),
-    ...databases.filter((i) => i.deleting), ...roles.filter((i) => i.deleting),
+    ...roles.filter((i) => !i.deleting),
+    ...databases.filter((i) => !i.deleting),
+    ...databases.filter((i) => i.deleting),
+    ...roles.filter((i) => i.deleting),
   ];
 }
 
 /** What a caller that waits for a change is told when no compute could be reached. */
 export const cannotApply = (error: unknown): LakebaseError =>
-  new LakebaseError('UNAVAILABLE', `the change is recorded and is carried out as soon as the compute can be reached: ${errorMessage(error)}`);
+  new LakebaseError(
+    'UNAVAILABLE',
+    `the change is recorded and is carried out as soon as the compute can be reached: ${errorMessage(error)}`,
+  );

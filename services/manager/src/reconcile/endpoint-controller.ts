@@ -113,7 +113,8 @@ export class EndpointController {
   /** Called with every look at the compute host. `lookedAt` is when the look began. */
   observe(status: ComputeStatus | undefined, lookedAt: number): void {
     if (this.#phase !== 'ACTIVE' || lookedAt < this.#activeSince) return;
-    if (status === undefined || status.state === 'STOPPED' || status.state === 'FAILED' || status.state === 'STOPPING') return this.#died(status);
+    if (status === undefined || status.state === 'STOPPED' || status.state === 'FAILED' || status.state === 'STOPPING')
+      return this.#died(status);
     this.#noteStatus(status, lookedAt);
     const idleMs = Date.now() - Math.max(this.#lastActive, this.#activeSince, this.#lastWake);
     const quiet = this.#suspendAfterMs !== null && !status.activity.active && idleMs >= this.#suspendAfterMs;
@@ -173,7 +174,8 @@ export class EndpointController {
     await setStarting(this.#c.db, this.uid, computeId);
     const pending = await pendingCatalog(this.#c.db, row.timeline_id);
     const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending));
-    if (status.state !== 'RUNNING' || status.socketDir === null) throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
+    if (status.state !== 'RUNNING' || status.socketDir === null)
+      throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
     this.#setRunning(status);
     this.#log.info({ compute: computeId, ms: Date.now() - startedAt, stages: status.stages }, 'compute started');
     // Bookkeeping after the client can go on: a kill in between only repeats idempotent work.
@@ -202,7 +204,8 @@ export class EndpointController {
 
   async #markApplied(row: EndpointRow, pending: Pending): Promise<void> {
     for (const r of pending.roles) if (!r.deleting) await setApplied(this.#c.db, 'role', row.timeline_id, r.role_id, r.revision);
-    for (const d of pending.databases) if (!d.deleting) await setApplied(this.#c.db, 'database', row.timeline_id, d.database_id, d.revision);
+    for (const d of pending.databases)
+      if (!d.deleting) await setApplied(this.#c.db, 'database', row.timeline_id, d.database_id, d.revision);
   }
 
   /** No compute recorded earlier may be left when a new one is asked for. Immediate: its commits are in the quorum already. */
@@ -299,7 +302,8 @@ export class EndpointController {
     this.#log.warn({ compute: computeId, reason }, 'compute died');
     this.#phase = 'IDLE';
     this.#compute = undefined;
-    if (Date.now() - this.#activeSince < EARLY_DEATH_MS) this.#failed(new LakebaseError('UNAVAILABLE', `the compute died soon after its start: ${reason}`));
+    if (Date.now() - this.#activeSince < EARLY_DEATH_MS)
+      this.#failed(new LakebaseError('UNAVAILABLE', `the compute died soon after its start: ${reason}`));
     this.#c.phaseChanged();
     // It was active and nobody suspended it: start it again at once; its clients are about to come back.
     void this.wake().catch((error) => this.#log.warn({ err: errorMessage(error) }, 'restart failed; the next connection tries again'));
@@ -344,7 +348,10 @@ export class EndpointController {
     const waitMs = this.#notBefore - Date.now();
     if (waitMs <= 0) return;
     if (waitMs > 3_000)
-      throw new LakebaseError('UNAVAILABLE', `${this.#lastError?.message ?? 'the last start failed'} (next attempt in ${Math.ceil(waitMs / 1000)} s)`);
+      throw new LakebaseError(
+        'UNAVAILABLE',
+        `${this.#lastError?.message ?? 'the last start failed'} (next attempt in ${Math.ceil(waitMs / 1000)} s)`,
+      );
     await sleep(waitMs);
   }
 }

@@ -61,7 +61,11 @@ export class ProjectReconciler {
       throw reason === null ? error : new LakebaseError('UNAVAILABLE', `project ${project.project_id} is still being created: ${reason}`);
     }
     const after = await projectByUid(this.#context.db, uid);
-    if (after?.state !== 'READY') throw new LakebaseError('UNAVAILABLE', `project ${project.project_id} could not be created${after?.error == null ? '' : `: ${after.error}`}`);
+    if (after?.state !== 'READY')
+      throw new LakebaseError(
+        'UNAVAILABLE',
+        `project ${project.project_id} could not be created${typeof after?.error === 'string' ? `: ${after.error}` : ''}`,
+      );
   }
 
   async #run(uid: ProjectUid): Promise<void> {
@@ -118,4 +122,5 @@ export class ProjectReconciler {
 }
 
 /** The far end understood and refused: asking again the same way cannot help. */
-const isHopeless = (error: unknown): boolean => isCode(error, 'INVALID_ARGUMENT') || isCode(error, 'UNSUPPORTED') || isCode(error, 'INVALID_ID') || isCode(error, 'INVALID_LSN');
+const isHopeless = (error: unknown): boolean =>
+  isCode(error, 'INVALID_ARGUMENT') || isCode(error, 'UNSUPPORTED') || isCode(error, 'INVALID_ID') || isCode(error, 'INVALID_LSN');

@@ -31,7 +31,11 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
   for (const branch of await projects.branchesOf(c.db, uid)) {
     let start = { startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
     if (start.startLsn === null || start.prevRecordLsn === null) {
-      const status = await c.far.pageserver.create(uid, branch.timeline_id, { pgVersion: project.pg_version, systemId: project.system_id, safekeepers: c.far.safekeepers });
+      const status = await c.far.pageserver.create(uid, branch.timeline_id, {
+        pgVersion: project.pg_version,
+        systemId: project.system_id,
+        safekeepers: c.far.safekeepers,
+      });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
       await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
     }
@@ -94,7 +98,11 @@ async function createWalTimelines(c: StorageContext, timeline: TimelineId, body:
         });
     }
   });
-  if (made < need) throw new LakebaseError('UNAVAILABLE', `only ${made} of ${members.length} safekeepers made the timeline, ${need} needed (${problems.join('; ')})`);
+  if (made < need)
+    throw new LakebaseError(
+      'UNAVAILABLE',
+      `only ${made} of ${members.length} safekeepers made the timeline, ${need} needed (${problems.join('; ')})`,
+    );
 }
 
 async function makeMember(c: StorageContext, member: projects.WalMemberRow, body: CreateWalTimeline): Promise<void> {
@@ -111,7 +119,9 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
     await completeTarget(tx, `project:${uid}`, { response: {} });
     await projects.deleteProjectRows(tx, uid);
   });
-  await reconcileMembers(c).catch((error) => c.log.warn({ err: errorMessage(error) }, 'WAL of a deleted project is still on some safekeepers'));
+  await reconcileMembers(c).catch((error) =>
+    c.log.warn({ err: errorMessage(error) }, 'WAL of a deleted project is still on some safekeepers'),
+  );
 }
 
 /** One round over all members that are not where they should be. Returns how many are left. */
@@ -122,8 +132,13 @@ export async function reconcileMembers(c: Pick<StorageContext, 'db' | 'far' | 'l
       if (member.wanted) {
         const [branch] = (await projects.branchesOf(c.db, member.project_uid)).filter((b) => b.timeline_id === member.timeline_id);
         const project = await projects.projectByUid(c.db, member.project_uid);
-        if (branch?.start_lsn == null || branch.prev_record_lsn === null || project === undefined) continue;
-        const body = { systemId: project.system_id, pgVersion: project.pg_version, startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
+        if (branch === undefined || branch.start_lsn === null || branch.prev_record_lsn === null || project === undefined) continue;
+        const body = {
+          systemId: project.system_id,
+          pgVersion: project.pg_version,
+          startLsn: branch.start_lsn,
+          prevRecordLsn: branch.prev_record_lsn,
+        };
         await makeMember(c as StorageContext, member, body);
       } else {
         const client = c.far.safekeeper(member.safekeeper_id);
@@ -133,7 +148,10 @@ export async function reconcileMembers(c: Pick<StorageContext, 'db' | 'far' | 'l
       }
     } catch (error) {
       left++;
-      c.log.warn({ safekeeper: member.safekeeper_id, timeline: member.timeline_id, err: errorMessage(error) }, 'a safekeeper is not where it should be; trying again later');
+      c.log.warn(
+        { safekeeper: member.safekeeper_id, timeline: member.timeline_id, err: errorMessage(error) },
+        'a safekeeper is not where it should be; trying again later',
+      );
     }
   }
   return left;

@@ -40,20 +40,29 @@ export interface Pending {
   readonly databases: readonly DatabaseRow[];
 }
 
-const DATABASE = 'SELECT d.*, r.postgres_role AS owner FROM databases d JOIN roles r ON r.timeline_id = d.timeline_id AND r.role_id = d.owner_role_id';
+const DATABASE =
+  'SELECT d.*, r.postgres_role AS owner FROM databases d JOIN roles r ON r.timeline_id = d.timeline_id AND r.role_id = d.owner_role_id';
 
-export const listRoles = (q: Queryable, t: TimelineId): Promise<RoleRow[]> => q.query<RoleRow>('SELECT * FROM roles WHERE timeline_id = $1 ORDER BY create_time, role_id', [t]);
+export const listRoles = (q: Queryable, t: TimelineId): Promise<RoleRow[]> =>
+  q.query<RoleRow>('SELECT * FROM roles WHERE timeline_id = $1 ORDER BY create_time, role_id', [t]);
 export const roleById = async (q: Queryable, t: TimelineId, id: string): Promise<RoleRow | undefined> =>
   (await q.query<RoleRow>('SELECT * FROM roles WHERE timeline_id = $1 AND role_id = $2', [t, id]))[0];
 export const roleByName = async (q: Queryable, t: TimelineId, name: string): Promise<RoleRow | undefined> =>
   (await q.query<RoleRow>('SELECT * FROM roles WHERE timeline_id = $1 AND postgres_role = $2', [t, name]))[0];
-export const listDatabases = (q: Queryable, t: TimelineId): Promise<DatabaseRow[]> => q.query<DatabaseRow>(`${DATABASE} WHERE d.timeline_id = $1 ORDER BY d.create_time, d.database_id`, [t]);
+export const listDatabases = (q: Queryable, t: TimelineId): Promise<DatabaseRow[]> =>
+  q.query<DatabaseRow>(`${DATABASE} WHERE d.timeline_id = $1 ORDER BY d.create_time, d.database_id`, [t]);
 export const databaseById = async (q: Queryable, t: TimelineId, id: string): Promise<DatabaseRow | undefined> =>
   (await q.query<DatabaseRow>(`${DATABASE} WHERE d.timeline_id = $1 AND d.database_id = $2`, [t, id]))[0];
 
 export async function pendingCatalog(q: Queryable, t: TimelineId): Promise<Pending> {
-  const roles = await q.query<RoleRow>('SELECT * FROM roles WHERE timeline_id = $1 AND (deleting OR applied_revision < revision) ORDER BY create_time', [t]);
-  const databases = await q.query<DatabaseRow>(`${DATABASE} WHERE d.timeline_id = $1 AND (d.deleting OR d.applied_revision < d.revision) ORDER BY d.create_time`, [t]);
+  const roles = await q.query<RoleRow>(
+    'SELECT * FROM roles WHERE timeline_id = $1 AND (deleting OR applied_revision < revision) ORDER BY create_time',
+    [t],
+  );
+  const databases = await q.query<DatabaseRow>(
+    `${DATABASE} WHERE d.timeline_id = $1 AND (d.deleting OR d.applied_revision < d.revision) ORDER BY d.create_time`,
+    [t],
+  );
   return { roles, databases };
 }
 
@@ -74,19 +83,35 @@ export async function insertRole(q: Queryable, t: TimelineId, id: string, r: Rol
     [t, id, r.postgresRole, r.authMethod, r.identityType, r.verifier, r.createdb, r.createrole, r.bypassrls, r.membershipRoles],
   );
 }
-export async function updateRole(q: Queryable, t: TimelineId, id: string, r: Omit<RoleWrite, 'postgresRole' | 'identityType'>): Promise<void> {
+export async function updateRole(
+  q: Queryable,
+  t: TimelineId,
+  id: string,
+  r: Omit<RoleWrite, 'postgresRole' | 'identityType'>,
+): Promise<void> {
   await q.query(
     `UPDATE roles SET auth_method = $3, verifier = $4, createdb = $5, createrole = $6, bypassrls = $7, membership_roles = $8, revision = revision + 1, update_time = now()
      WHERE timeline_id = $1 AND role_id = $2`,
     [t, id, r.authMethod, r.verifier, r.createdb, r.createrole, r.bypassrls, r.membershipRoles],
   );
-  await q.query('DELETE FROM seen_roles s USING roles r WHERE r.timeline_id = $1 AND r.role_id = $2 AND s.timeline_id = $1 AND s.name = r.postgres_role', [t, id]);
+  await q.query(
+    'DELETE FROM seen_roles s USING roles r WHERE r.timeline_id = $1 AND r.role_id = $2 AND s.timeline_id = $1 AND s.name = r.postgres_role',
+    [t, id],
+  );
 }
 export async function insertDatabase(q: Queryable, t: TimelineId, id: string, name: string, ownerRoleId: string): Promise<void> {
-  await q.query('INSERT INTO databases (timeline_id, database_id, postgres_database, owner_role_id) VALUES ($1, $2, $3, $4)', [t, id, name, ownerRoleId]);
+  await q.query('INSERT INTO databases (timeline_id, database_id, postgres_database, owner_role_id) VALUES ($1, $2, $3, $4)', [
+    t,
+    id,
+    name,
+    ownerRoleId,
+  ]);
 }
 export async function updateDatabaseOwner(q: Queryable, t: TimelineId, id: string, ownerRoleId: string): Promise<void> {
-  await q.query('UPDATE databases SET owner_role_id = $3, revision = revision + 1, update_time = now() WHERE timeline_id = $1 AND database_id = $2', [t, id, ownerRoleId]);
+  await q.query(
+    'UPDATE databases SET owner_role_id = $3, revision = revision + 1, update_time = now() WHERE timeline_id = $1 AND database_id = $2',
+    [t, id, ownerRoleId],
+  );
 }
 
 export type CatalogKind = 'role' | 'database';
@@ -94,10 +119,18 @@ const TABLE = { role: 'roles', database: 'databases' } as const;
 const ID = { role: 'role_id', database: 'database_id' } as const;
 
 export async function setDeleting(q: Queryable, kind: CatalogKind, t: TimelineId, id: string, deleting: boolean): Promise<void> {
-  await q.query(`UPDATE ${TABLE[kind]} SET deleting = $3, update_time = now() WHERE timeline_id = $1 AND ${ID[kind]} = $2`, [t, id, deleting]);
+  await q.query(`UPDATE ${TABLE[kind]} SET deleting = $3, update_time = now() WHERE timeline_id = $1 AND ${ID[kind]} = $2`, [
+    t,
+    id,
+    deleting,
+  ]);
 }
 export async function setApplied(q: Queryable, kind: CatalogKind, t: TimelineId, id: string, revision: number): Promise<void> {
-  await q.query(`UPDATE ${TABLE[kind]} SET applied_revision = greatest(applied_revision, $3) WHERE timeline_id = $1 AND ${ID[kind]} = $2`, [t, id, revision]);
+  await q.query(`UPDATE ${TABLE[kind]} SET applied_revision = greatest(applied_revision, $3) WHERE timeline_id = $1 AND ${ID[kind]} = $2`, [
+    t,
+    id,
+    revision,
+  ]);
 }
 export async function deleteCatalogRow(q: Queryable, kind: CatalogKind, t: TimelineId, id: string): Promise<void> {
   await q.query(`DELETE FROM ${TABLE[kind]} WHERE timeline_id = $1 AND ${ID[kind]} = $2`, [t, id]);
@@ -107,7 +140,12 @@ export async function deleteCatalogRow(q: Queryable, kind: CatalogKind, t: Timel
 export async function lastKnownSecret(q: Queryable, t: TimelineId, name: string): Promise<RoleSecret | undefined> {
   const role = await roleByName(q, t, name);
   if (role !== undefined && (role.deleting || role.applied_revision < role.revision)) return roleSecret(role);
-  const seen = (await q.query<{ verifier: string | null; login: boolean }>('SELECT verifier, login FROM seen_roles WHERE timeline_id = $1 AND name = $2', [t, name]))[0];
+  const seen = (
+    await q.query<{ verifier: string | null; login: boolean }>(
+      'SELECT verifier, login FROM seen_roles WHERE timeline_id = $1 AND name = $2',
+      [t, name],
+    )
+  )[0];
   if (seen !== undefined) return { name, verifier: seen.verifier, login: seen.login };
   return role === undefined ? undefined : roleSecret(role);
 }
@@ -123,11 +161,18 @@ export async function forgetSecret(q: Queryable, t: TimelineId, name: string): P
   await q.query('DELETE FROM seen_roles WHERE timeline_id = $1 AND name = $2', [t, name]);
 }
 export async function knownRoleNames(q: Queryable, t: TimelineId): Promise<string[]> {
-  const rows = await q.query<{ name: string }>('SELECT postgres_role AS name FROM roles WHERE timeline_id = $1 UNION SELECT name FROM seen_roles WHERE timeline_id = $1 LIMIT 1000', [t]);
+  const rows = await q.query<{ name: string }>(
+    'SELECT postgres_role AS name FROM roles WHERE timeline_id = $1 UNION SELECT name FROM seen_roles WHERE timeline_id = $1 LIMIT 1000',
+    [t],
+  );
   return rows.map((row) => row.name);
 }
 
-const roleSecret = (r: RoleRow): RoleSecret => ({ name: r.postgres_role, verifier: r.verifier, login: r.auth_method !== 'NO_LOGIN' && !r.deleting });
+const roleSecret = (r: RoleRow): RoleSecret => ({
+  name: r.postgres_role,
+  verifier: r.verifier,
+  login: r.auth_method !== 'NO_LOGIN' && !r.deleting,
+});
 
 export const roleSpec = (r: RoleRow): RoleSpec => ({
   name: r.postgres_role,

@@ -32,13 +32,16 @@ export interface EndpointRow {
 const SELECT = `SELECT e.*, b.branch_id, p.project_id, p.uid AS project_uid, p.state AS project_state, p.error AS project_error, p.pg_version, p.system_id
   FROM endpoints e JOIN branches b ON b.timeline_id = e.timeline_id JOIN projects p ON p.uid = b.project_uid`;
 
-export const listAllEndpoints = (q: Queryable): Promise<EndpointRow[]> => q.query<EndpointRow>(`${SELECT} ORDER BY p.create_time, e.create_time`);
+export const listAllEndpoints = (q: Queryable): Promise<EndpointRow[]> =>
+  q.query<EndpointRow>(`${SELECT} ORDER BY p.create_time, e.create_time`);
 export const listEndpoints = (q: Queryable, timeline: TimelineId): Promise<EndpointRow[]> =>
   q.query<EndpointRow>(`${SELECT} WHERE e.timeline_id = $1 ORDER BY e.create_time, e.endpoint_id`, [timeline]);
-export const endpointByUid = async (q: Queryable, uid: string): Promise<EndpointRow | undefined> => (await q.query<EndpointRow>(`${SELECT} WHERE e.uid = $1`, [uid]))[0];
+export const endpointByUid = async (q: Queryable, uid: string): Promise<EndpointRow | undefined> =>
+  (await q.query<EndpointRow>(`${SELECT} WHERE e.uid = $1`, [uid]))[0];
 export const endpointById = async (q: Queryable, timeline: TimelineId, id: string): Promise<EndpointRow | undefined> =>
   (await q.query<EndpointRow>(`${SELECT} WHERE e.timeline_id = $1 AND e.endpoint_id = $2`, [timeline, id]))[0];
-export const endpointsOfProject = (q: Queryable, project: ProjectUid): Promise<EndpointRow[]> => q.query<EndpointRow>(`${SELECT} WHERE p.uid = $1`, [project]);
+export const endpointsOfProject = (q: Queryable, project: ProjectUid): Promise<EndpointRow[]> =>
+  q.query<EndpointRow>(`${SELECT} WHERE p.uid = $1`, [project]);
 
 export interface NewEndpoint {
   readonly uid: string;
@@ -65,9 +68,10 @@ export interface EndpointChange {
   readonly pgSettings: Readonly<Record<string, string>>;
 }
 export async function updateEndpoint(q: Queryable, uid: string, c: EndpointChange): Promise<void> {
-  await q.query('UPDATE endpoints SET min_cu = $2, max_cu = $3, suspend_timeout_seconds = $4, disabled = $5, pg_settings = $6, update_time = now() WHERE uid = $1', [
-    uid, c.minCu, c.maxCu, c.suspendTimeoutSeconds, c.disabled, JSON.stringify(c.pgSettings),
-  ]);
+  await q.query(
+    'UPDATE endpoints SET min_cu = $2, max_cu = $3, suspend_timeout_seconds = $4, disabled = $5, pg_settings = $6, update_time = now() WHERE uid = $1',
+    [uid, c.minCu, c.maxCu, c.suspendTimeoutSeconds, c.disabled, JSON.stringify(c.pgSettings)],
+  );
 }
 
 /** Written before the start is asked for: whatever happens next, this compute is known and can be found or stopped. */
@@ -75,7 +79,10 @@ export async function setStarting(q: Queryable, uid: string, computeId: string):
   await q.query(`UPDATE endpoints SET compute_id = $2, start_time = now() WHERE uid = $1`, [uid, computeId]);
 }
 export async function setActive(q: Queryable, uid: string, computeId: string): Promise<void> {
-  await q.query(`UPDATE endpoints SET state = 'ACTIVE', last_error = NULL, last_active_time = now() WHERE uid = $1 AND compute_id = $2`, [uid, computeId]);
+  await q.query(`UPDATE endpoints SET state = 'ACTIVE', last_error = NULL, last_active_time = now() WHERE uid = $1 AND compute_id = $2`, [
+    uid,
+    computeId,
+  ]);
 }
 /** The compute is gone for certain. */
 export async function setIdle(q: Queryable, uid: string, computeId: string, error: string | null): Promise<void> {
@@ -85,7 +92,10 @@ export async function setIdle(q: Queryable, uid: string, computeId: string, erro
   );
 }
 export async function setLastError(q: Queryable, uid: string, error: string): Promise<void> {
-  await q.query(`UPDATE endpoints SET last_error = $2, state = CASE state WHEN 'ACTIVE' THEN 'IDLE' ELSE state END WHERE uid = $1`, [uid, error]);
+  await q.query(`UPDATE endpoints SET last_error = $2, state = CASE state WHEN 'ACTIVE' THEN 'IDLE' ELSE state END WHERE uid = $1`, [
+    uid,
+    error,
+  ]);
 }
 export async function setLastActive(q: Queryable, uid: string, at: Date): Promise<void> {
   await q.query('UPDATE endpoints SET last_active_time = greatest(last_active_time, $2) WHERE uid = $1', [uid, at]);

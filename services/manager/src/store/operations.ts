@@ -16,8 +16,18 @@ export interface OperationRow {
   readonly done_time: Date | null;
 }
 export type OperationKind =
-  | 'CREATE_PROJECT' | 'UPDATE_PROJECT' | 'DELETE_PROJECT' | 'UPDATE_ENDPOINT' | 'SUSPEND_ENDPOINT' | 'START_ENDPOINT'
-  | 'CREATE_ROLE' | 'UPDATE_ROLE' | 'DELETE_ROLE' | 'CREATE_DATABASE' | 'UPDATE_DATABASE' | 'DELETE_DATABASE';
+  | 'CREATE_PROJECT'
+  | 'UPDATE_PROJECT'
+  | 'DELETE_PROJECT'
+  | 'UPDATE_ENDPOINT'
+  | 'SUSPEND_ENDPOINT'
+  | 'START_ENDPOINT'
+  | 'CREATE_ROLE'
+  | 'UPDATE_ROLE'
+  | 'DELETE_ROLE'
+  | 'CREATE_DATABASE'
+  | 'UPDATE_DATABASE'
+  | 'DELETE_DATABASE';
 
 export const EMPTY_RESPONSE = { '@type': 'type.googleapis.com/google.protobuf.Empty' };
 
@@ -27,17 +37,23 @@ export async function insertOperation(q: Queryable, o: { resource: string; kind:
   return id;
 }
 
-export const operationById = async (q: Queryable, id: string): Promise<OperationRow | undefined> => (await q.query<OperationRow>('SELECT * FROM operations WHERE id = $1', [id]))[0];
+export const operationById = async (q: Queryable, id: string): Promise<OperationRow | undefined> =>
+  (await q.query<OperationRow>('SELECT * FROM operations WHERE id = $1', [id]))[0];
 export const openOperations = (q: Queryable, target: string): Promise<OperationRow[]> =>
   q.query<OperationRow>('SELECT * FROM operations WHERE target = $1 AND NOT done ORDER BY create_time', [target]);
-export const allOpenOperations = (q: Queryable): Promise<OperationRow[]> => q.query<OperationRow>('SELECT * FROM operations WHERE NOT done ORDER BY create_time');
+export const allOpenOperations = (q: Queryable): Promise<OperationRow[]> =>
+  q.query<OperationRow>('SELECT * FROM operations WHERE NOT done ORDER BY create_time');
 
 export type Outcome = { readonly response: Record<string, unknown> } | { readonly error: PublicErrorBody };
 
 export async function completeOperation(q: Queryable, id: string, outcome: Outcome): Promise<void> {
   const response = 'response' in outcome ? JSON.stringify(outcome.response) : null;
   const error = 'error' in outcome ? JSON.stringify(outcome.error) : null;
-  await q.query('UPDATE operations SET done = true, response = $2, error = $3, done_time = now() WHERE id = $1 AND NOT done', [id, response, error]);
+  await q.query('UPDATE operations SET done = true, response = $2, error = $3, done_time = now() WHERE id = $1 AND NOT done', [
+    id,
+    response,
+    error,
+  ]);
 }
 /** Completes every open operation on a target. */
 export async function completeTarget(q: Queryable, target: string, outcome: Outcome): Promise<void> {

@@ -48,44 +48,81 @@ export interface WalMemberRow {
 
 const BRANCH = 'SELECT b.*, p.project_id FROM branches b JOIN projects p ON p.uid = b.project_uid';
 
-export async function insertProject(q: Queryable, p: Omit<ProjectRow, 'state' | 'error' | 'create_time' | 'update_time'> & { workspace: string }): Promise<void> {
+export async function insertProject(
+  q: Queryable,
+  p: Omit<ProjectRow, 'state' | 'error' | 'create_time' | 'update_time'> & { workspace: string },
+): Promise<void> {
   await q.query(
     `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, state)
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'CREATING')`,
-    [p.uid, p.workspace, p.project_id, p.display_name, p.owner, p.pg_version, p.system_id, p.retention_seconds, JSON.stringify(p.default_endpoint_settings)],
+    [
+      p.uid,
+      p.workspace,
+      p.project_id,
+      p.display_name,
+      p.owner,
+      p.pg_version,
+      p.system_id,
+      p.retention_seconds,
+      JSON.stringify(p.default_endpoint_settings),
+    ],
   );
 }
 
 export async function insertBranch(q: Queryable, b: { timeline: TimelineId; project: ProjectUid; id: string; uid: string }): Promise<void> {
-  await q.query(`INSERT INTO branches (timeline_id, project_uid, branch_id, uid, is_default, state) VALUES ($1, $2, $3, $4, true, 'INIT')`, [b.timeline, b.project, b.id, b.uid]);
+  await q.query(
+    `INSERT INTO branches (timeline_id, project_uid, branch_id, uid, is_default, state) VALUES ($1, $2, $3, $4, true, 'INIT')`,
+    [b.timeline, b.project, b.id, b.uid],
+  );
 }
 
-export async function insertWalMembers(q: Queryable, timeline: TimelineId, project: ProjectUid, safekeepers: readonly string[]): Promise<void> {
+export async function insertWalMembers(
+  q: Queryable,
+  timeline: TimelineId,
+  project: ProjectUid,
+  safekeepers: readonly string[],
+): Promise<void> {
   await q.query(
     `INSERT INTO wal_members (timeline_id, project_uid, safekeeper_id, wanted) SELECT $1, $2, unnest($3::text[]), true ON CONFLICT DO NOTHING`,
     [timeline, project, safekeepers],
   );
 }
 
-export const listProjects = (q: Queryable): Promise<ProjectRow[]> => q.query<ProjectRow>('SELECT * FROM projects ORDER BY create_time, project_id');
-export const projectById = async (q: Queryable, id: string): Promise<ProjectRow | undefined> => (await q.query<ProjectRow>('SELECT * FROM projects WHERE project_id = $1', [id]))[0];
-export const projectByUid = async (q: Queryable, uid: string): Promise<ProjectRow | undefined> => (await q.query<ProjectRow>('SELECT * FROM projects WHERE uid = $1', [uid]))[0];
-export const unfinishedProjects = (q: Queryable): Promise<{ uid: ProjectUid }[]> => q.query(`SELECT uid FROM projects WHERE state <> 'READY'`);
+export const listProjects = (q: Queryable): Promise<ProjectRow[]> =>
+  q.query<ProjectRow>('SELECT * FROM projects ORDER BY create_time, project_id');
+export const projectById = async (q: Queryable, id: string): Promise<ProjectRow | undefined> =>
+  (await q.query<ProjectRow>('SELECT * FROM projects WHERE project_id = $1', [id]))[0];
+export const projectByUid = async (q: Queryable, uid: string): Promise<ProjectRow | undefined> =>
+  (await q.query<ProjectRow>('SELECT * FROM projects WHERE uid = $1', [uid]))[0];
+export const unfinishedProjects = (q: Queryable): Promise<{ uid: ProjectUid }[]> =>
+  q.query(`SELECT uid FROM projects WHERE state <> 'READY'`);
 
-export const listBranches = (q: Queryable, project: string): Promise<BranchRow[]> => q.query<BranchRow>(`${BRANCH} WHERE p.project_id = $1 ORDER BY b.create_time, b.branch_id`, [project]);
-export const branchesOf = (q: Queryable, project: ProjectUid): Promise<BranchRow[]> => q.query<BranchRow>(`${BRANCH} WHERE p.uid = $1 ORDER BY b.create_time`, [project]);
+export const listBranches = (q: Queryable, project: string): Promise<BranchRow[]> =>
+  q.query<BranchRow>(`${BRANCH} WHERE p.project_id = $1 ORDER BY b.create_time, b.branch_id`, [project]);
+export const branchesOf = (q: Queryable, project: ProjectUid): Promise<BranchRow[]> =>
+  q.query<BranchRow>(`${BRANCH} WHERE p.uid = $1 ORDER BY b.create_time`, [project]);
 export const branchByPath = async (q: Queryable, project: string, branch: string): Promise<BranchRow | undefined> =>
   (await q.query<BranchRow>(`${BRANCH} WHERE p.project_id = $1 AND b.branch_id = $2`, [project, branch]))[0];
 
 export async function setBranchStart(q: Queryable, timeline: TimelineId, startLsn: string, prevRecordLsn: string): Promise<void> {
-  await q.query('UPDATE branches SET start_lsn = $2, prev_record_lsn = $3, update_time = now() WHERE timeline_id = $1', [timeline, startLsn, prevRecordLsn]);
+  await q.query('UPDATE branches SET start_lsn = $2, prev_record_lsn = $3, update_time = now() WHERE timeline_id = $1', [
+    timeline,
+    startLsn,
+    prevRecordLsn,
+  ]);
 }
 export async function setProjectError(q: Queryable, uid: ProjectUid, error: string | null): Promise<void> {
   await q.query('UPDATE projects SET error = $2 WHERE uid = $1 AND error IS DISTINCT FROM $2', [uid, error]);
 }
 export async function setProjectReady(q: Queryable, uid: ProjectUid): Promise<void> {
-  await q.query(`UPDATE branches SET state = 'READY', state_change_time = now(), update_time = now() WHERE project_uid = $1 AND state = 'INIT'`, [uid]);
-  await q.query(`UPDATE endpoints e SET state = 'IDLE', update_time = now() FROM branches b WHERE b.timeline_id = e.timeline_id AND b.project_uid = $1 AND e.state = 'INIT'`, [uid]);
+  await q.query(
+    `UPDATE branches SET state = 'READY', state_change_time = now(), update_time = now() WHERE project_uid = $1 AND state = 'INIT'`,
+    [uid],
+  );
+  await q.query(
+    `UPDATE endpoints e SET state = 'IDLE', update_time = now() FROM branches b WHERE b.timeline_id = e.timeline_id AND b.project_uid = $1 AND e.state = 'INIT'`,
+    [uid],
+  );
   await q.query(`UPDATE projects SET state = 'READY', error = NULL, update_time = now() WHERE uid = $1`, [uid]);
 }
 /** From here on the project only goes away: desired state of everything below it follows. */

@@ -33,8 +33,17 @@ export async function setAdminToken(q: Queryable, token: string, identity: strin
   await q.query(`INSERT INTO tokens (hash, kind, identity) VALUES ($1, 'ADMIN', $2) ON CONFLICT (hash) DO NOTHING`, [hash, identity]);
 }
 
-export async function insertCredential(q: Queryable, token: string, c: { identity: string; endpointUid: string | null; expireTime: Date }): Promise<void> {
-  await q.query(`INSERT INTO tokens (hash, kind, identity, endpoint_uid, expire_time) VALUES ($1, 'CREDENTIAL', $2, $3, $4)`, [hashToken(token), c.identity, c.endpointUid, c.expireTime]);
+export async function insertCredential(
+  q: Queryable,
+  token: string,
+  c: { identity: string; endpointUid: string | null; expireTime: Date },
+): Promise<void> {
+  await q.query(`INSERT INTO tokens (hash, kind, identity, endpoint_uid, expire_time) VALUES ($1, 'CREDENTIAL', $2, $3, $4)`, [
+    hashToken(token),
+    c.identity,
+    c.endpointUid,
+    c.expireTime,
+  ]);
 }
 
 /** A day's grace, so that an expired token is told from a forged one. */

@@ -64,7 +64,8 @@ export class FakeServices implements AsyncDisposable {
   /** As if somebody had killed its Postgres. */
   kill(computeId: string): void {
     const compute = this.computes.get(computeId);
-    if (compute !== undefined) compute.status = { ...compute.status, state: 'FAILED', error: 'Postgres ended by signal SIGKILL', socketDir: null };
+    if (compute !== undefined)
+      compute.status = { ...compute.status, state: 'FAILED', error: 'Postgres ended by signal SIGKILL', socketDir: null };
   }
   setActivity(activity: ComputeStatus['activity']): void {
     for (const compute of this.computes.values()) compute.status = { ...compute.status, activity };
@@ -118,7 +119,8 @@ export class FakeServices implements AsyncDisposable {
     for (const database of change.databases ?? []) this.databases.add(database.name);
     for (const name of change.droppedDatabases ?? []) this.databases.delete(name);
     for (const name of change.droppedRoles ?? []) {
-      if (name.startsWith('busy')) throw new LakebaseError('INTERNAL', `role "${name}" cannot be dropped because some objects depend on it`);
+      if (name.startsWith('busy'))
+        throw new LakebaseError('INTERNAL', `role "${name}" cannot be dropped because some objects depend on it`);
       this.roles.delete(name);
     }
   }
@@ -139,7 +141,20 @@ export class FakeServices implements AsyncDisposable {
     const known = this.pageTimelines.get(key);
     if (known !== undefined && known.systemId !== systemId) throw new LakebaseError('CONFLICT', 'exists with another system identifier');
     this.pageTimelines.set(key, { systemId, pgVersion });
-    return { project, timeline, pgVersion, systemId, startLsn: '0/1000028', startPrevRecordLsn: '0/1000000', lastRecordLsn: '0/1000028', diskConsistentLsn: '0/1000028', logicalSizeBytes: 0, state: 'ACTIVE', error: null, layers: 1 };
+    return {
+      project,
+      timeline,
+      pgVersion,
+      systemId,
+      startLsn: '0/1000028',
+      startPrevRecordLsn: '0/1000000',
+      lastRecordLsn: '0/1000028',
+      diskConsistentLsn: '0/1000028',
+      logicalSizeBytes: 0,
+      state: 'ACTIVE',
+      error: null,
+      layers: 1,
+    };
   }
 
   #safekeeper(id: string, method: string, path: string, body: unknown): unknown {
@@ -167,7 +182,8 @@ export class FakeServices implements AsyncDisposable {
     const text = Buffer.concat(chunks).toString();
     const call: Call = { service, method: request.method ?? '', path: request.url ?? '', body: text === '' ? undefined : JSON.parse(text) };
     try {
-      if (verifyToken(this.secret, (request.headers.authorization ?? '').replace('Bearer ', ''), ['service']) === undefined) throw new LakebaseError('UNAUTHENTICATED', 'no token');
+      if (verifyToken(this.secret, (request.headers.authorization ?? '').replace('Bearer ', ''), ['service']) === undefined)
+        throw new LakebaseError('UNAUTHENTICATED', 'no token');
       this.calls.push(call);
       await this.gate(call, 'before');
       const answer = handler(call.method, call.path, call.body as never);
@@ -175,11 +191,23 @@ export class FakeServices implements AsyncDisposable {
       response.writeHead(200, { 'content-type': 'application/json' }).end(answer === undefined ? '' : JSON.stringify(answer));
     } catch (error) {
       const code: ErrorCode = error instanceof LakebaseError && error.code in ERROR_CODES ? error.code : 'INTERNAL';
-      response.writeHead(HTTP_STATUS[code], { 'content-type': 'application/json' }).end(JSON.stringify({ error_code: code, message: (error as Error).message }));
+      response
+        .writeHead(HTTP_STATUS[code], { 'content-type': 'application/json' })
+        .end(JSON.stringify({ error_code: code, message: (error as Error).message }));
     }
   }
 }
 
 const blank = (computeId: string, endpointId: string, state: ComputeStatus['state']): ComputeStatus => ({
-  computeId, endpointId, state, error: null, term: 1, startLsn: '0/1000028', socketDir: null, port: 5432, pid: null, stages: {}, activity: { active: false, lastActiveAt: null, reason: null },
+  computeId,
+  endpointId,
+  state,
+  error: null,
+  term: 1,
+  startLsn: '0/1000028',
+  socketDir: null,
+  port: 5432,
+  pid: null,
+  stages: {},
+  activity: { active: false, lastActiveAt: null, reason: null },
 });

@@ -35,7 +35,13 @@ export class TestBed implements AsyncDisposable {
     const dir = mkdtempSync(join(tmpdir(), 'lb-manager-'));
     const secret = randomBytes(32).toString('hex');
     writeFileSync(join(dir, 'secret'), secret, { mode: 0o600 });
-    const postgres = new EmbeddedPostgres({ dataDir: join(dir, 'metadata'), prefix: null, password: 'metadata', log: silentLogger, settings: { fsync: 'off' } });
+    const postgres = new EmbeddedPostgres({
+      dataDir: join(dir, 'metadata'),
+      prefix: null,
+      password: 'metadata',
+      log: silentLogger,
+      settings: { fsync: 'off' },
+    });
     await postgres.start();
     return new TestBed(dir, secret, await FakeServices.start(secret), postgres);
   }
@@ -53,11 +59,25 @@ export class TestBed implements AsyncDisposable {
 
   config(databaseUrl: string | null, overrides: Partial<ManagerConfig> = {}): ManagerConfig {
     const home = databaseUrl === null ? 'own' : new URL(databaseUrl.replace('@/', '@x/')).pathname.slice(1);
-    return parseConfig(managerConfig, {
-      id: 'manager', httpPort: 0, secretFile: join(this.dir, 'secret'), logLevel: 'warn', dataDir: join(this.dir, home), databaseUrl, computeHostUrl: this.fake.url('compute'),
-      pageserver: { httpUrl: this.fake.url('pageserver'), pageHost: '127.0.0.1', pagePort: 1 }, safekeepers: this.fake.safekeepers, proxyPort: 55_432,
-      adminTokenFile: join(this.dir, `${home}-admin-token`), credentialsFile: join(this.dir, `${home}-credentials.json`), ...overrides,
-    }, 'test') as ManagerConfig;
+    return parseConfig(
+      managerConfig,
+      {
+        id: 'manager',
+        httpPort: 0,
+        secretFile: join(this.dir, 'secret'),
+        logLevel: 'warn',
+        dataDir: join(this.dir, home),
+        databaseUrl,
+        computeHostUrl: this.fake.url('compute'),
+        pageserver: { httpUrl: this.fake.url('pageserver'), pageHost: '127.0.0.1', pagePort: 1 },
+        safekeepers: this.fake.safekeepers,
+        proxyPort: 55_432,
+        adminTokenFile: join(this.dir, `${home}-admin-token`),
+        credentialsFile: join(this.dir, `${home}-credentials.json`),
+        ...overrides,
+      },
+      'test',
+    ) as ManagerConfig;
   }
 
   async manager(config: ManagerConfig): Promise<RunningManager> {
@@ -84,9 +104,16 @@ class Calls {
     this.internal = new ManagerInternalClient({ baseUrl: this.baseUrl, token: internalToken(secret, 'service') });
   }
 
-  async call(method: string, path: string, body?: unknown, token = readFileSync(this.config.adminTokenFile, 'utf8').trim()): Promise<{ status: number; body: Json }> {
+  async call(
+    method: string,
+    path: string,
+    body?: unknown,
+    token = readFileSync(this.config.adminTokenFile, 'utf8').trim(),
+  ): Promise<{ status: number; body: Json }> {
     const response = await fetch(`${this.baseUrl}/api/2.0/${path}`, {
-      method, headers: { authorization: `Bearer ${token}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) }, ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      method,
+      headers: { authorization: `Bearer ${token}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
     const text = await response.text();
     return { status: response.status, body: text === '' ? {} : (JSON.parse(text) as Json) };
@@ -105,7 +132,10 @@ class Calls {
   }
 
   async branchReady(project = 'default'): Promise<void> {
-    await eventually(`branch of ${project}`, async () => (await this.call('GET', `postgres/projects/${project}/branches/production`)).body.status?.current_state === 'READY');
+    await eventually(
+      `branch of ${project}`,
+      async () => (await this.call('GET', `postgres/projects/${project}/branches/production`)).body.status?.current_state === 'READY',
+    );
   }
   async endpoint(project = 'default'): Promise<Json> {
     return (await this.call('GET', `postgres/projects/${project}/branches/production/endpoints/primary`)).body;
@@ -140,7 +170,9 @@ export class KillableManager extends Calls {
     const withPort = { ...config, httpPort: await freePort() };
     writeFileSync(file, JSON.stringify(withPort));
     const main = join(import.meta.dirname, '..', 'main.ts');
-    const child = spawn(process.execPath, ['--conditions=lakebase-source', main, '--config', file], { stdio: ['ignore', 'ignore', 'inherit'] });
+    const child = spawn(process.execPath, ['--conditions=lakebase-source', main, '--config', file], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
     return new KillableManager(withPort, child, bed.secret);
   }
 
