@@ -1,7 +1,7 @@
 /** Real WAL in, the same pages out: a stock server runs a workload and is shut down cleanly; its WAL goes through ingest, flushes and merges;
  *  then every page of every relation, every SLRU page and every map must equal the server's own files (hint bits and the like masked). */
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -204,7 +204,17 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
     const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES) as Lsn;
 
     started = performance.now();
-    await ingestFiles(timeline, join(server.pgdata, 'pg_wal'), end);
+    // What is on disk at some instants in the middle, flushes and merges under way: as a kill -9 would leave it.
+    const walDir = join(server.pgdata, 'pg_wal');
+    const begin = timeline.lastRecordLsn;
+    const crashed: string[] = [];
+    for (const part of [0.37, 0.81]) {
+      await ingestFiles(timeline, walDir, (Math.floor((begin + (end - begin) * part) / 8192) * 8192) as Lsn);
+      const copy = mkdtempSync(join(tmpdir(), 'lb-psc-'));
+      cpSync(join(directory, 'timeline'), join(copy, 'timeline'), { recursive: true });
+      crashed.push(copy);
+    }
+    await ingestFiles(timeline, walDir, end);
     assert.equal(timeline.lastRecordLsn, end);
     console.log(`ingest: ${timeline.recordsIngested} records in ${(performance.now() - started).toFixed(0)} ms, ${timeline.storage.set.layers.length} layers`);
     await compareBundle(timeline, server.pgdata);
@@ -219,6 +229,15 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
     await comparePages(again, server.pgdata, kinds, walLogged);
     await compareBundle(again, server.pgdata);
     await again.close();
+
+    for (const copy of crashed) {
+      const revived = await openTimeline(copy, config);
+      assert.ok(revived.lastRecordLsn < end);
+      await ingestFiles(revived, walDir, end);
+      await comparePages(revived, server.pgdata, kinds, walLogged);
+      await revived.close();
+      rmSync(copy, { recursive: true });
+    }
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
