@@ -20,11 +20,18 @@ describe('programs through the proxy', () => {
   const plain = (): string => cluster.url.replace(/\?.*$/, '') + '?sslmode=disable';
 
   const psql = findTool('psql');
-  it('psql, over TLS and plain', { skip: psql === undefined ? 'no psql on this machine' : false }, async () => {
-    for (const mode of ['require', 'disable']) {
+  it('psql, over TLS where it can, and plain', { skip: psql === undefined ? 'no psql on this machine' : false }, async () => {
+    for (const mode of ['prefer', 'disable']) {
       const { stdout } = await run(psql as string, ['-X', '-A', '-t', '-c', 'SELECT 6 * 7', `${cluster.url.replace(/\?.*$/, '')}?sslmode=${mode}`]);
       assert.equal(stdout.trim(), '42');
     }
+  });
+
+  it('node-postgres over TLS', async () => {
+    const client = new pg.Client({ connectionString: plain().replace(/\?.*$/, ''), ssl: { rejectUnauthorized: false } }); // the default certificate is self-signed
+    await client.connect();
+    assert.equal((await client.query<{ n: number }>('SELECT 6 * 7 AS n')).rows[0]?.n, 42);
+    await client.end();
   });
 
   it('psql with a wrong password, an unknown role, an unknown database: the errors Postgres gives', { skip: psql === undefined ? 'no psql on this machine' : false }, async () => {
