@@ -12,6 +12,7 @@
 #include "export.h"
 #include "fault.h"
 #include "fd_table.h"
+#include "layout.h"
 #include "libc.h"
 #include "segment_path.h"
 
@@ -21,13 +22,21 @@ static struct map_entry *tracked(const char *path)
 {
     libc_resolve();
     int32_t index = segment_path_entry(path);
-    return index < 0 || map_is_dropped(&map_entries[index]) ? NULL : &map_entries[index];
+    if (index < 0)
+        return NULL;
+    if (likely(!map_is_dropped(&map_entries[index])))
+        return &map_entries[index];
+    layout_settle(&map_entries[index]);
+    return NULL;
 }
 
 /* True when this call is the one that set the flag. */
 static bool drop(struct map_entry *entry)
 {
-    return entry != NULL && (atomic_fetch_or(&entry->flags, ENTRY_DROPPED) & ENTRY_DROPPED) == 0;
+    if (entry == NULL || (atomic_fetch_or(&entry->flags, ENTRY_DROPPED) & ENTRY_DROPPED) != 0)
+        return false;
+    layout_settle(entry);
+    return true;
 }
 
 static void undo_drop(struct map_entry *entry, bool dropped)
@@ -67,6 +76,11 @@ static int open_truncating(struct map_entry *entry, int directory, const char *p
 
 static int open_tracked(struct map_entry *entry, int directory, const char *path, int flags, mode_t mode)
 {
+    int error = layout_entry(entry);
+    if (error != 0) {
+        errno = error;
+        return -1;
+    }
     int fd = (flags & O_TRUNC) != 0 ? open_truncating(entry, directory, path, flags, mode) : open_writable(directory, path, flags, mode);
     if (fd < 0)
         return fd;
@@ -264,7 +278,12 @@ EXPORT int unlink(const char *path)
 {
     struct map_entry *entry = tracked(path);
     bool dropped = drop(entry);
+    int saved = errno;
     int result = real.unlink(path);
+    if (result != 0 && errno == ENOENT && dropped && (atomic_load(&entry->flags) & ENTRY_LAID) == 0) {
+        errno = saved; /* the file was there in all but name */
+        return 0;
+    }
     if (result != 0)
         undo_drop(entry, dropped);
     return result;

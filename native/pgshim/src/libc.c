@@ -35,5 +35,16 @@ void libc_resolve_slow(void)
     RESOLVE(rename);
     RESOLVE(copy_file_range);
     RESOLVE(sendfile);
+    /* Not every C library has all of these; a program can only call those it was linked with. */
+    RESOLVE(stat);
+    RESOLVE(lstat);
+    RESOLVE(stat64);
+    RESOLVE(lstat64);
+    RESOLVE(__xstat);
+    RESOLVE(__lxstat);
+    RESOLVE(__xstat64);
+    RESOLVE(__lxstat64);
+    RESOLVE(access);
+    RESOLVE(opendir);
     __atomic_store_n(&real.ready, true, __ATOMIC_RELEASE);
 }

@@ -35,6 +35,16 @@ struct libc_calls {
     int (*rename)(const char *, const char *);
     ssize_t (*copy_file_range)(int, off_t *, int, off_t *, size_t, unsigned);
     ssize_t (*sendfile)(int, int, off_t *, size_t);
+    int (*stat)(const char *, void *);
+    int (*lstat)(const char *, void *);
+    int (*stat64)(const char *, void *);
+    int (*lstat64)(const char *, void *);
+    int (*__xstat)(int, const char *, void *);
+    int (*__lxstat)(int, const char *, void *);
+    int (*__xstat64)(int, const char *, void *);
+    int (*__lxstat64)(int, const char *, void *);
+    int (*access)(const char *, int);
+    void *(*opendir)(const char *);
     bool ready;
 };
 

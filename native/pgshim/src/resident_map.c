@@ -89,21 +89,24 @@ static int compare(const struct map_entry *entry, const struct segment_name *nam
     return 0;
 }
 
-int32_t map_find(const struct segment_name *name)
+int32_t map_lower_bound(const struct segment_name *name)
 {
     int32_t low = 0;
-    int32_t high = (int32_t)map->entry_count - 1;
-    while (low <= high) {
+    int32_t high = (int32_t)map->entry_count;
+    while (low < high) {
         int32_t middle = low + (high - low) / 2;
-        int order = compare(&map_entries[middle], name);
-        if (order == 0)
-            return middle;
-        if (order < 0)
+        if (compare(&map_entries[middle], name) < 0)
             low = middle + 1;
         else
-            high = middle - 1;
+            high = middle;
     }
-    return -1;
+    return low;
+}
+
+int32_t map_find(const struct segment_name *name)
+{
+    int32_t at = map_lower_bound(name);
+    return at < (int32_t)map->entry_count && compare(&map_entries[at], name) == 0 ? at : -1;
 }
 
 /* The bits of blocks [first, end) that lie in first's word. */
@@ -147,9 +150,18 @@ bool map_swap(struct map_entry *entry, uint32_t block, enum block_state from, en
     return true;
 }
 
-static void wake(_Atomic uint32_t *word)
+void map_sleep(_Atomic uint32_t *word, uint32_t value)
 {
-    /* Sequentially consistent with the increment in map_wait: either we see the waiter or it sees the new state. */
+    struct timespec timeout = {.tv_sec = 1};
+    atomic_fetch_add(&map->waiters, 1);
+    if (atomic_load(word) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, NULL, 0);
+    atomic_fetch_sub(&map->waiters, 1);
+}
+
+void map_wake(_Atomic uint32_t *word)
+{
+    /* Sequentially consistent with the increment in map_sleep: either we see the waiter or it sees the new state. */
     if (atomic_load(&map->waiters) != 0)
         syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
@@ -161,7 +173,7 @@ void map_finish(struct map_entry *entry, uint32_t first, uint32_t end, enum bloc
         uint32_t mask = word_mask(first, end);
         /* Ours are all 01, so one exclusive-or turns them into `to` and leaves the neighbours alone. */
         atomic_fetch_xor(word, mask & (((uint32_t)to ^ BLOCK_BUSY) * 0x55555555u));
-        wake(word);
+        map_wake(word);
         first = (first / 16 + 1) * 16;
     }
 }
@@ -175,17 +187,14 @@ int map_wait(struct map_entry *entry, uint32_t block)
     int64_t deadline = now_ms() + OWNER_GONE_MS;
     bool gone = false;
     map_count(&map->waits, 1);
-    atomic_fetch_add(&map->waiters, 1);
     for (;;) {
         uint32_t value = atomic_load(word);
         if (((value >> (block % 16 * 2)) & 3) != BLOCK_BUSY)
             break;
         if ((gone = now_ms() > deadline))
             break;
-        struct timespec timeout = {.tv_sec = 1};
-        syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, NULL, 0);
+        map_sleep(word, value);
     }
-    atomic_fetch_sub(&map->waiters, 1);
     errno = saved;
     if (gone)
         shim_log("block %u of relation %u is held by a process that does not come back", block, entry->rel);

@@ -20,13 +20,15 @@
 
 enum block_state { BLOCK_ABSENT = 0, BLOCK_BUSY = 1, BLOCK_RESIDENT = 2, BLOCK_WRITTEN = 3 };
 
-#define ENTRY_DROPPED 1u
+#define ENTRY_DROPPED 1u /* unlinked: later files of that name are local */
+#define ENTRY_LAYING 2u  /* some process is creating the sparse file */
+#define ENTRY_LAID 4u    /* the file exists, at its full length */
 
 struct map_header {
     uint32_t magic;
     uint32_t version;
     uint32_t entry_count;
-    _Atomic uint32_t waiters; /* processes in map_wait(): lets the common case skip the wake-up call */
+    _Atomic uint32_t waiters; /* processes in map_sleep(): lets the common case skip the wake-up call */
     uint64_t entries_offset;
     uint64_t bitmaps_offset;
     uint64_t total_bytes;
@@ -70,6 +72,8 @@ void map_close(void);
 
 /* Index of the entry of that name, or -1. */
 int32_t map_find(const struct segment_name *name);
+/* Index of the first entry that is not before `name`. */
+int32_t map_lower_bound(const struct segment_name *name);
 
 static inline uint32_t map_nblocks(struct map_entry *entry)
 {
@@ -104,6 +108,10 @@ void map_finish(struct map_entry *entry, uint32_t first, uint32_t end, enum bloc
 
 /* Returns when the block is not busy: 0, or EIO when its owner seems gone for good. */
 int map_wait(struct map_entry *entry, uint32_t block);
+
+/* Sleeps while *word is `value`, a second at most; wakes everybody who sleeps on it. */
+void map_sleep(_Atomic uint32_t *word, uint32_t value);
+void map_wake(_Atomic uint32_t *word);
 
 /* Number of blocks right before `block` that are not absent, at most `limit`: how sequential this miss looks. */
 uint32_t map_run_before(struct map_entry *entry, uint32_t block, uint32_t limit);

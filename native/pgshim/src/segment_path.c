@@ -116,25 +116,56 @@ static bool in_datadir(void)
     return is;
 }
 
-int32_t segment_path_entry(const char *path)
+const char *segment_path_datadir(void)
 {
-    if (map == NULL || path == NULL)
-        return -1;
-    bool absolute = path[0] == '/';
-    if (absolute) {
+    return resolved_datadir;
+}
+
+/* `path` relative to the data directory, as far as its text tells; NULL: it is elsewhere. */
+static const char *relative_to_datadir(const char *path)
+{
+    if (path[0] == '/') {
         const char *relative = below(path, given_datadir);
-        if (relative == NULL)
-            relative = below(path, resolved_datadir);
-        if (relative == NULL)
-            return -1;
-        path = relative;
+        path = relative != NULL ? relative : below(path, resolved_datadir);
+        if (path == NULL)
+            return NULL;
     }
     while (path[0] == '.' && path[1] == '/')
         for (path += 2; *path == '/'; path++)
             ;
+    return path[0] == 'b' || path[0] == 'g' ? path : NULL;
+}
+
+bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db)
+{
+    if (map == NULL || path == NULL)
+        return false;
+    const char *at = relative_to_datadir(path);
+    if (at == NULL)
+        return false;
+    if (strncmp(at, "base/", 5) == 0) {
+        *spc = DEFAULT_TABLESPACE;
+        at = parse_number(at + 5, UINT32_MAX, db);
+    } else if (strncmp(at, "global", 6) == 0) {
+        *spc = GLOBAL_TABLESPACE;
+        *db = 0;
+        at += 6;
+    } else {
+        return false;
+    }
+    while (at != NULL && *at == '/')
+        at++;
+    return at != NULL && *at == '\0' && (path[0] == '/' || in_datadir());
+}
+
+int32_t segment_path_entry(const char *path)
+{
+    if (map == NULL || path == NULL)
+        return -1;
+    const char *relative = relative_to_datadir(path);
     struct segment_name name;
-    if ((path[0] != 'b' && path[0] != 'g') || !segment_parse(path, &name))
+    if (relative == NULL || !segment_parse(relative, &name))
         return -1;
     int32_t index = map_find(&name);
-    return index >= 0 && (absolute || in_datadir()) ? index : -1;
+    return index >= 0 && (path[0] == '/' || in_datadir()) ? index : -1;
 }

@@ -15,6 +15,9 @@ size_t segment_format(const struct map_entry *entry, char *to, size_t size);
 
 /* Sets the data directory that absolute paths are measured against; false: no such directory. */
 bool segment_path_start(const char *datadir);
+const char *segment_path_datadir(void);
+/* `base/5` or `global`: the directory's tablespace and database; false for other directories. */
+bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db);
 /* Index of the entry that `path` names, or -1. Relative paths count only while the working directory is the data directory. */
 int32_t segment_path_entry(const char *path);
 

@@ -24,6 +24,7 @@ static void after_fork(void)
 {
     fault_after_fork();
     agent_client_after_fork();
+    layout_in_postmaster(false);
 }
 
 static const char *required(const char *name)
@@ -68,9 +69,11 @@ void shim_start(void)
     if (!registered)
         registered = pthread_atfork(NULL, NULL, after_fork) == 0;
     const char *layout = getenv("LAKEBASE_SHIM_LAYOUT");
-    if (layout != NULL && strcmp(layout, "1") == 0) {
+    if (layout != NULL) {
         die_with_agent();
-        layout_create(datadir);
+        layout_in_postmaster(true);
+        if (strcmp(layout, "lazy") != 0)
+            layout_all();
         unsetenv("LAKEBASE_SHIM_LAYOUT");
         unsetenv("LAKEBASE_SHIM_PARENT");
     }

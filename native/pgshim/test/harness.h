@@ -72,6 +72,7 @@ static struct agent_knobs *knobs;
 static pid_t agent_pid;
 static char base_directory[64];
 static char socket_path[96];
+static const char *layout_mode = "1";
 
 __attribute__((unused)) static void *shared_memory(size_t size)
 {
@@ -199,7 +200,7 @@ __attribute__((unused)) static void start_shim(const struct segment *segments, u
     snprintf(socket_path, sizeof socket_path, "%s/agent.sock", base_directory);
     setenv("LAKEBASE_SHIM_SOCKET", socket_path, 1);
     setenv("LAKEBASE_SHIM_RETRY_SECONDS", "60", 1);
-    setenv("LAKEBASE_SHIM_LAYOUT", "1", 1);
+    setenv("LAKEBASE_SHIM_LAYOUT", layout_mode, 1);
     CHECK(chdir(path) == 0);
     knobs = shared_memory(sizeof *knobs);
     shim_start();

@@ -16,6 +16,7 @@ const HEADER_BYTES = 128;
 const ENTRY_BYTES = 32;
 const COUNTERS_OFFSET = 40;
 const FLAG_DROPPED = 1;
+const FLAG_LAID = 4;
 /** The shim keeps entry numbers in 32-bit slots; this bound also keeps the map below 4 GiB of entries. */
 const MAX_ENTRIES = 0x400_0000;
 
@@ -33,11 +34,13 @@ export interface ResidentSegment {
   readonly sourceFork?: ForkNumber;
 }
 
-/** An entry as the shim has left it: `nblocks` may have shrunk, `dropped` means the file was unlinked. */
+/** An entry as the shim has left it: `nblocks` may have shrunk, `dropped` means the file was unlinked, `laid` that the shim
+ *  has made it (with lazy layout a file exists only once its name was used). */
 export interface ResidentEntry extends ResidentSegment {
   readonly index: number;
   readonly sourceFork: ForkNumber;
   readonly dropped: boolean;
+  readonly laid: boolean;
 }
 
 export interface ShimCounters {
@@ -150,6 +153,7 @@ export class ResidentMap {
       segment: b.readUInt16LE(at + 14),
       nblocks: b.readUInt32LE(at + 16),
       dropped: (b.readUInt32LE(at + 20) & FLAG_DROPPED) !== 0,
+      laid: (b.readUInt32LE(at + 20) & FLAG_LAID) !== 0,
     };
   }
 

@@ -1,6 +1,6 @@
 /** Stock Postgres on sparse files: what it reads through the shim is what the source directory holds, and what it writes is never lost. */
 import assert from 'node:assert/strict';
-import { closeSync, mkdirSync, openSync, readSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, readSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BLCKSZ, RELSEG_BLOCKS, relPath } from '@lakebase/ids';
@@ -49,7 +49,7 @@ function assertCleanBlocksMatch(c: ShimCompute): number {
   const [ours, theirs] = [Buffer.alloc(BLCKSZ), Buffer.alloc(BLCKSZ)];
   let compared = 0;
   for (const entry of map.entries()) {
-    if (entry.dropped || entry.nblocks === 0) continue;
+    if (entry.dropped || !entry.laid) continue;
     const path = relPath(entry.tag, entry.segment);
     const [a, b] = [openSync(join(c.pgdata, path), 'r'), openSync(join(c.source, relPath({ ...entry.tag, fork: entry.sourceFork }, entry.segment)), 'r')];
     for (const block of map.blocks(entry.index, BLOCK_CLEAN)) {
@@ -114,6 +114,8 @@ describe('a compute whose pages come through the shim', () => {
   test('it starts with few faults', () => {
     assert.ok(c.faults.length < 150, `${c.faults.length} faults`);
     assert.equal(c.map.counters().faultRequests, c.faults.length);
+    const laid = [...c.map.entries()].filter((e) => e.laid).length;
+    assert.ok(laid < c.map.length / 3, `${laid} of ${c.map.length} files were created`);
   });
 
   test('scans give the sums of the source, and a second scan asks for nothing', async () => {
@@ -130,6 +132,8 @@ describe('a compute whose pages come through the shim', () => {
     await c.run([`create database copied_log template other strategy wal_log`, `create database copied_file template other strategy file_copy`]);
     await c.run([`set file_copy_method = clone`, `create database copied_clone template other strategy file_copy`]);
     for (const database of ['copied_log', 'copied_file', 'copied_clone']) assert.equal(await c.value(OTHER_SUM, database), otherSum, database);
+    const size = statSync(join(c.source, String(await c.value(`select pg_relation_filepath('unread')`)))).size;
+    assert.equal(await c.value(`select pg_relation_size('unread')::int`), size, 'the size of a relation nobody opened');
     await c.run(['drop database copied_file', 'create database copied_again template template1 strategy file_copy']);
     assert.equal(await c.value(`select count(*) > 300 from pg_class`, 'copied_again'), true);
   });
@@ -236,7 +240,7 @@ describe('a compute whose storage fails', () => {
       await client.end();
     });
     c.prepare();
-    await c.start({ LAKEBASE_SHIM_RETRY_SECONDS: '1' });
+    await c.start({ LAKEBASE_SHIM_RETRY_SECONDS: '1', LAKEBASE_SHIM_LAYOUT: '1' });
   });
   after(() => c[Symbol.asyncDispose]());
 

@@ -198,7 +198,7 @@ export class ShimCompute implements AsyncDisposable {
     chmodSync(shim, 0o755);
     await this.#startServer(this.pgdata, {
       LD_PRELOAD: shim, LAKEBASE_SHIM_DATADIR: this.pgdata, LAKEBASE_SHIM_MAP: this.mapPath, LAKEBASE_SHIM_SOCKET: this.socketPath,
-      LAKEBASE_SHIM_LAYOUT: '1', LAKEBASE_SHIM_PARENT: String(process.pid), ...env,
+      LAKEBASE_SHIM_LAYOUT: 'lazy', LAKEBASE_SHIM_PARENT: String(process.pid), ...env,
     });
   }
 
