@@ -21,11 +21,10 @@ export function printFields(item: Json, out: (line: string) => void): void {
   for (const [key, value] of flat) out(`${key.padEnd(width)}  ${cell(value)}`);
 }
 
-// eslint-disable-next-line no-control-regex -- they are what is taken out
+// oxlint-disable-next-line no-control-regex -- they are what is taken out
+const CONTROL = /[\u0000-\u001f\u007f]/g;
+
 const cell = (value: unknown): string =>
-  (value === undefined || value === null ? '-' : typeof value === 'string' ? value : JSON.stringify(value)).replace(
-    /[\u0000-\u001f\u007f]/g,
-    '?',
-  );
+  (value === undefined || value === null ? '-' : typeof value === 'string' ? value : JSON.stringify(value)).replace(CONTROL, '?');
 
 export const statusOf = (item: Json): Json => (item.status ?? {}) as Json;

@@ -98,6 +98,19 @@ for (const point of DELETE) {
   });
 }
 
+test('safekeepers that moved are announced to the pageserver', async () => {
+  const config = bed.config(await bed.newDatabase());
+  const first = await bed.manager(config);
+  await first.branchReady();
+  await first[Symbol.asyncDispose]();
+  fake.calls.length = 0;
+  const moved = config.safekeepers.map((s) => ({ ...s, pgPort: 2 }));
+  await using _ = await bed.manager({ ...config, safekeepers: moved });
+  await eventually('told', () =>
+    fake.calls.some((c) => c.service === 'pageserver' && c.method === 'PUT' && JSON.stringify(c.body).includes('"pgPort":2')),
+  );
+});
+
 test('a role that is created when the Manager is killed is carried out by the next one', async () => {
   const config = bed.config(await bed.newDatabase());
   const first = await (await KillableManager.start(bed, config)).up();

@@ -238,11 +238,9 @@ function databases(program: Command, c: Context): void {
       c,
       o.json,
       (
-        await c
-          .api()
-          .run('POST', `${branchPath(o)}/databases?database_id=${enc(id)}`, {
-            spec: { postgres_database: o.postgresDatabase ?? id, ...owner(o, o.owner) },
-          })
+        await c.api().run('POST', `${branchPath(o)}/databases?database_id=${enc(id)}`, {
+          spec: { postgres_database: o.postgresDatabase ?? id, ...owner(o, o.owner) },
+        })
       ).response,
     );
   });

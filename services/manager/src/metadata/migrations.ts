@@ -45,6 +45,8 @@ CREATE TABLE branches (
   -- The pageserver's answer; WAL timelines are created from it.
   start_lsn text,
   prev_record_lsn text,
+  -- Addresses of the safekeepers as the pageserver was last told them.
+  announced jsonb,
   create_time timestamptz NOT NULL DEFAULT now(),
   update_time timestamptz NOT NULL DEFAULT now(),
   UNIQUE (project_uid, branch_id)

@@ -6,7 +6,7 @@ import { publicError } from '../model/api-error.ts';
 import { completeTarget, insertOperation, pruneOperations } from '../store/operations.ts';
 import { markProjectDeleting, projectByUid, setProjectError, unfinishedProjects } from '../store/projects.ts';
 import { pruneTokens } from '../store/tokens.ts';
-import { type StorageContext, reconcileMembers, reconcileProject } from './storage.ts';
+import { type StorageContext, announceMembers, reconcileMembers, reconcileProject } from './storage.ts';
 
 const MEMBERS_EVERY_MS = 5_000;
 const PRUNE_EVERY_MS = 3_600_000;
@@ -104,6 +104,7 @@ export class ProjectReconciler {
     for (let sincePrune = PRUNE_EVERY_MS; ; sincePrune += MEMBERS_EVERY_MS) {
       try {
         await reconcileMembers(this.#context);
+        await announceMembers(this.#context);
         if (sincePrune >= PRUNE_EVERY_MS) {
           sincePrune = 0;
           await pruneTokens(db);

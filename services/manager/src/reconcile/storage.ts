@@ -38,6 +38,7 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
       });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
       await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
+      await projects.setAnnounced(c.db, branch.timeline_id, JSON.stringify(c.far.safekeepers));
     }
     await createWalTimelines(c, branch.timeline_id, {
       systemId: project.system_id,
@@ -122,6 +123,20 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
   await reconcileMembers(c).catch((error) =>
     c.log.warn({ err: errorMessage(error) }, 'WAL of a deleted project is still on some safekeepers'),
   );
+}
+
+/** Safekeepers may listen elsewhere after a restart of the machine's services: the pageserver, which follows them, is told. */
+export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'log'>): Promise<void> {
+  const addresses = JSON.stringify(c.far.safekeepers);
+  for (const branch of await projects.unannounced(c.db, addresses)) {
+    try {
+      const body = { pgVersion: branch.pg_version, systemId: branch.system_id, safekeepers: c.far.safekeepers };
+      await c.far.pageserver.create(branch.project_uid, branch.timeline_id, body);
+      await projects.setAnnounced(c.db, branch.timeline_id, addresses);
+    } catch (error) {
+      c.log.warn({ timeline: branch.timeline_id, err: errorMessage(error) }, 'the pageserver does not know yet where the safekeepers are');
+    }
+  }
 }
 
 /** One round over all members that are not where they should be. Returns how many are left. */
