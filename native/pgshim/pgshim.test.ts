@@ -25,7 +25,10 @@ function missing(sanitizer: string): boolean {
   const dir = mkdtempSync(join(tmpdir(), 'pgshim-cc-'));
   try {
     writeFileSync(join(dir, 'a.c'), 'int main(void) { return 0; }\n');
-    return spawnSync(compiler ?? 'cc', [`-fsanitize=${sanitizer}`, 'a.c', '-o', 'a'], { cwd: dir, stdio: 'ignore' }).status !== 0 || spawnSync(join(dir, 'a')).status !== 0;
+    return (
+      spawnSync(compiler ?? 'cc', [`-fsanitize=${sanitizer}`, 'a.c', '-o', 'a'], { cwd: dir, stdio: 'ignore' }).status !== 0 ||
+      spawnSync(join(dir, 'a')).status !== 0
+    );
   } finally {
     rmSync(dir, { recursive: true });
   }
@@ -34,5 +37,9 @@ function missing(sanitizer: string): boolean {
 const skip = compiler === undefined ? 'no C compiler' : make ? false : 'no make';
 
 test('unit tests', { skip }, () => run('test'));
-test('unit tests under the address and undefined-behaviour sanitizers', { skip: skip || (missing('address,undefined') && 'no sanitizer runtime') }, () => run('asan'));
+test(
+  'unit tests under the address and undefined-behaviour sanitizers',
+  { skip: skip || (missing('address,undefined') && 'no sanitizer runtime') },
+  () => run('asan'),
+);
 test('unit tests under the thread sanitizer', { skip: skip || (missing('thread') && 'no sanitizer runtime') }, () => run('tsan'));

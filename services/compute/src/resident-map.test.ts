@@ -30,7 +30,10 @@ test('what was built is found again, whatever the order given', () => {
       assert.equal(map.length, list.length);
       for (const s of list) {
         const entry = map.entry(map.find(s.tag, s.segment));
-        assert.deepEqual([entry.tag, entry.segment, entry.nblocks, entry.sourceFork, entry.dropped], [{ ...s.tag }, s.segment, s.nblocks, s.tag.fork, false]);
+        assert.deepEqual(
+          [entry.tag, entry.segment, entry.nblocks, entry.sourceFork, entry.dropped],
+          [{ ...s.tag }, s.segment, s.nblocks, s.tag.fork, false],
+        );
       }
       assert.equal(map.find(main(1, 2), 70_000), -1);
     }),
@@ -40,20 +43,26 @@ test('what was built is found again, whatever the order given', () => {
 
 test('block states do not disturb their neighbours', () => {
   fc.assert(
-    fc.property(fc.array(fc.tuple(fc.integer({ min: 0, max: 99 }), fc.constantFrom<BlockState>(0, 1, 2, 3)), { maxLength: 200 }), (writes) => {
-      const map = ResidentMap.build([
-        { tag: main(5, 10), segment: 0, nblocks: 100 },
-        { tag: main(5, 11), segment: 0, nblocks: 100 },
-      ]);
-      const model = new Array<BlockState>(100).fill(0);
-      for (const [block, state] of writes) {
-        map.setState(0, block, state);
-        model[block] = state;
-      }
-      model.forEach((state, block) => assert.equal(map.state(0, block), state));
-      assert.deepEqual([...map.blocks(0, BLOCK_CLEAN, BLOCK_DIRTY)], [...model.keys()].filter((b) => (model[b] as number) >= 2));
-      assert.deepEqual([...map.blocks(1, BLOCK_CLEAN, BLOCK_DIRTY)], []);
-    }),
+    fc.property(
+      fc.array(fc.tuple(fc.integer({ min: 0, max: 99 }), fc.constantFrom<BlockState>(0, 1, 2, 3)), { maxLength: 200 }),
+      (writes) => {
+        const map = ResidentMap.build([
+          { tag: main(5, 10), segment: 0, nblocks: 100 },
+          { tag: main(5, 11), segment: 0, nblocks: 100 },
+        ]);
+        const model = new Array<BlockState>(100).fill(0);
+        for (const [block, state] of writes) {
+          map.setState(0, block, state);
+          model[block] = state;
+        }
+        model.forEach((state, block) => assert.equal(map.state(0, block), state));
+        assert.deepEqual(
+          [...map.blocks(0, BLOCK_CLEAN, BLOCK_DIRTY)],
+          [...model.keys()].filter((b) => (model[b] as number) >= 2),
+        );
+        assert.deepEqual([...map.blocks(1, BLOCK_CLEAN, BLOCK_DIRTY)], []);
+      },
+    ),
     { numRuns: 50 },
   );
 });

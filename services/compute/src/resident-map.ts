@@ -67,7 +67,8 @@ export class ResidentMap {
   static build(segments: Iterable<ResidentSegment>): ResidentMap {
     if (endianness() !== 'LE') throw new LakebaseError('UNSUPPORTED', 'the resident map needs a little-endian machine');
     const sorted = [...segments].sort(compareSegments);
-    if (sorted.length > MAX_ENTRIES) throw new LakebaseError('RESOURCE_EXHAUSTED', `${sorted.length} relation files; the limit is ${MAX_ENTRIES}`);
+    if (sorted.length > MAX_ENTRIES)
+      throw new LakebaseError('RESOURCE_EXHAUSTED', `${sorted.length} relation files; the limit is ${MAX_ENTRIES}`);
     const bitmapsOffset = HEADER_BYTES + sorted.length * ENTRY_BYTES;
     let total = bitmapsOffset;
     for (const s of sorted) {
@@ -85,7 +86,10 @@ export class ResidentMap {
     let previous: ResidentSegment | undefined;
     for (const [index, s] of sorted.entries()) {
       if (previous !== undefined && compareSegments(previous, s) === 0)
-        throw new LakebaseError('INVALID_ARGUMENT', `relation ${s.tag.db}/${s.tag.rel} fork ${s.tag.fork} segment ${s.segment} is listed twice`);
+        throw new LakebaseError(
+          'INVALID_ARGUMENT',
+          `relation ${s.tag.db}/${s.tag.rel} fork ${s.tag.fork} segment ${s.segment} is listed twice`,
+        );
       previous = s;
       const at = HEADER_BYTES + index * ENTRY_BYTES;
       bytes.writeUInt32LE(s.tag.spc, at);
@@ -106,7 +110,11 @@ export class ResidentMap {
     if (bytes.length < HEADER_BYTES || bytes.readUInt32LE(0) !== MAGIC || bytes.readUInt32LE(4) !== VERSION)
       throw new LakebaseError('CORRUPT', 'resident map: wrong magic, version or length');
     const count = bytes.readUInt32LE(8);
-    if (readU64(bytes, 16) !== HEADER_BYTES || readU64(bytes, 24) !== HEADER_BYTES + count * ENTRY_BYTES || readU64(bytes, 32) !== bytes.length)
+    if (
+      readU64(bytes, 16) !== HEADER_BYTES ||
+      readU64(bytes, 24) !== HEADER_BYTES + count * ENTRY_BYTES ||
+      readU64(bytes, 32) !== bytes.length
+    )
       throw new LakebaseError('CORRUPT', 'resident map: header offsets do not fit the file');
     const map = new ResidentMap(bytes);
     for (let i = 0; i < count; i++) {
@@ -264,9 +272,15 @@ function checkSegment(s: ResidentSegment): void {
   if (!u32(db) || !u32(rel) || !u32(s.nblocks) || !Number.isInteger(s.segment) || s.segment < 0 || s.segment > 0xffff)
     throw new LakebaseError('INVALID_ARGUMENT', `relation ${spc}/${db}/${rel}: a number of its segment ${s.segment} is out of range`);
   if (spc !== DEFAULT_TABLESPACE && spc !== GLOBAL_TABLESPACE)
-    throw new LakebaseError('UNSUPPORTED', `relation ${spc}/${db}/${rel} lies in a user tablespace; only pg_default and pg_global are supported`);
+    throw new LakebaseError(
+      'UNSUPPORTED',
+      `relation ${spc}/${db}/${rel} lies in a user tablespace; only pg_default and pg_global are supported`,
+    );
   if (s.nblocks > RELSEG_BLOCKS)
-    throw new LakebaseError('INVALID_ARGUMENT', `relation ${db}/${rel} segment ${s.segment} has ${s.nblocks} blocks, more than a segment holds`);
+    throw new LakebaseError(
+      'INVALID_ARGUMENT',
+      `relation ${db}/${rel} segment ${s.segment} has ${s.nblocks} blocks, more than a segment holds`,
+    );
 }
 
 function readWhole(path: string): Buffer {

@@ -51,7 +51,10 @@ function assertCleanBlocksMatch(c: ShimCompute): number {
   for (const entry of map.entries()) {
     if (entry.dropped || !entry.laid) continue;
     const path = relPath(entry.tag, entry.segment);
-    const [a, b] = [openSync(join(c.pgdata, path), 'r'), openSync(join(c.source, relPath({ ...entry.tag, fork: entry.sourceFork }, entry.segment)), 'r')];
+    const [a, b] = [
+      openSync(join(c.pgdata, path), 'r'),
+      openSync(join(c.source, relPath({ ...entry.tag, fork: entry.sourceFork }, entry.segment)), 'r'),
+    ];
     for (const block of map.blocks(entry.index, BLOCK_CLEAN)) {
       readSync(a, ours, 0, BLCKSZ, block * BLCKSZ);
       readSync(b, theirs, 0, BLCKSZ, block * BLCKSZ);
@@ -77,7 +80,9 @@ async function takeBaseBackup(c: ShimCompute, directory: string): Promise<void> 
       if (entry.header.type === 'file') writeFileSync(path, Buffer.concat(parts), { mode: 0o600 });
     }
   })();
-  const { connection } = client as unknown as { connection: { on(event: 'copyData', listener: (message: { chunk: Buffer }) => void): void } };
+  const { connection } = client as unknown as {
+    connection: { on(event: 'copyData', listener: (message: { chunk: Buffer }) => void): void };
+  };
   connection.on('copyData', ({ chunk }) => {
     if (chunk[0] === 0x64) extract.write(Buffer.from(chunk.subarray(1)));
   });
@@ -129,9 +134,13 @@ describe('a compute whose pages come through the shim', () => {
   });
 
   test('CREATE DATABASE copies absent pages with every strategy', async () => {
-    await c.run([`create database copied_log template other strategy wal_log`, `create database copied_file template other strategy file_copy`]);
+    await c.run([
+      `create database copied_log template other strategy wal_log`,
+      `create database copied_file template other strategy file_copy`,
+    ]);
     await c.run([`set file_copy_method = clone`, `create database copied_clone template other strategy file_copy`]);
-    for (const database of ['copied_log', 'copied_file', 'copied_clone']) assert.equal(await c.value(OTHER_SUM, database), otherSum, database);
+    for (const database of ['copied_log', 'copied_file', 'copied_clone'])
+      assert.equal(await c.value(OTHER_SUM, database), otherSum, database);
     const size = statSync(join(c.source, String(await c.value(`select pg_relation_filepath('unread')`)))).size;
     assert.equal(await c.value(`select pg_relation_size('unread')::int`), size, 'the size of a relation nobody opened');
     await c.run(['drop database copied_file', 'create database copied_again template template1 strategy file_copy']);
@@ -169,12 +178,23 @@ describe('a compute whose pages come through the shim', () => {
   test('unlogged and temporary tables', async () => {
     await c.run([`insert into logs select g, 'new' from generate_series(1, 2000) g`, 'checkpoint']);
     assert.equal(await c.value('select count(*)::int from logs where id > 500'), 1_500);
-    await c.run([`create temporary table scratch as select * from t`, `create index on scratch (grp)`, `do $$ begin if (select count(*) from scratch where grp = 7) <> 600 then raise 'temporary table is wrong'; end if; end $$`]);
+    await c.run([
+      `create temporary table scratch as select * from t`,
+      `create index on scratch (grp)`,
+      `do $$ begin if (select count(*) from scratch where grp = 7) <> 600 then raise 'temporary table is wrong'; end if; end $$`,
+    ]);
   });
 
   test('an index is built from absent pages', async () => {
-    await c.run(['create index unread_pad on unread (pad)', 'set enable_seqscan = off', `do $$ begin if (select count(*) from unread where pad = repeat(md5('77'), 4)) <> 1 then raise 'index is wrong'; end if; end $$`]);
-    assert.equal(await c.value('select sum(hashtext(unread::text)) from unread'), await c.value('select sum(hashtext(unread::text)) from t as unread'));
+    await c.run([
+      'create index unread_pad on unread (pad)',
+      'set enable_seqscan = off',
+      `do $$ begin if (select count(*) from unread where pad = repeat(md5('77'), 4)) <> 1 then raise 'index is wrong'; end if; end $$`,
+    ]);
+    assert.equal(
+      await c.value('select sum(hashtext(unread::text)) from unread'),
+      await c.value('select sum(hashtext(unread::text)) from t as unread'),
+    );
   });
 
   test('segments beyond the first', async () => {
@@ -193,20 +213,27 @@ describe('a compute whose pages come through the shim', () => {
       const client = await c.connect();
       for (let i = 0; i < 60; i++) {
         const [from, to] = [((w * 7919 + i * 613) % 20_000) + 1, ((w * 104_729 + i * 3571) % 20_000) + 1];
-        await client.query(`begin; update accounts set balance = balance - 1 where id = ${Math.min(from, to)}; update accounts set balance = balance + 1 where id = ${Math.max(from, to)}; commit`);
+        await client.query(
+          `begin; update accounts set balance = balance - 1 where id = ${Math.min(from, to)}; update accounts set balance = balance + 1 where id = ${Math.max(from, to)}; commit`,
+        );
         if (i % 20 === w) await client.query('checkpoint');
         if (i % 30 === w) await client.query('select sum(balance) from accounts');
       }
       await client.end();
     });
     await Promise.all(workers);
-    assert.equal(await c.value(`select count(*) || '/' || sum(balance) || '/' || count(*) filter (where pad = repeat('y', 200)) from accounts`), '20000/2000000/20000');
+    assert.equal(
+      await c.value(`select count(*) || '/' || sum(balance) || '/' || count(*) filter (where pad = repeat('y', 200)) from accounts`),
+      '20000/2000000/20000',
+    );
   });
 
   test('a base backup of the compute is complete', async () => {
     const directory = join(c.directory, 'backup');
     await takeBaseBackup(c, directory);
-    const unread = [...c.map.entries()].filter((e) => e.sourceFork === e.tag.fork && c.map.blocks(e.index, BLOCK_ABSENT).next().done !== true);
+    const unread = [...c.map.entries()].filter(
+      (e) => e.sourceFork === e.tag.fork && c.map.blocks(e.index, BLOCK_ABSENT).next().done !== true,
+    );
     assert.deepEqual(unread, [], 'the backup read every page but those of unlogged relations');
     const backup = new ShimCompute({ adopt: directory });
     try {
@@ -235,7 +262,9 @@ describe('a compute whose storage fails', () => {
     c = new ShimCompute();
     await c.makeSource(async (connect) => {
       const client = await connect();
-      await client.query(`create table a as select g as id from generate_series(1, 20000) g; create table b as select * from a; create table d as select * from a`);
+      await client.query(
+        `create table a as select g as id from generate_series(1, 20000) g; create table b as select * from a; create table d as select * from a`,
+      );
       await client.query('vacuum (analyze)');
       await client.end();
     });
@@ -248,11 +277,21 @@ describe('a compute whose storage fails', () => {
     const path = String(await c.value(`select pg_relation_filepath('a')`));
     c.refuse = (fault) => (fault.path === path ? 5 : undefined);
     const client = await c.connect();
-    await assert.rejects(client.query('select count(*) from a'), (error: pg.DatabaseError) => error.code === '58030' && /could not read blocks?.*Input\/output error/.test(error.message));
+    await assert.rejects(
+      client.query('select count(*) from a'),
+      (error: pg.DatabaseError) => error.code === '58030' && /could not read blocks?.*Input\/output error/.test(error.message),
+    );
     c.refuse = () => undefined;
-    assert.equal((await client.query<{ n: number }>('select count(*)::int as n from a')).rows[0]?.n, 20_000, 'the same session reads it once storage is back');
+    assert.equal(
+      (await client.query<{ n: number }>('select count(*)::int as n from a')).rows[0]?.n,
+      20_000,
+      'the same session reads it once storage is back',
+    );
     await client.end();
-    assert.match(c.log, /pgshim\[\d+\]: cannot fetch \d+ blocks? from block 0 of segment 0 of relation \d+\/\d+ fork 0: Input\/output error/);
+    assert.match(
+      c.log,
+      /pgshim\[\d+\]: cannot fetch \d+ blocks? from block 0 of segment 0 of relation \d+\/\d+ fork 0: Input\/output error/,
+    );
   });
 
   test('an agent that comes back within the limit is not noticed by the query', async () => {
@@ -270,7 +309,11 @@ describe('a compute whose storage fails', () => {
     await client.query('select 1');
     await c.stopAgent();
     await assert.rejects(client.query('select count(*) from d'), { code: '58030' });
-    assert.equal((await client.query<{ n: number }>('select count(*)::int as n from b')).rows[0]?.n, 20_000, 'what is resident still reads');
+    assert.equal(
+      (await client.query<{ n: number }>('select count(*)::int as n from b')).rows[0]?.n,
+      20_000,
+      'what is resident still reads',
+    );
     await c.startAgent();
     assert.equal((await client.query<{ n: number }>('select count(*)::int as n from d')).rows[0]?.n, 20_000);
     await client.end();

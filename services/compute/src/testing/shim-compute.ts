@@ -2,7 +2,23 @@
  *  directory, served by a fake agent in this process. Everything lies in one temporary directory that `await using` removes.
  *  Invariant: the source directory is never written after it was stopped, so it is the truth to compare with. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { appendFileSync, chmodSync, chownSync, closeSync, copyFileSync, createWriteStream, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, readdirSync, rmSync, statSync } from 'node:fs';
+import {
+  appendFileSync,
+  chmodSync,
+  chownSync,
+  closeSync,
+  copyFileSync,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  readdirSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { type Server, type Socket, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -24,14 +40,21 @@ class Postmaster {
   readonly #gone: Promise<number | null>;
 
   constructor(installation: PostgresInstallation, pgdata: string, log: string, env: Readonly<Record<string, string>>) {
-    this.#child = spawn(join(installation.binDir, 'postgres'), ['-D', pgdata], { cwd: '/', env: { ...baseEnv(installation), ...env }, stdio: ['ignore', 'pipe', 'pipe'], ...runAs });
+    this.#child = spawn(join(installation.binDir, 'postgres'), ['-D', pgdata], {
+      cwd: '/',
+      env: { ...baseEnv(installation), ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...runAs,
+    });
     const out = createWriteStream(log, { flags: 'a' });
     this.#child.stdout?.pipe(out, { end: false });
     this.#child.stderr?.pipe(out, { end: false });
-    this.#gone = new Promise((resolve) => this.#child.once('close', (code) => {
-      out.end();
-      resolve(code);
-    }));
+    this.#gone = new Promise((resolve) =>
+      this.#child.once('close', (code) => {
+        out.end();
+        resolve(code);
+      }),
+    );
   }
 
   get pid(): number {
@@ -50,7 +73,11 @@ class Postmaster {
 }
 
 const baseEnv = (installation: PostgresInstallation): Record<string, string> => ({
-  PATH: process.env['PATH'] ?? '/usr/bin:/bin', LD_LIBRARY_PATH: installation.libDir, LC_ALL: 'C', TZ: 'UTC', USER: accountName(account?.uid ?? process.getuid?.() ?? 0),
+  PATH: process.env['PATH'] ?? '/usr/bin:/bin',
+  LD_LIBRARY_PATH: installation.libDir,
+  LC_ALL: 'C',
+  TZ: 'UTC',
+  USER: accountName(account?.uid ?? process.getuid?.() ?? 0),
 });
 
 export interface FaultSeen {
@@ -115,9 +142,16 @@ export class ShimCompute implements AsyncDisposable {
 
   /** initdb, the workload, a clean stop. */
   async makeSource(workload: (connect: (database?: string) => Promise<pg.Client>) => Promise<void>): Promise<void> {
-    execFileSync(join(this.installation.binDir, 'initdb'), ['-D', this.source, '-U', SUPERUSER, '--auth=trust', '--no-sync', '--no-data-checksums', '--encoding=UTF8', '--locale=C'], {
-      cwd: '/', env: baseEnv(this.installation), stdio: 'pipe', ...runAs,
-    });
+    execFileSync(
+      join(this.installation.binDir, 'initdb'),
+      ['-D', this.source, '-U', SUPERUSER, '--auth=trust', '--no-sync', '--no-data-checksums', '--encoding=UTF8', '--locale=C'],
+      {
+        cwd: '/',
+        env: baseEnv(this.installation),
+        stdio: 'pipe',
+        ...runAs,
+      },
+    );
     this.#configure(this.source, {});
     await this.#startServer(this.source, {});
     await workload((database) => this.connect(database));
@@ -161,7 +195,10 @@ export class ShimCompute implements AsyncDisposable {
     map.write(this.mapPath);
     this.#own(this.mapPath);
     this.#map = map;
-    this.#paths = [...map.entries()].map((e) => ({ path: relPath(e.tag, e.segment), source: relPath({ ...e.tag, fork: e.sourceFork }, e.segment) }));
+    this.#paths = [...map.entries()].map((e) => ({
+      path: relPath(e.tag, e.segment),
+      source: relPath({ ...e.tag, fork: e.sourceFork }, e.segment),
+    }));
     this.#configure(this.pgdata, { restart_after_crash: 'off', ...this.#settings });
     return map;
   }
@@ -197,8 +234,13 @@ export class ShimCompute implements AsyncDisposable {
     if (!existsSync(shim)) copyFileSync(buildShim(), shim);
     chmodSync(shim, 0o755);
     await this.#startServer(this.pgdata, {
-      LD_PRELOAD: shim, LAKEBASE_SHIM_DATADIR: this.pgdata, LAKEBASE_SHIM_MAP: this.mapPath, LAKEBASE_SHIM_SOCKET: this.socketPath,
-      LAKEBASE_SHIM_LAYOUT: 'lazy', LAKEBASE_SHIM_PARENT: String(process.pid), ...env,
+      LD_PRELOAD: shim,
+      LAKEBASE_SHIM_DATADIR: this.pgdata,
+      LAKEBASE_SHIM_MAP: this.mapPath,
+      LAKEBASE_SHIM_SOCKET: this.socketPath,
+      LAKEBASE_SHIM_LAYOUT: 'lazy',
+      LAKEBASE_SHIM_PARENT: String(process.pid),
+      ...env,
     });
   }
 
@@ -238,7 +280,8 @@ export class ShimCompute implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop('SIGQUIT');
     await this.stopAgent();
-    if (process.env['KEEP_SHIM_TEST'] === undefined) rmSync(this.directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 });
+    if (process.env['KEEP_SHIM_TEST'] === undefined)
+      rmSync(this.directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 });
   }
 
   #own(path: string): void {
@@ -252,8 +295,21 @@ export class ShimCompute implements AsyncDisposable {
   }
 
   #configure(pgdata: string, settings: Readonly<Record<string, string>>): void {
-    const all = { listen_addresses: '', unix_socket_directories: this.directory, fsync: 'off', shared_buffers: '16MB', max_connections: '40', autovacuum: 'off', ...settings };
-    appendFileSync(join(pgdata, 'postgresql.conf'), Object.entries(all).map(([k, v]) => `${k} = '${v}'\n`).join(''));
+    const all = {
+      listen_addresses: '',
+      unix_socket_directories: this.directory,
+      fsync: 'off',
+      shared_buffers: '16MB',
+      max_connections: '40',
+      autovacuum: 'off',
+      ...settings,
+    };
+    appendFileSync(
+      join(pgdata, 'postgresql.conf'),
+      Object.entries(all)
+        .map(([k, v]) => `${k} = '${v}'\n`)
+        .join(''),
+    );
   }
 
   async #startServer(pgdata: string, env: Readonly<Record<string, string>>): Promise<void> {
@@ -292,7 +348,8 @@ export class ShimCompute implements AsyncDisposable {
     const file = this.#paths[request.readUInt32LE(4)];
     const block = request.readUInt32LE(8);
     const count = request.readUInt16LE(12);
-    if (request.readUInt32LE(0) !== 0x4c425251 || file === undefined || count < 1 || count > 128) throw new Error('the shim sent a bad request');
+    if (request.readUInt32LE(0) !== 0x4c425251 || file === undefined || count < 1 || count > 128)
+      throw new Error('the shim sent a bad request');
     const fault = { path: file.path, block, count };
     this.faults.push(fault);
     const errno = this.refuse(fault);
