@@ -11,7 +11,6 @@ import {
   ENTRY_FSM_HINT,
   ENTRY_IMAGE,
   ENTRY_RECORD,
-  ENTRY_VALUE,
   ENTRY_ZERO,
   type Entry,
 } from './entry.ts';
@@ -82,41 +81,81 @@ export class PageReader {
     return this.#apply(s, entries, base, undefined);
   }
 
+  /** {@link page} in pieces, for pages with free space hints, which may take a redo of thousands of heap pages: calls `turn` between them.
+   *  Layers may change meanwhile; what was at `lsn` does not. */
+  async pageInTurns(s: SeriesId, block: number, lsn: Lsn, turn: () => Promise<void> | undefined, base?: BasePage): Promise<Buffer> {
+    const floor = s.kind === KIND_REL_PAGE ? floorOf(this.floors(s, lsn), block) : (0 as Lsn);
+    const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
+    const entries: Entry[] = [];
+    const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
+    const page = Buffer.alloc(BLCKSZ);
+    if (!stopped) usable?.page.copy(page);
+    for (const _ of this.#applyHinted(s, entries, page)) await turn();
+    return page;
+  }
+
   #apply(s: SeriesId, entries: readonly Entry[], base: Buffer | undefined, onStep: ((entry: Entry, page: Buffer) => void) | undefined): Buffer {
     let page: Buffer | undefined;
     let last = entries.length - 1;
     if (last >= 0 && (entries[last] as Entry).kind === ENTRY_IMAGE) {
-      const image = entries[last] as Entry;
-      if (image.bytes.length !== BLCKSZ) throw new LakebaseError('CORRUPT', `a page image of ${image.bytes.length} bytes`);
       page = Buffer.allocUnsafeSlow(BLCKSZ);
-      image.bytes.copy(page);
+      copyImage(entries[last] as Entry, page);
       last--;
     } else if (base !== undefined) {
       page = Buffer.allocUnsafeSlow(BLCKSZ);
       base.copy(page);
     } else page = Buffer.alloc(BLCKSZ);
-    const hints: Entry[] = [];
     for (let i = last; i >= 0; i--) {
       const e = entries[i] as Entry;
-      if (e.kind === ENTRY_RECORD) {
-        if ((e.arg & ARG_STOP) !== 0 && i !== last) page.fill(0);
-        this.#redo.record(page, e.bytes, e.arg & ARG_BLOCK_ID, e.lsn);
-      } else if (e.kind === ENTRY_DELTA) {
-        this.#applyHints(s, page, hints);
-        this.#redo.delta(page, e.bytes, e.lsn, this.#child(s, e));
-      } else if (e.kind === ENTRY_IMAGE) {
-        hints.length = 0;
-        e.bytes.copy(page);
-      } else if (e.kind === ENTRY_ZERO) {
-        hints.length = 0;
-        page.fill(0);
-      } else if (e.kind === ENTRY_FSM_HINT) hints.push(e);
-      else if (e.kind === ENTRY_VALUE) throw new LakebaseError('CORRUPT', 'a small value is filed under a page key');
+      if (e.kind === ENTRY_FSM_HINT) {
+        // Rare: the rest of the page's changes, hints and all.
+        for (const _ of this.#applyHinted(s, entries.slice(0, i + 1), page)) void _;
+        return page;
+      }
+      this.#step(s, e, page);
       onStep?.(e, page);
     }
     this.applied += last + 1;
-    this.#applyHints(s, page, hints);
     return page;
+  }
+
+  /** Applies one change that is not a hint. */
+  #step(s: SeriesId, e: Entry, page: Buffer): void {
+    switch (e.kind) {
+      case ENTRY_RECORD:
+        if ((e.arg & ARG_STOP) !== 0) page.fill(0);
+        this.#redo.record(page, e.bytes, e.arg & ARG_BLOCK_ID, e.lsn);
+        break;
+      case ENTRY_DELTA:
+        this.#redo.delta(page, e.bytes, e.lsn, this.#child(s, e));
+        break;
+      case ENTRY_IMAGE:
+        copyImage(e, page);
+        break;
+      case ENTRY_ZERO:
+        page.fill(0);
+        break;
+      default:
+        throw new LakebaseError('CORRUPT', `a change of kind ${e.kind} is filed under a page key`);
+    }
+  }
+
+  /** Applies `entries` (newest first), yielding after each heap page that hints make us redo. */
+  *#applyHinted(s: SeriesId, entries: readonly Entry[], page: Buffer): Generator<void> {
+    const hints: Entry[] = [];
+    for (let i = entries.length - 1; i >= 0; i--) {
+      const e = entries[i] as Entry;
+      if (e.kind === ENTRY_FSM_HINT) {
+        hints.push(e);
+        continue;
+      }
+      // What replaces the page makes earlier hints moot.
+      if ((e.arg & ARG_STOP) !== 0) hints.length = 0;
+      else yield* this.#applyHints(s, page, hints);
+      this.#step(s, e, page);
+    }
+    this.applied += entries.length;
+    yield* this.#applyHints(s, page, hints);
   }
 
   #child(s: SeriesId, delta: Entry): Buffer | undefined {
@@ -126,7 +165,7 @@ export class PageReader {
   }
 
   /** Free space hints, oldest first: only the newest one that redo would have recorded counts for each heap block. */
-  #applyHints(s: SeriesId, page: Buffer, hints: Entry[]): void {
+  *#applyHints(s: SeriesId, page: Buffer, hints: Entry[]): Generator<void> {
     if (hints.length === 0) return;
     const byBlock = new Map<number, Lsn[]>();
     for (const hint of hints) {
@@ -140,6 +179,7 @@ export class PageReader {
     for (const [heapBlock, lsns] of byBlock) {
       const free = this.#freeSpace(heap, heapBlock, lsns);
       if (free !== undefined) this.#redo.setFreeSpace(page, heapBlock, free);
+      yield;
     }
   }
 
@@ -164,4 +204,9 @@ export class PageReader {
     }
     return undefined;
   }
+}
+
+function copyImage(e: Entry, page: Buffer): void {
+  if (e.bytes.length !== BLCKSZ) throw new LakebaseError('CORRUPT', `a page image of ${e.bytes.length} bytes`);
+  e.bytes.copy(page);
 }

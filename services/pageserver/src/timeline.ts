@@ -294,13 +294,29 @@ export class Timeline {
     const pages: Buffer[] = [];
     let sliceStart = performance.now();
     for (let b = block; b < end; b++) {
-      pages.push(this.#pageAt(id, b, lsn));
+      pages.push(tag.fork === FORK_FSM ? await this.#fsmPage(id, b, lsn) : this.#pageAt(id, b, lsn));
       if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
         await nextTurn();
         sliceStart = performance.now();
       }
     }
     return pages;
+  }
+
+  /** A free space map page: resolving its hints may redo thousands of heap pages, so it is done in turns. */
+  async #fsmPage(series: number, block: number, lsn: Lsn): Promise<Buffer> {
+    const base = this.cache.get(series, block);
+    if (base?.lsn === lsn) return base.page;
+    let sliceStart = performance.now();
+    const page = await this.reader.pageInTurns(this.#series.get(series), block, lsn, () => {
+      if (performance.now() - sliceStart < SLICE_MS) return undefined;
+      return nextTurn().then(() => {
+        sliceStart = performance.now();
+      });
+    }, base);
+    const now = this.cache.get(series, block);
+    if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
+    return page;
   }
 
   slruPage(kind: number, page: number, lsn: Lsn): Buffer {
