@@ -62,14 +62,14 @@ describe('wal store', () => {
       fill(store, START + 150_000, 7_777);
       assert.deepEqual(readAll(store), slice(START, START + 150_000));
       store.append(store.appendLsn, slice(store.appendLsn, store.appendLsn + 500));
-      store.close();
+      void store.close();
       store = open(dir, { ringBytes });
       assert.equal(store.damage, undefined);
       assert.equal(store.flushLsn, START + 150_000, 'unsynced bytes are gone');
       expectBoundaries(store);
       assert.deepEqual(readAll(store), slice(START, START + 150_000));
       await store.prepareNext();
-      store.close();
+      void store.close();
     }
   });
 
@@ -129,7 +129,7 @@ describe('wal store', () => {
       store.append(lsn(at), slice(at, at + 1_234));
       batches.push(store.sync());
     }
-    store.close();
+    void store.close();
     const path = join(dir, readdirSync(dir)[0] as string);
     const whole = readFileSync(path);
     fc.assert(
@@ -142,15 +142,15 @@ describe('wal store', () => {
         assert.ok(batches.includes(end));
         assert.deepEqual(readAll(again), slice(START, end));
         fill(again, end + 3_000, 1_000);
-        again.close();
+        void again.close();
         again = open(dir);
         assert.deepEqual(readAll(again), slice(START, end + 3_000));
-        again.close();
+        void again.close();
         writeFileSync(path, whole);
         truncateSync(path, cut);
         again = open(dir, { flushHint: lsn(START + 29_000) });
         assert.equal(again.damage !== undefined, end < START + 29_000);
-        again.close();
+        void again.close();
       }),
       { numRuns: 40 },
     );
@@ -160,7 +160,7 @@ describe('wal store', () => {
     const dir = newDir();
     const store = open(dir);
     fill(store, START + 30_000, 1_234);
-    store.close();
+    void store.close();
     const path = join(dir, readdirSync(dir)[0] as string);
     const whole = readFileSync(path);
     fc.assert(
@@ -188,7 +188,7 @@ describe('wal store', () => {
           fill(again, START + 30_000, 5_000);
           assert.deepEqual(readAll(again), slice(START, START + 30_000));
         }
-        again.close();
+        void again.close();
       }),
       { numRuns: 60 },
     );
@@ -199,7 +199,7 @@ describe('wal store', () => {
     const store = open(dir);
     fill(store, START + 100_000, 10_000);
     const path = join(dir, readdirSync(dir).sort()[0] as string);
-    store.close();
+    void store.close();
     const bytes = readFileSync(path);
     bytes[SEGMENT_HEADER_BYTES + 20_000] = (bytes[SEGMENT_HEADER_BYTES + 20_000] as number) ^ 1;
     writeFileSync(path, bytes);
@@ -210,7 +210,7 @@ describe('wal store', () => {
     again.discardDamage();
     fill(again, START + 100_000, 10_000);
     assert.deepEqual(readAll(again), slice(START, START + 100_000));
-    again.close();
+    void again.close();
   });
 
   test('a missing segment is damage', () => {
@@ -219,13 +219,13 @@ describe('wal store', () => {
     const store = open(dir);
     for (let at = 0; at < big.bytes.length; at += 1 << 20) store.append(lsn(START + at), big.bytes.subarray(at, at + (1 << 20)));
     store.sync();
-    store.close();
+    void store.close();
     const names = readdirSync(dir).sort();
     assert.ok(names.length >= 3);
     rmSync(join(dir, names[1] as string));
     const again = open(dir);
     assert.match(again.damage?.message ?? '', /missing/);
-    again.close();
+    void again.close();
     rmSync(dir, { recursive: true });
   });
 
@@ -233,7 +233,7 @@ describe('wal store', () => {
     const dir = newDir();
     let full = false;
     const io: SegmentIo = {
-      sync: nodeIo.sync,
+      sync: (fd) => nodeIo.sync(fd),
       write: (fd, buffer, offset, length, position) => {
         if (full) {
           nodeIo.write(fd, buffer, offset, Math.floor(length / 2), position);
@@ -254,17 +254,17 @@ describe('wal store', () => {
     assert.equal(store.appendLsn, START + 5_000);
     full = false;
     fill(store, START + 20_000, 3_000);
-    store.close();
+    void store.close();
     store = open(dir);
     assert.deepEqual(readAll(store), slice(START, START + 20_000));
-    store.close();
+    void store.close();
   });
 
   test('after a failed fdatasync nothing is written until it is opened again', () => {
     const dir = newDir();
     let fail = false;
     const io: SegmentIo = {
-      write: nodeIo.write,
+      write: (...args) => nodeIo.write(...args),
       sync: (fd) => {
         if (fail) throw Object.assign(new Error('EIO: i/o error, fdatasync'), { code: 'EIO' });
         nodeIo.sync(fd);
@@ -278,7 +278,7 @@ describe('wal store', () => {
     fail = false;
     assert.equal(store.flushLsn, START + 5_000);
     assert.throws(() => store.append(store.appendLsn, slice(START + 5_000, START + 6_000)), /restart this member/);
-    store.close();
+    void store.close();
   });
 
   test('bytes that are not WAL are refused and leave no trace', () => {
@@ -288,7 +288,7 @@ describe('wal store', () => {
     assert.equal(store.appendLsn, wal.records[5]);
     fill(store, START + 20_000, 4_000);
     assert.throws(() => store.append(lsn(START), slice(START, START + 10)), /expected/);
-    store.close();
+    void store.close();
   });
 
   test('trim removes whole segments, restartAt begins elsewhere', () => {
@@ -307,10 +307,10 @@ describe('wal store', () => {
     store.restartAt(record, lsn(record - 100));
     assert.equal(store.firstLsn, record);
     fill(store, START + 100_000, 9_000);
-    store.close();
+    void store.close();
     const again = open(dir);
     assert.equal(again.firstLsn, record);
     assert.deepEqual(readAll(again), slice(record, START + 100_000));
-    again.close();
+    void again.close();
   });
 });
