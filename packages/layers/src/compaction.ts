@@ -65,7 +65,16 @@ class RunWriter {
     const { files, generation, number } = this.#options;
     const { startLsn, endLsn } = this.#range;
     const path = join(files.directory, layerName(this.#kind, startLsn, endLsn, number, this.#part++, generation));
-    const identity = { project: files.project, timeline: files.timeline, kind: this.#kind, level: 1, generation, startLsn, endLsn, compress: true };
+    const identity = {
+      project: files.project,
+      timeline: files.timeline,
+      kind: this.#kind,
+      level: 1,
+      generation,
+      startLsn,
+      endLsn,
+      compress: true,
+    };
     this.#writer = await LayerWriter.create(path, identity, files.ciphers);
     return this.#writer;
   }
@@ -82,7 +91,12 @@ class RunWriter {
 }
 
 /** Merges consecutive delta layers of `set` into L1 layers. `inputs` in LSN order. */
-export async function mergeDeltas(set: LayerSet, inputs: readonly LayerHandle[], redo: PageRedo, options: CompactionOptions): Promise<LayerDescriptor[]> {
+export async function mergeDeltas(
+  set: LayerSet,
+  inputs: readonly LayerHandle[],
+  redo: PageRedo,
+  options: CompactionOptions,
+): Promise<LayerDescriptor[]> {
   const first = inputs[0] as LayerHandle;
   const startLsn = Math.min(...inputs.map((l) => l.descriptor.startLsn)) as Lsn;
   const endLsn = Math.max(first.descriptor.endLsn, ...inputs.map((l) => l.descriptor.endLsn)) as Lsn;
@@ -205,7 +219,15 @@ export async function createImages(set: LayerSet, lsn: Lsn, redo: PageRedo, opti
 
 const ZEROS = Buffer.alloc(BLCKSZ);
 
-async function imageRun(run: RunWriter, reader: PageReader, s: SeriesId, first: number, count: number, lsn: Lsn, floors: Floors | undefined): Promise<void> {
+async function imageRun(
+  run: RunWriter,
+  reader: PageReader,
+  s: SeriesId,
+  first: number,
+  count: number,
+  lsn: Lsn,
+  floors: Floors | undefined,
+): Promise<void> {
   for (let block = first; block < first + count; block++) {
     const page = reader.page(s, block, lsn, floors);
     // A page of zeros is what a missing key reads as.

@@ -189,7 +189,11 @@ export class LayerReader implements LayerView {
   }
 
   #open(offset: number, length: number, n: number): Buffer {
-    if (length > FRAME_BYTES_MAX || offset < this.#headerBytes || offset + length + TAG_BYTES > this.footer.indexOffset + this.footer.indexBytes)
+    if (
+      length > FRAME_BYTES_MAX ||
+      offset < this.#headerBytes ||
+      offset + length + TAG_BYTES > this.footer.indexOffset + this.footer.indexBytes
+    )
       throw corrupt(this.path, `has frame ${n} outside the file`);
     const stored = this.#read(offset, length + TAG_BYTES);
     try {

@@ -117,7 +117,5 @@ export class LayerSet {
 }
 
 function newestFirst(a: LayerHandle, b: LayerHandle): number {
-  return (
-    b.descriptor.endLsn - a.descriptor.endLsn || b.descriptor.startLsn - a.descriptor.startLsn || b.number - a.number
-  );
+  return b.descriptor.endLsn - a.descriptor.endLsn || b.descriptor.startLsn - a.descriptor.startLsn || b.number - a.number;
 }

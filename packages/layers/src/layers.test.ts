@@ -86,14 +86,20 @@ class MiniStore implements KeyView {
     const inputs = this.set.layers.filter((l) => l.descriptor.level === 0).reverse();
     if (inputs.length === 0) return;
     const out = await mergeDeltas(this.set, inputs, fakeRedo, this.options(4096));
-    this.set = this.set.replaced(inputs, out.map((d) => new LayerHandle(d, this.files)));
+    this.set = this.set.replaced(
+      inputs,
+      out.map((d) => new LayerHandle(d, this.files)),
+    );
   }
   async images(): Promise<void> {
     await this.merge();
     const end = this.set.layers[0]?.descriptor.endLsn;
     if (end === undefined) return;
     const out = await createImages(this.set, end, fakeRedo, this.options(100_000));
-    this.set = this.set.replaced([], out.map((d) => new LayerHandle(d, this.files)));
+    this.set = this.set.replaced(
+      [],
+      out.map((d) => new LayerHandle(d, this.files)),
+    );
   }
   reopen(): void {
     const descriptors = JSON.parse(JSON.stringify(this.set.layers.map((l) => l.descriptor))) as LayerDescriptor[];
@@ -138,7 +144,10 @@ class Model {
 }
 
 const step = fc.oneof(
-  { weight: 60, arbitrary: fc.record({ op: fc.constant('record' as const), block: fc.nat(7), x: fc.nat(255), init: fc.boolean(), same: fc.boolean() }) },
+  {
+    weight: 60,
+    arbitrary: fc.record({ op: fc.constant('record' as const), block: fc.nat(7), x: fc.nat(255), init: fc.boolean(), same: fc.boolean() }),
+  },
   { weight: 6, arbitrary: fc.record({ op: fc.constant('image' as const), block: fc.nat(7), x: fc.nat(255) }) },
   { weight: 3, arbitrary: fc.record({ op: fc.constant('zero' as const), block: fc.nat(7) }) },
   { weight: 4, arbitrary: fc.record({ op: fc.constant('truncate' as const), blocks: fc.nat(7) }) },
@@ -226,7 +235,10 @@ test('one key over many frames is found at every LSN', async () => {
   for (const n of [1, 9, 10, 11, 12, 50, 99, 100]) {
     const out: Entry[] = [];
     assert.equal(store.set.collect(key, (n * 8) as Lsn, 0 as Lsn, out), false);
-    assert.deepEqual(out.map((e) => e.bytes[0]), Array.from({ length: n }, (_, i) => n - i));
+    assert.deepEqual(
+      out.map((e) => e.bytes[0]),
+      Array.from({ length: n }, (_, i) => n - i),
+    );
   }
   store.close();
 });
@@ -243,7 +255,8 @@ test('a flipped byte or a cut layer file is CORRUPT and names the file, never ot
     const reader = new LayerReader(path, plainProvider, new FrameCache(1 << 20));
     const pages = new PageReader(reader, fakeRedo);
     try {
-      for (let b = 0; b < 20; b++) assert.ok(pages.page(metaSeries(KIND_REL_PAGE, 1663, 5, 1), b, 1600 as Lsn).equals(expected[b] as Buffer));
+      for (let b = 0; b < 20; b++)
+        assert.ok(pages.page(metaSeries(KIND_REL_PAGE, 1663, 5, 1), b, 1600 as Lsn).equals(expected[b] as Buffer));
     } finally {
       reader.close();
     }
@@ -291,9 +304,15 @@ test('the index comes back as written; any damage is CORRUPT and names it', asyn
     const bad = Buffer.from(good);
     bad[i] = (bad[i] as number) ^ 1;
     writeFileSync(path, bad);
-    assert.throws(() => readIndex(path, PROJECT, TIMELINE, plainProvider), (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(path));
+    assert.throws(
+      () => readIndex(path, PROJECT, TIMELINE, plainProvider),
+      (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(path),
+    );
   }
   writeFileSync(path, good.subarray(0, good.length - 9));
-  assert.throws(() => readIndex(path, PROJECT, TIMELINE, plainProvider), (e: unknown) => isCode(e, 'CORRUPT'));
+  assert.throws(
+    () => readIndex(path, PROJECT, TIMELINE, plainProvider),
+    (e: unknown) => isCode(e, 'CORRUPT'),
+  );
   rmSync(dir, { recursive: true });
 });

@@ -4,16 +4,7 @@
 import type { Lsn } from '@lakebase/ids';
 import { BLCKSZ } from '@lakebase/ids';
 import { LakebaseError } from '@lakebase/base';
-import {
-  ARG_BLOCK_ID,
-  ARG_STOP,
-  ENTRY_DELTA,
-  ENTRY_FSM_HINT,
-  ENTRY_IMAGE,
-  ENTRY_RECORD,
-  ENTRY_ZERO,
-  type Entry,
-} from './entry.ts';
+import { ARG_BLOCK_ID, ARG_STOP, ENTRY_DELTA, ENTRY_FSM_HINT, ENTRY_IMAGE, ENTRY_RECORD, ENTRY_ZERO, type Entry } from './entry.ts';
 import { type Floors, NO_FLOORS, decodeFloors, floorOf } from './floors.ts';
 import { KIND_REL_FLOORS, KIND_REL_PAGE, KIND_REL_SIZE, type SeriesId, encodeKey, sameFork } from './key.ts';
 
@@ -94,7 +85,12 @@ export class PageReader {
     return page;
   }
 
-  #apply(s: SeriesId, entries: readonly Entry[], base: Buffer | undefined, onStep: ((entry: Entry, page: Buffer) => void) | undefined): Buffer {
+  #apply(
+    s: SeriesId,
+    entries: readonly Entry[],
+    base: Buffer | undefined,
+    onStep: ((entry: Entry, page: Buffer) => void) | undefined,
+  ): Buffer {
     let page: Buffer | undefined;
     let last = entries.length - 1;
     if (last >= 0 && (entries[last] as Entry).kind === ENTRY_IMAGE) {

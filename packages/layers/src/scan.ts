@@ -26,7 +26,10 @@ export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn
     const keyBytes = Buffer.alloc(20);
     for (const row of layer.valueRows()) {
       layer.writeKeyOf(row, keyBytes);
-      take(keyBytes, layer.entriesOf(row).findLast((e) => e.lsn <= lsn));
+      take(
+        keyBytes,
+        layer.entriesOf(row).findLast((e) => e.lsn <= lsn),
+      );
     }
   }
   for (const handle of set.layers) {

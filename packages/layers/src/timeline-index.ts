@@ -61,8 +61,7 @@ export function openObject(magic: number, version: number, project: string, byte
   const r = new ByteReader(bytes, 4, bytes.length - 4);
   try {
     const found = r.u16be();
-    if (found !== version)
-      throw new LakebaseError('UNSUPPORTED', `${file} has format version ${found}; this version reads ${version}`);
+    if (found !== version) throw new LakebaseError('UNSUPPORTED', `${file} has format version ${found}; this version reads ${version}`);
     const algorithm = r.u8();
     r.skip(1 + NONCE_SEED_BYTES);
     const keyLength = r.u16be();

@@ -8,7 +8,17 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { FrameParser, MSG, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
 import { LakebaseError, silentLogger } from '@lakebase/base';
-import { BLCKSZ, type ForkNumber, type Lsn, MAX_LSN, type RelTag, WAL_SEGMENT_BYTES, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import {
+  BLCKSZ,
+  type ForkNumber,
+  type Lsn,
+  MAX_LSN,
+  type RelTag,
+  WAL_SEGMENT_BYTES,
+  parseLsn,
+  parseProjectUid,
+  parseTimelineId,
+} from '@lakebase/ids';
 import { OpenLayer, SeriesTable, scanValues } from '@lakebase/layers';
 import { WalDecoder, readControlFile } from '@lakebase/pg-format';
 import { Catalog } from './catalog.ts';
@@ -23,7 +33,9 @@ const SECRET = 'cd'.repeat(32);
 /** Segments from `from` on, cut to chunks as a walsender would send them; ends at `end` or where the WAL ends. */
 function walChunks(walDir: string, from: Lsn, end: Lsn): Buffer[] {
   const chunks: Buffer[] = [];
-  const names = readdirSync(walDir).filter((n) => /^[0-9A-F]{24}$/.test(n)).sort();
+  const names = readdirSync(walDir)
+    .filter((n) => /^[0-9A-F]{24}$/.test(n))
+    .sort();
   for (const name of names) {
     const segment = (Number.parseInt(name.slice(8, 16), 16) * 256 + Number.parseInt(name.slice(16), 16)) * WAL_SEGMENT_BYTES;
     if (segment + WAL_SEGMENT_BYTES <= from || segment >= end) continue;
@@ -44,7 +56,12 @@ function timed(run: () => number): { records: number; seconds: number; perSecond
   const records = run();
   const used = process.cpuUsage(cpu);
   const seconds = (performance.now() - start) / 1_000;
-  return { records, seconds: round(seconds), perSecond: Math.round(records / seconds), perCpuSecond: Math.round(records / ((used.user + used.system) / 1e6)) };
+  return {
+    records,
+    seconds: round(seconds),
+    perSecond: Math.round(records / seconds),
+    perCpuSecond: Math.round(records / ((used.user + used.system) / 1e6)),
+  };
 }
 const round = (n: number): number => Math.round(n * 1_000) / 1_000;
 
@@ -76,7 +93,9 @@ function indexAll(timeline: Timeline, chunks: readonly Buffer[], layerBytes: num
   });
 }
 
-async function applyRate(timeline: Timeline): Promise<{ pages: number; applied: number; seconds: number; perSecond: number; perCpuSecond: number }> {
+async function applyRate(
+  timeline: Timeline,
+): Promise<{ pages: number; applied: number; seconds: number; perSecond: number; perCpuSecond: number }> {
   timeline.cache.clear();
   const before = timeline.reader.applied;
   const start = performance.now();
@@ -91,11 +110,23 @@ async function applyRate(timeline: Timeline): Promise<{ pages: number; applied: 
   const seconds = (performance.now() - start) / 1_000;
   const used = process.cpuUsage(cpu);
   const applied = timeline.reader.applied - before;
-  return { pages, applied, seconds: round(seconds), perSecond: Math.round(applied / seconds), perCpuSecond: Math.round(applied / ((used.user + used.system) / 1e6)) };
+  return {
+    pages,
+    applied,
+    seconds: round(seconds),
+    perSecond: Math.round(applied / seconds),
+    perCpuSecond: Math.round(applied / ((used.user + used.system) / 1e6)),
+  };
 }
 
 /** GetPage over the socket: random blocks of one relation at a given depth. */
-async function getPages(port: number, tag: RelTag, blocks: number, depth: number, requests: number): Promise<{ perSecond: number; medianUs: number; p99Us: number }> {
+async function getPages(
+  port: number,
+  tag: RelTag,
+  blocks: number,
+  depth: number,
+  requests: number,
+): Promise<{ perSecond: number; medianUs: number; p99Us: number }> {
   const socket = connect(port, '127.0.0.1');
   socket.setNoDelay(true);
   const parser = new FrameParser(1 << 24);
@@ -107,7 +138,17 @@ async function getPages(port: number, tag: RelTag, blocks: number, depth: number
   const send = (): void => {
     if (next > requests) return;
     sent[next] = performance.now();
-    socket.write(encodeRequest({ type: 'getPages', id: next++, tag, block: random() % blocks, count: 1, requestLsn: MAX_LSN, notModifiedSince: 0 as Lsn }));
+    socket.write(
+      encodeRequest({
+        type: 'getPages',
+        id: next++,
+        tag,
+        block: random() % blocks,
+        count: 1,
+        requestLsn: MAX_LSN,
+        notModifiedSince: 0 as Lsn,
+      }),
+    );
   };
   const start = performance.now();
   await new Promise<void>((resolve, reject) => {
@@ -118,13 +159,20 @@ async function getPages(port: number, tag: RelTag, blocks: number, depth: number
           for (let i = 0; i < depth; i++) send();
           return;
         }
-        if (frame.type !== MSG.PAGES || frame.payload.length !== 2 + BLCKSZ) return reject(new LakebaseError('INTERNAL', 'a request failed'));
+        if (frame.type !== MSG.PAGES || frame.payload.length !== 2 + BLCKSZ)
+          return reject(new LakebaseError('INTERNAL', 'a request failed'));
         taken.push(performance.now() - (sent[frame.id] as number));
         if (taken.length === requests) resolve();
         else send();
       }),
     );
-    socket.write(encodeHello({ token: internalToken(SECRET, 'service'), project: parseProjectUid(TEST_PROJECT), timeline: parseTimelineId(TEST_TIMELINE) }));
+    socket.write(
+      encodeHello({
+        token: internalToken(SECRET, 'service'),
+        project: parseProjectUid(TEST_PROJECT),
+        timeline: parseTimelineId(TEST_TIMELINE),
+      }),
+    );
   });
   const seconds = (performance.now() - start) / 1_000;
   socket.destroy();
@@ -133,8 +181,17 @@ async function getPages(port: number, tag: RelTag, blocks: number, depth: number
   return { perSecond: Math.round(requests / seconds), medianUs: at(0.5), p99Us: at(0.99) };
 }
 
-const { values } = parseArgs({ options: { template: { type: 'string' }, wal: { type: 'string' }, end: { type: 'string' }, warm: { type: 'string' }, scratch: { type: 'string' } } });
-if (values.template === undefined || values.wal === undefined) throw new LakebaseError('CONFIG', 'usage: bench.ts --template DIR --wal DIR [--end LSN] [--warm LSN] [--scratch DIR]');
+const { values } = parseArgs({
+  options: {
+    template: { type: 'string' },
+    wal: { type: 'string' },
+    end: { type: 'string' },
+    warm: { type: 'string' },
+    scratch: { type: 'string' },
+  },
+});
+if (values.template === undefined || values.wal === undefined)
+  throw new LakebaseError('CONFIG', 'usage: bench.ts --template DIR --wal DIR [--end LSN] [--warm LSN] [--scratch DIR]');
 const directory = mkdtempSync(join(values.scratch ?? tmpdir(), 'lb-psbench-'));
 try {
   const systemId = String(readControlFile(readFileSync(join(values.template, 'global/pg_control'))).systemId);
@@ -152,7 +209,8 @@ try {
   };
   const result: Record<string, unknown> = { walBytes };
   result['decode'] = timed(() => decodeAll(timeline, chunks, count));
-  if (process.env['BENCH_ONLY'] === 'index') for (let i = 0; i < 5; i++) console.error(timed(() => indexAll(timeline, chunks, config.openLayerBytes)));
+  if (process.env['BENCH_ONLY'] === 'index')
+    for (let i = 0; i < 5; i++) console.error(timed(() => indexAll(timeline, chunks, config.openLayerBytes)));
   result['decodeAndIndex'] = timed(() => indexAll(timeline, chunks, config.openLayerBytes));
   const warmed = timeline.recordsIngested;
   const start = performance.now();

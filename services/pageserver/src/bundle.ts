@@ -1,7 +1,15 @@
 /** Builds the start bundle: everything a compute needs to start at an LSN without redo, pages apart (docs/formats/start-bundle.md). */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type BlockRef, type BundleFile, type BundlePage, type BundleRelation, type StartBundle, decodeSuspendState, encodeStartBundle } from '@lakebase/api';
+import {
+  type BlockRef,
+  type BundleFile,
+  type BundlePage,
+  type BundleRelation,
+  type StartBundle,
+  decodeSuspendState,
+  encodeStartBundle,
+} from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
 import { BLCKSZ, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn } from '@lakebase/ids';
@@ -27,7 +35,10 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
   const checkpoint = checkpointOf(t, catalog);
   const files: BundleFile[] = [
     { path: 'PG_VERSION', bytes: Buffer.from(`${t.major}\n`) },
-    { path: 'global/pg_control', bytes: head ? catalog.control : patchControlFile(catalog.control, { systemId: BigInt(t.storage.index.systemId) }) },
+    {
+      path: 'global/pg_control',
+      bytes: head ? catalog.control : patchControlFile(catalog.control, { systemId: BigInt(t.storage.index.systemId) }),
+    },
   ];
   for (const { spc, db } of catalog.databases.values())
     if (spc !== GLOBAL_TABLESPACE) files.push({ path: `base/${db}/PG_VERSION`, bytes: Buffer.from(`${t.major}\n`) });
@@ -89,7 +100,10 @@ function previousRecord(t: Timeline, lsn: Lsn): Lsn {
   const index = t.storage.index;
   if (lsn === index.startLsn) return index.startPrevRecordLsn as Lsn;
   if (lsn === index.diskConsistentLsn) return index.prevRecordLsn as Lsn;
-  throw new LakebaseError('CONFLICT', `a start at ${formatLsn(lsn)} is not possible: the timeline has gone on to ${formatLsn(t.lastRecordLsn)}`);
+  throw new LakebaseError(
+    'CONFLICT',
+    `a start at ${formatLsn(lsn)} is not possible: the timeline has gone on to ${formatLsn(t.lastRecordLsn)}`,
+  );
 }
 
 function slruFiles(t: Timeline, catalog: Catalog, checkpoint: CheckPoint, lsn: Lsn, files: BundleFile[]): void {

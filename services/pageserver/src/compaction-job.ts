@@ -31,7 +31,13 @@ export async function runCompaction(job: CompactionJob): Promise<LayerDescriptor
     timeline: job.timeline,
   };
   const set = LayerSet.open(job.layers, files);
-  const options = { files, generation: job.generation, number: job.number, targetBytes: job.targetBytes, maxRecordsPerPage: job.maxRecordsPerPage };
+  const options = {
+    files,
+    generation: job.generation,
+    number: job.number,
+    targetBytes: job.targetBytes,
+    maxRecordsPerPage: job.maxRecordsPerPage,
+  };
   const redo = pageRedo(job.major);
   try {
     if (job.kind === 'images') return await createImages(set, job.imageLsn as Lsn, redo, options);

@@ -7,6 +7,10 @@ parentPort?.on('message', (message: { id: number; job: CompactionJob }) => {
   runCompaction(message.job).then(
     (layers) => parentPort?.postMessage({ id: message.id, layers }),
     (error: unknown) =>
-      parentPort?.postMessage({ id: message.id, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
+      parentPort?.postMessage({
+        id: message.id,
+        code: error instanceof LakebaseError ? error.code : 'INTERNAL',
+        message: errorMessage(error),
+      }),
   );
 });

@@ -35,9 +35,15 @@ export function applyCounters(c: CheckPoint, u: CounterUpdate): void {
     if (u.oldestMultiDb !== undefined) c.oldestMultiDb = u.oldestMultiDb;
   }
   // Zero switches commit timestamps off, or on for the first time.
-  if (u.oldestCommitTsXid !== undefined && (u.oldestCommitTsXid === 0 || c.oldestCommitTsXid === 0 || !before(u.oldestCommitTsXid, c.oldestCommitTsXid)))
+  if (
+    u.oldestCommitTsXid !== undefined &&
+    (u.oldestCommitTsXid === 0 || c.oldestCommitTsXid === 0 || !before(u.oldestCommitTsXid, c.oldestCommitTsXid))
+  )
     c.oldestCommitTsXid = u.oldestCommitTsXid;
-  if (u.newestCommitTsXid !== undefined && (u.newestCommitTsXid === 0 || c.newestCommitTsXid === 0 || !before(u.newestCommitTsXid, c.newestCommitTsXid)))
+  if (
+    u.newestCommitTsXid !== undefined &&
+    (u.newestCommitTsXid === 0 || c.newestCommitTsXid === 0 || !before(u.newestCommitTsXid, c.newestCommitTsXid))
+  )
     c.newestCommitTsXid = u.newestCommitTsXid;
   if (u.oldestActiveXid !== undefined) c.oldestActiveXid = u.oldestActiveXid;
   if (u.time !== undefined) c.time = u.time;

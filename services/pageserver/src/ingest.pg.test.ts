@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { decodeStartBundle } from '@lakebase/api';
+import { isCode } from '@lakebase/base';
 import { BLCKSZ, type Lsn, type RelTag, formatLsn, parseRelPath, relPath } from '@lakebase/ids';
 import { SHUTDOWN_CHECKPOINT_BYTES, decodeCheckPoint, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { StockPostgres } from '@lakebase/testkit';
@@ -68,10 +69,16 @@ async function workload(server: StockPostgres): Promise<void> {
 /** What a page's relation is, asked from the server before it stops. */
 async function relationKinds(server: StockPostgres): Promise<Map<string, string>> {
   const kinds = new Map<string, string>();
-  const databases = await withClient(server, 'postgres', async (c) => (await c.query("select oid::int, datname from pg_database where datallowconn")).rows as { oid: number; datname: string }[]);
+  const databases = await withClient(
+    server,
+    'postgres',
+    async (c) => (await c.query('select oid::int, datname from pg_database where datallowconn')).rows as { oid: number; datname: string }[],
+  );
   for (const { oid, datname } of databases) {
     await withClient(server, datname, async (c) => {
-      const { rows } = await c.query('select pg_relation_filenode(oid)::int8::text f, relkind, relisshared, relpersistence p from pg_class where pg_relation_filenode(oid) is not null');
+      const { rows } = await c.query(
+        'select pg_relation_filenode(oid)::int8::text f, relkind, relisshared, relpersistence p from pg_class where pg_relation_filenode(oid) is not null',
+      );
       for (const r of rows as { f: string; relkind: string; relisshared: boolean; p: string }[])
         kinds.set(`${r.relisshared ? 0 : oid}/${r.f}`, r.p === 'u' ? 'u' : r.relkind);
     });
@@ -122,7 +129,12 @@ function sameMap(ours: Buffer, theirs: Buffer, mayLackBits: boolean): boolean {
   return true;
 }
 
-async function comparePages(timeline: Timeline, pgdata: string, kinds: Map<string, string>, walLogged: number): Promise<{ pages: number; relations: number }> {
+async function comparePages(
+  timeline: Timeline,
+  pgdata: string,
+  kinds: Map<string, string>,
+  walLogged: number,
+): Promise<{ pages: number; relations: number }> {
   const lsn = timeline.lastRecordLsn;
   const differences: string[] = [];
   let pages = 0,
@@ -155,7 +167,8 @@ async function comparePages(timeline: Timeline, pgdata: string, kinds: Map<strin
   for (const id of timeline.catalog.relations()) {
     const s = timeline.catalog.series.get(id);
     const path = join(pgdata, relPath(s as RelTag));
-    if (s.fork !== 1 && !readdirSync(join(path, '..')).includes(path.split('/').at(-1) as string)) differences.push(`${relPath(s as RelTag)}: only we have it`);
+    if (s.fork !== 1 && !readdirSync(join(path, '..')).includes(path.split('/').at(-1) as string))
+      differences.push(`${relPath(s as RelTag)}: only we have it`);
   }
   assert.deepEqual(differences.slice(0, 20), [], `${differences.length} differences at ${formatLsn(lsn)}`);
   return { pages, relations };
@@ -173,12 +186,22 @@ async function compareBundle(timeline: Timeline, pgdata: string): Promise<void> 
       assert.ok(ours !== undefined && ours.subarray(0, theirs.length).equals(theirs.subarray(0, ours.length)), `${dir}/${name}`);
     }
   }
-  for (const [path, bytes] of files) if (path.endsWith('pg_filenode.map') || path.endsWith('PG_VERSION')) assert.ok(readFileSync(join(pgdata, path)).equals(bytes), path);
+  for (const [path, bytes] of files)
+    if (path.endsWith('pg_filenode.map') || path.endsWith('PG_VERSION')) assert.ok(readFileSync(join(pgdata, path)).equals(bytes), path);
   const control = controlOf(pgdata);
   const ours = decodeCheckPoint(bundle.checkpoint);
   const theirs = control.checkPointCopy;
   assert.equal(bundle.prevRecordLsn, control.checkPoint);
-  for (const field of ['nextFullXid', 'nextOid', 'nextMulti', 'nextMultiOffset', 'oldestXid', 'oldestXidDb', 'oldestMulti', 'oldestMultiDb'] as const)
+  for (const field of [
+    'nextFullXid',
+    'nextOid',
+    'nextMulti',
+    'nextMultiOffset',
+    'oldestXid',
+    'oldestXidDb',
+    'oldestMulti',
+    'oldestMultiDb',
+  ] as const)
     assert.equal(ours[field], theirs[field], field);
   assert.ok(bundle.relations.length > 900);
   console.log(`bundle: ${bundle.relations.length} relations, ${ms.toFixed(1)} ms`);
@@ -186,7 +209,15 @@ async function compareBundle(timeline: Timeline, pgdata: string): Promise<void> 
 
 test('pages, sizes, SLRUs and counters equal those of a stock server after the same WAL', { timeout: 180_000 }, async () => {
   await using server = StockPostgres.create({
-    settings: { full_page_writes: 'off', wal_keep_size: '4GB', max_wal_size: '2GB', shared_buffers: '64MB', fsync: 'off', autovacuum: 'off', wal_level: 'replica' },
+    settings: {
+      full_page_writes: 'off',
+      wal_keep_size: '4GB',
+      max_wal_size: '2GB',
+      shared_buffers: '64MB',
+      fsync: 'off',
+      autovacuum: 'off',
+      wal_level: 'replica',
+    },
   });
   const directory = mkdtempSync(join(tmpdir(), 'lb-ps-'));
   try {
@@ -198,7 +229,9 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
     await server.start();
     await workload(server);
     const kinds = await relationKinds(server);
-    const walLogged = await withClient(server, 'logged', async (c) => Number((await c.query('select oid from pg_database where datname = current_database()')).rows[0].oid));
+    const walLogged = await withClient(server, 'logged', async (c) =>
+      Number((await c.query('select oid from pg_database where datname = current_database()')).rows[0].oid),
+    );
     await server.stop();
     const control = controlOf(server.pgdata);
     const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES) as Lsn;
@@ -216,7 +249,9 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
     }
     await ingestFiles(timeline, walDir, end);
     assert.equal(timeline.lastRecordLsn, end);
-    console.log(`ingest: ${timeline.recordsIngested} records in ${(performance.now() - started).toFixed(0)} ms, ${timeline.storage.set.layers.length} layers`);
+    console.log(
+      `ingest: ${timeline.recordsIngested} records in ${(performance.now() - started).toFixed(0)} ms, ${timeline.storage.set.layers.length} layers`,
+    );
     await compareBundle(timeline, server.pgdata);
     const first = await comparePages(timeline, server.pgdata, kinds, walLogged);
     console.log(`${first.pages} pages of ${first.relations} forks equal`);
@@ -237,6 +272,45 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
       await comparePages(revived, server.pgdata, kinds, walLogged);
       await revived.close();
       rmSync(copy, { recursive: true });
+    }
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+test('a record without redo breaks only what follows it: named in the error, earlier reads go on, a restart tries again', {
+  timeout: 120_000,
+}, async () => {
+  await using server = StockPostgres.create({
+    settings: { full_page_writes: 'off', wal_keep_size: '1GB', fsync: 'off', autovacuum: 'off' },
+  });
+  const directory = mkdtempSync(join(tmpdir(), 'lb-psb-'));
+  try {
+    const config = testConfig(directory);
+    const timeline = await createTimeline(directory, server.pgdata, String(controlOf(server.pgdata).systemId), config);
+    await server.start();
+    const tag = await withClient(server, 'postgres', async (c) => {
+      await c.query("create table t (a int[]); insert into t values ('{1}'); create index g on t using gin (a)");
+      await c.query('insert into t select array[i, i + 1] from generate_series(1, 500) i');
+      const { rows } = await c.query(
+        "select pg_relation_filenode('t')::int rel, (select oid::int from pg_database where datname = 'postgres') db",
+      );
+      return { spc: 1663, db: rows[0].db as number, rel: rows[0].rel as number, fork: 0 as const };
+    });
+    await server.stop();
+    const end = endOfRecord(controlOf(server.pgdata).checkPoint, SHUTDOWN_CHECKPOINT_BYTES);
+    for (let round = 0; round < 2; round++) {
+      const t = round === 0 ? timeline : await openTimeline(directory, config);
+      await assert.rejects(
+        ingestFiles(t, join(server.pgdata, 'pg_wal'), end),
+        (e: unknown) => isCode(e, 'UNSUPPORTED') && /record [0-9A-F]+\/[0-9A-F]+ \(Gin/.test(e.message),
+      );
+      assert.equal(t.status().state, 'BROKEN');
+      assert.match(t.status().error ?? '', /Gin/);
+      assert.ok((await t.pages(tag, 0, 1, t.lastRecordLsn)).length === 1, 'reads at or below the last good record go on');
+      await assert.rejects(t.waitFor(end), (e: unknown) => isCode(e, 'UNSUPPORTED'));
+      await t.checkpoint();
+      await t.close();
     }
   } finally {
     rmSync(directory, { recursive: true, force: true });

@@ -14,7 +14,15 @@ import {
   type OpenLayer,
 } from '@lakebase/layers';
 import { type DecodedBlock, type DecodedRecord, patchControlFile, readControlFile } from '@lakebase/pg-format';
-import { type CounterUpdate, type EffectSink, type ParameterChange, type SlruKind, deltaMakesPage, emitEffects, fsmAddress } from '@lakebase/pg-redo';
+import {
+  type CounterUpdate,
+  type EffectSink,
+  type ParameterChange,
+  type SlruKind,
+  deltaMakesPage,
+  emitEffects,
+  fsmAddress,
+} from '@lakebase/pg-redo';
 import { ABSENT, type Catalog, type FileValue } from './catalog.ts';
 import { advancePastXid, applyCounters } from './counters.ts';
 

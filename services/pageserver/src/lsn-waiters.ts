@@ -20,7 +20,12 @@ export class LsnWaiters {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#waiting.delete(waiter);
-        reject(new LakebaseError('TIMEOUT', `WAL up to ${formatLsn(lsn)} did not arrive within ${timeoutMs} ms; ingested up to ${formatLsn(current())}`));
+        reject(
+          new LakebaseError(
+            'TIMEOUT',
+            `WAL up to ${formatLsn(lsn)} did not arrive within ${timeoutMs} ms; ingested up to ${formatLsn(current())}`,
+          ),
+        );
       }, timeoutMs);
       const waiter: Waiter = {
         lsn,

@@ -13,7 +13,12 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
     registers: [registry],
   });
   const pages = new Counter({ name: 'lakebase_pages_served_total', help: 'Pages answered', registers: [registry] });
-  const failures = new Counter({ name: 'lakebase_page_request_failures_total', help: 'Failed page service requests', labelNames: ['code'], registers: [registry] });
+  const failures = new Counter({
+    name: 'lakebase_page_request_failures_total',
+    help: 'Failed page service requests',
+    labelNames: ['code'],
+    registers: [registry],
+  });
   const gauge = (name: string, help: string, read: () => number): void => {
     new Gauge({
       name,
@@ -24,7 +29,11 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
       },
     });
   };
-  const perTimeline = (name: string, help: string, read: (t: { timeline: import('./timeline.ts').Timeline; receiver: import('./wal-receiver.ts').WalReceiver }) => number): void => {
+  const perTimeline = (
+    name: string,
+    help: string,
+    read: (t: { timeline: import('./timeline.ts').Timeline; receiver: import('./wal-receiver.ts').WalReceiver }) => number,
+  ): void => {
     new Gauge({
       name,
       help,
@@ -38,7 +47,9 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
   };
   perTimeline('lakebase_last_record_lsn', 'End of the last ingested record', (t) => t.timeline.lastRecordLsn);
   perTimeline('lakebase_disk_consistent_lsn', 'Durable in layers up to here', (t) => t.timeline.storage.diskConsistentLsn);
-  perTimeline('lakebase_ingest_lag_bytes', 'WAL the safekeeper has and we have not', (t) => Math.max(0, t.receiver.senderLsn - t.timeline.lastRecordLsn));
+  perTimeline('lakebase_ingest_lag_bytes', 'WAL the safekeeper has and we have not', (t) =>
+    Math.max(0, t.receiver.senderLsn - t.timeline.lastRecordLsn),
+  );
   perTimeline('lakebase_records_ingested', 'WAL records ingested since the process started', (t) => t.timeline.recordsIngested);
   perTimeline('lakebase_redo_applied', 'Changes applied by reads since the process started', (t) => t.timeline.reader.applied);
   perTimeline('lakebase_layers', 'Layer files', (t) => t.timeline.storage.set.layers.length);

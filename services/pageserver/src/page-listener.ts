@@ -49,7 +49,13 @@ export class PageListener {
   listen(host: string, port: number): Promise<number> {
     return new Promise((resolve, reject) => {
       this.#server.once('error', (cause: NodeJS.ErrnoException) =>
-        reject(new LakebaseError('CONFIG', `cannot listen on ${host}:${port}: ${cause.code === 'EADDRINUSE' ? 'the port is taken; set pagePort' : cause.message}`, { cause })),
+        reject(
+          new LakebaseError(
+            'CONFIG',
+            `cannot listen on ${host}:${port}: ${cause.code === 'EADDRINUSE' ? 'the port is taken; set pagePort' : cause.message}`,
+            { cause },
+          ),
+        ),
       );
       this.#server.listen(port, host, () => {
         const address = this.#server.address();

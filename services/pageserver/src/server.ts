@@ -16,16 +16,21 @@ export interface Pageserver {
 
 export async function startPageserver(config: PageserverConfig, secret: string, log: Logger): Promise<Pageserver> {
   const store = new TimelineStore(config, secret, log);
-  let listener: PageListener | undefined;
+  // Metrics are registered before the listener that reports into them.
+  const late: { listener?: PageListener } = {};
   const { app, metrics } = createHttpServer({
     log,
     secret,
-    health: () => ({ timelines: [...store.attached()].length, broken: [...store.attached()].filter((t) => t.timeline.broken !== undefined).length + store.damaged }),
+    health: () => ({
+      timelines: [...store.attached()].length,
+      broken: [...store.attached()].filter((t) => t.timeline.broken !== undefined).length + store.damaged,
+    }),
   });
-  const pageMetrics = registerMetrics(metrics, store, () => listener);
+  const pageMetrics = registerMetrics(metrics, store, () => late.listener);
   registerRoutes(app, store);
   await store.open();
-  listener = new PageListener(store, secret, log, pageMetrics);
+  const listener = new PageListener(store, secret, log, pageMetrics);
+  late.listener = listener;
   const pagePort = await listener.listen(config.pageHost, config.pagePort);
   await app.listen({ host: config.httpHost, port: config.httpPort });
   const address = app.server.address();
@@ -37,7 +42,7 @@ export async function startPageserver(config: PageserverConfig, secret: string, 
     pagePort,
     close: async () => {
       await app.close();
-      await listener?.close();
+      await listener.close();
       await store.close();
     },
   };

@@ -48,7 +48,9 @@ class PageClient {
     const client = new PageClient(connect(port, '127.0.0.1'));
     const parser = new FrameParser(1 << 28);
     const hello = new Promise<Frame>((resolve) => client.#waiting.set(0, resolve));
-    client.socket.on('data', (chunk: Buffer) => parser.push(chunk, (f) => client.#waiting.get(f.id)?.({ ...f, payload: Buffer.from(f.payload) })));
+    client.socket.on('data', (chunk: Buffer) =>
+      parser.push(chunk, (f) => client.#waiting.get(f.id)?.({ ...f, payload: Buffer.from(f.payload) })),
+    );
     client.socket.on('error', () => {});
     client.socket.write(encodeHello({ token, project: PROJECT, timeline }));
     const frame = await hello;
@@ -71,7 +73,11 @@ class PageClient {
 }
 
 async function put(port: number, path: string, body: Buffer, type: string, token = internalToken(SECRET, 'service')): Promise<Response> {
-  return fetch(`http://127.0.0.1:${port}${path}`, { method: 'PUT', headers: { authorization: `Bearer ${token}`, 'content-type': type }, body: new Uint8Array(body) });
+  return fetch(`http://127.0.0.1:${port}${path}`, {
+    method: 'PUT',
+    headers: { authorization: `Bearer ${token}`, 'content-type': type },
+    body: new Uint8Array(body),
+  });
 }
 
 async function tarBytes(pgdata: string): Promise<Buffer> {
@@ -82,7 +88,13 @@ async function tarBytes(pgdata: string): Promise<Buffer> {
 
 test('templates, timelines, streaming ingest, reads, restart, suspend state and refusals', { timeout: 120_000 }, async () => {
   await using stock = StockPostgres.create({
-    settings: { wal_keep_size: '1GB', fsync: 'off', autovacuum: 'off', listen_addresses: '127.0.0.1', password_encryption: 'scram-sha-256' },
+    settings: {
+      wal_keep_size: '1GB',
+      fsync: 'off',
+      autovacuum: 'off',
+      listen_addresses: '127.0.0.1',
+      password_encryption: 'scram-sha-256',
+    },
   });
   writeFileSync(join(stock.pgdata, 'pg_hba.conf'), 'local all all trust\nhost replication pageserver 127.0.0.1/32 scram-sha-256\n');
   const { freePort } = await import('@lakebase/testkit');
@@ -95,15 +107,24 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     const tar = await tarBytes(stock.pgdata);
     const control = readControlFile(readFileSync(join(stock.pgdata, 'global/pg_control')));
     assert.equal((await put(server.httpPort, '/v1/templates/18', tar, 'application/x-tar', 'wrong')).status, 401);
-    assert.equal((await put(server.httpPort, '/v1/templates/18', Buffer.from('no tar at all'.repeat(100)), 'application/x-tar')).status, 400);
+    assert.equal(
+      (await put(server.httpPort, '/v1/templates/18', Buffer.from('no tar at all'.repeat(100)), 'application/x-tar')).status,
+      400,
+    );
     assert.equal((await put(server.httpPort, '/v1/templates/18', tar, 'application/x-tar')).status, 200);
     let client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
     const template = await client.template(18);
     await assert.rejects(client.template(17), (e: unknown) => isCode(e, 'NOT_FOUND'));
-    const request = { pgVersion: 18, systemId: String(control.systemId), safekeepers: [{ id: 'sk1', httpUrl: 'http://x', pgHost: '127.0.0.1', pgPort }] };
+    const request = {
+      pgVersion: 18,
+      systemId: String(control.systemId),
+      safekeepers: [{ id: 'sk1', httpUrl: 'http://x', pgHost: '127.0.0.1', pgPort }],
+    };
     const startedAt = performance.now();
     const created = await client.create(PROJECT, TIMELINE, request);
-    console.log(`timeline created in ${(performance.now() - startedAt).toFixed(0)} ms, template layer ${(template.layerBytes / 1e6).toFixed(1)} MB`);
+    console.log(
+      `timeline created in ${(performance.now() - startedAt).toFixed(0)} ms, template layer ${(template.layerBytes / 1e6).toFixed(1)} MB`,
+    );
     assert.equal(created.startLsn, template.endLsn);
     assert.deepEqual((await client.create(PROJECT, TIMELINE, request)).startLsn, created.startLsn);
     await assert.rejects(client.create(PROJECT, TIMELINE, { ...request, systemId: '5' }), (e: unknown) => isCode(e, 'ALREADY_EXISTS'));
@@ -116,22 +137,33 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     await sql.query(`create role pageserver replication login password '${TOKEN}'`);
     await sql.query('create table t (id int primary key, v text)');
     await sql.query("insert into t select i, 'row ' || i from generate_series(1, 5000) i");
-    const { rows } = await sql.query("select pg_current_wal_flush_lsn()::text lsn, pg_relation_filenode('t')::int f, (select oid::int from pg_database where datname = 'postgres') db, pg_relation_size('t')::int size");
+    const { rows } = await sql.query(
+      "select pg_current_wal_flush_lsn()::text lsn, pg_relation_filenode('t')::int f, (select oid::int from pg_database where datname = 'postgres') db, pg_relation_size('t')::int size",
+    );
     const { lsn, f, db, size } = rows[0] as { lsn: string; f: number; db: number; size: number };
     const tag = { spc: 1663, db, rel: f, fork: 0 };
     let pages = await PageClient.open(server.pagePort, TOKEN);
     const all = await pages.pages(tag, 0, 128, parseLsn(lsn));
     assert.equal(all.length * BLCKSZ, size);
-    assert.ok(all.every((p) => p.readUInt16LE(14) > 0), 'every page is initialised');
+    assert.ok(
+      all.every((p) => p.readUInt16LE(14) > 0),
+      'every page is initialised',
+    );
     const sizeFrame = await pages.call({ type: 'getRelSize', tag, lsn: MAX_LSN });
     assert.equal(sizeFrame.payload.readUInt32BE(0) * BLCKSZ, size);
-    assert.equal((await pages.call({ type: 'getRelSize', tag: { ...tag, rel: 999_999 }, lsn: MAX_LSN })).payload.readUInt32BE(0), 0xffff_ffff);
+    assert.equal(
+      (await pages.call({ type: 'getRelSize', tag: { ...tag, rel: 999_999 }, lsn: MAX_LSN })).payload.readUInt32BE(0),
+      0xffff_ffff,
+    );
     const pipelined = await Promise.all(Array.from({ length: 200 }, (_, i) => pages.pages(tag, i % all.length, 1)));
     pipelined.forEach((p, i) => assert.ok((p[0] as Buffer).equals(all[i % all.length] as Buffer)));
 
     // Refusals.
     await assert.rejects(PageClient.open(server.pagePort, 'forged'), (e: unknown) => isCode(e, 'UNAUTHENTICATED'));
-    await assert.rejects(PageClient.open(server.pagePort, internalToken(SECRET, 'service'), parseTimelineId('9'.repeat(32))), (e: unknown) => isCode(e, 'NOT_FOUND'));
+    await assert.rejects(
+      PageClient.open(server.pagePort, internalToken(SECRET, 'service'), parseTimelineId('9'.repeat(32))),
+      (e: unknown) => isCode(e, 'NOT_FOUND'),
+    );
     const far = (parseLsn(lsn) + 2 ** 40) as Lsn;
     const waited = performance.now();
     await assert.rejects(pages.pages(tag, 0, 1, far), (e: unknown) => isCode(e, 'TIMEOUT'));
@@ -167,10 +199,28 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     after.forEach((p, b) => assert.equal(p.readUInt32LE(4), file.readUInt32LE(b * BLCKSZ + 4), `pd_lsn of block ${b}`));
 
     // Suspend state and boot set go into the next bundle.
-    const state = { lsn: end, files: [{ path: 'pg_stat/pgstat.stat', bytes: Buffer.from('stats') }], pages: [{ tag: { ...tag, fork: 0 as const }, block: 1, bytes: Buffer.alloc(BLCKSZ, 9) }] };
+    const state = {
+      lsn: end,
+      files: [{ path: 'pg_stat/pgstat.stat', bytes: Buffer.from('stats') }],
+      pages: [{ tag: { ...tag, fork: 0 as const }, block: 1, bytes: Buffer.alloc(BLCKSZ, 9) }],
+    };
     const base = `/v1/timelines/${PROJECT}/${TIMELINE}`;
-    assert.equal((await put(server.httpPort, `${base}/suspend-state`, encodeSuspendState(state), 'application/octet-stream', TOKEN)).status, 204);
-    assert.equal((await put(server.httpPort, `${base}/boot-set`, encodeBootSet([{ tag: { ...tag, fork: 0 as const }, block: 1 }]), 'application/octet-stream', TOKEN)).status, 204);
+    assert.equal(
+      (await put(server.httpPort, `${base}/suspend-state`, encodeSuspendState(state), 'application/octet-stream', TOKEN)).status,
+      204,
+    );
+    assert.equal(
+      (
+        await put(
+          server.httpPort,
+          `${base}/boot-set`,
+          encodeBootSet([{ tag: { ...tag, fork: 0 as const }, block: 1 }]),
+          'application/octet-stream',
+          TOKEN,
+        )
+      ).status,
+      204,
+    );
     assert.equal((await put(server.httpPort, `${base}/boot-set`, Buffer.from('junk'), 'application/octet-stream', TOKEN)).status, 500);
     for (let round = 0; round < 2; round++) {
       const { payload } = await pages.call({ type: 'getStartBundle', lsn: end, waitMs: 1_000 });

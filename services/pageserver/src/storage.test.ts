@@ -31,8 +31,20 @@ async function withStorage(run: (make: () => Promise<TimelineStorage>, directory
   const files = { directory, ciphers: plainProvider, cache: new FrameCache(1 << 22), project: '3'.repeat(32), timeline: '4'.repeat(32) };
   const compactor = new Compactor();
   await TimelineStorage.create(files, {
-    project: files.project, timeline: files.timeline, generation: 0, pgVersion: 18, systemId: '1', startLsn: 8, startPrevRecordLsn: 0,
-    diskConsistentLsn: 8, prevRecordLsn: 0, nextLayerNumber: 1, layers: [], suspend: null, bootSet: null, extra: {},
+    project: files.project,
+    timeline: files.timeline,
+    generation: 0,
+    pgVersion: 18,
+    systemId: '1',
+    startLsn: 8,
+    startPrevRecordLsn: 0,
+    diskConsistentLsn: 8,
+    prevRecordLsn: 0,
+    nextLayerNumber: 1,
+    layers: [],
+    suspend: null,
+    bootSet: null,
+    extra: {},
   });
   try {
     await run(async () => (await TimelineStorage.open(files, OPTIONS, compactor.run, silentLogger)) as TimelineStorage, directory);

@@ -51,7 +51,13 @@ export class TimelineStorage {
   #compactionQueued = false;
   compactions = 0;
 
-  private constructor(files: LayerFiles, index: TimelineIndex, options: StorageOptions, compact: (job: CompactionJob) => Promise<LayerDescriptor[]>, log: Logger) {
+  private constructor(
+    files: LayerFiles,
+    index: TimelineIndex,
+    options: StorageOptions,
+    compact: (job: CompactionJob) => Promise<LayerDescriptor[]>,
+    log: Logger,
+  ) {
     this.files = files;
     this.index = index;
     this.#nextNumber = index.nextLayerNumber;
@@ -104,7 +110,9 @@ export class TimelineStorage {
     return this.#job(async () => {
       for (let oldest = this.frozen.at(-1); oldest !== undefined; oldest = this.frozen.at(-1)) {
         const { layer, prevRecordLsn } = oldest;
-        const add = layer.empty ? [] : [await flushLayer(layer, { ...this.files, generation: this.index.generation, number: this.#takeNumber() })];
+        const add = layer.empty
+          ? []
+          : [await flushLayer(layer, { ...this.files, generation: this.index.generation, number: this.#takeNumber() })];
         await this.#publish([], add, { diskConsistentLsn: layer.endLsn, prevRecordLsn });
         this.frozen = this.frozen.slice(0, -1);
       }

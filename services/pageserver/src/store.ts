@@ -4,7 +4,18 @@ import { readdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
-import { type BlockRef, type CreatePageTimeline, type PageTimelineStatus, type PeerAddress, type TemplateInfo, decodeBootSet, decodeSuspendState, encodeBootSet, internalToken, timelineScope } from '@lakebase/api';
+import {
+  type BlockRef,
+  type CreatePageTimeline,
+  type PageTimelineStatus,
+  type PeerAddress,
+  type TemplateInfo,
+  decodeBootSet,
+  decodeSuspendState,
+  encodeBootSet,
+  internalToken,
+  timelineScope,
+} from '@lakebase/api';
 import { plainProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { FrameCache, type LayerFiles, openObject, sealObject, syncDirectory } from '@lakebase/layers';
@@ -72,7 +83,9 @@ export class TimelineStore {
       attached.map(async (t) => {
         await withDeadline(t.receiver.stop(), STOP_FLUSH_MS, 'stop of the WAL receiver').catch(() => {});
         // Saves the next start the WAL since the last flush; a failure only costs that.
-        await withDeadline(t.timeline.checkpoint(), STOP_FLUSH_MS, 'flush at stop').catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'flush at stop failed'));
+        await withDeadline(t.timeline.checkpoint(), STOP_FLUSH_MS, 'flush at stop').catch((error: unknown) =>
+          this.#log.warn({ err: errorMessage(error) }, 'flush at stop failed'),
+        );
         await t.timeline.close();
       }),
     );
@@ -181,7 +194,10 @@ export class TimelineStore {
     const state = decodeSuspendState(body);
     await t.waitFor(state.lsn);
     if (t.lastRecordLsn !== state.lsn)
-      throw new LakebaseError('CONFLICT', `the timeline has gone on to ${formatLsn(t.lastRecordLsn)}; a suspend state at ${formatLsn(state.lsn)} is too late`);
+      throw new LakebaseError(
+        'CONFLICT',
+        `the timeline has gone on to ${formatLsn(t.lastRecordLsn)}; a suspend state at ${formatLsn(state.lsn)} is too late`,
+      );
     t.fileImages(state.pages);
     await t.checkpoint();
     const sealed = sealObject(SUSPEND_OBJECT_MAGIC, OBJECT_VERSION, project, body, t.storage.files.ciphers);
@@ -229,10 +245,22 @@ export class TimelineStore {
   }
 
   #files(project: ProjectUid, timeline: TimelineId): LayerFiles {
-    return { directory: join(this.#config.dataDir, 'timelines', project, timeline), ciphers: plainProvider, cache: this.#cache, project, timeline };
+    return {
+      directory: join(this.#config.dataDir, 'timelines', project, timeline),
+      ciphers: plainProvider,
+      cache: this.#cache,
+      project,
+      timeline,
+    };
   }
   #templateFiles(major: number): LayerFiles {
-    return { directory: join(this.#config.dataDir, 'templates', String(major)), ciphers: plainProvider, cache: this.#cache, project: TEMPLATE_ID, timeline: TEMPLATE_ID };
+    return {
+      directory: join(this.#config.dataDir, 'templates', String(major)),
+      ciphers: plainProvider,
+      cache: this.#cache,
+      project: TEMPLATE_ID,
+      timeline: TEMPLATE_ID,
+    };
   }
   #queue(name: string): SerialQueue {
     let queue = this.#queues.get(name);
@@ -248,5 +276,7 @@ function readBootSet(storage: TimelineStorage): readonly BlockRef[] {
   const file = storage.index.bootSet;
   if (file === null) return [];
   const path = join(storage.files.directory, file);
-  return decodeBootSet(openObject(BOOT_OBJECT_MAGIC, OBJECT_VERSION, storage.files.project, readFileSync(path), storage.files.ciphers, path));
+  return decodeBootSet(
+    openObject(BOOT_OBJECT_MAGIC, OBJECT_VERSION, storage.files.project, readFileSync(path), storage.files.ciphers, path),
+  );
 }

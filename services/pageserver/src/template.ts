@@ -29,7 +29,14 @@ import {
   readIndex,
   relPages,
 } from '@lakebase/layers';
-import { CONTROL_FILE_PATH, DB_SHUTDOWNED, encodeCheckPoint, endOfRecord, readControlFile, SHUTDOWN_CHECKPOINT_BYTES } from '@lakebase/pg-format';
+import {
+  CONTROL_FILE_PATH,
+  DB_SHUTDOWNED,
+  encodeCheckPoint,
+  endOfRecord,
+  readControlFile,
+  SHUTDOWN_CHECKPOINT_BYTES,
+} from '@lakebase/pg-format';
 import { extract } from 'tar-stream';
 import { INDEX_FILE, TimelineStorage, ensureDirectory } from './storage.ts';
 import { PAGES_PER_SEGMENT, parseSegmentPath } from './slru.ts';
@@ -65,7 +72,8 @@ export async function importTemplate(body: Readable, major: number, files: Layer
     const database = /^base\/([0-9]{1,10})\/PG_VERSION$/.exec(path);
     if (path === CONTROL_FILE_PATH) control = bytes;
     else if (path === 'PG_VERSION') version = bytes.toString('latin1').trim();
-    else if (map !== null) value(encodeKey(metaSeries(KIND_RELMAP, map[1] !== undefined ? GLOBAL_TABLESPACE : 1663, Number(map[2] ?? 0)), 0), bytes);
+    else if (map !== null)
+      value(encodeKey(metaSeries(KIND_RELMAP, map[1] !== undefined ? GLOBAL_TABLESPACE : 1663, Number(map[2] ?? 0)), 0), bytes);
     else if (database !== null) value(encodeKey(metaSeries(KIND_DATABASE, 1663, Number(database[1])), 0), Buffer.from([1]));
     else if (relation !== undefined || slru !== undefined) {
       if (bytes.length % BLCKSZ !== 0) throw new LakebaseError('INVALID_ARGUMENT', `${path} is not a whole number of pages`);
@@ -81,16 +89,19 @@ export async function importTemplate(body: Readable, major: number, files: Layer
         const key = encodeKey(metaSeries(KIND_SLRU_SEGMENT, 0, 0, slru.kind), slru.segment);
         segments.set(key.toString('hex'), { key, pages: blocks });
         const series = metaSeries(KIND_SLRU_PAGE, 0, 0, slru.kind);
-        for (let b = 0; b < blocks; b++) page(encodeKey(series, slru.segment * PAGES_PER_SEGMENT + b), bytes.subarray(b * BLCKSZ, (b + 1) * BLCKSZ));
+        for (let b = 0; b < blocks; b++)
+          page(encodeKey(series, slru.segment * PAGES_PER_SEGMENT + b), bytes.subarray(b * BLCKSZ, (b + 1) * BLCKSZ));
       }
     }
   });
 
-  if (control === undefined || version === undefined) throw new LakebaseError('INVALID_ARGUMENT', 'the tar is not a data directory: PG_VERSION or global/pg_control is missing');
+  if (control === undefined || version === undefined)
+    throw new LakebaseError('INVALID_ARGUMENT', 'the tar is not a data directory: PG_VERSION or global/pg_control is missing');
   if (version !== String(major)) throw new LakebaseError('INVALID_ARGUMENT', `the data directory is of Postgres ${version}, not ${major}`);
   const info = readControlFile(control);
   if (info.state !== DB_SHUTDOWNED) throw new LakebaseError('INVALID_ARGUMENT', 'the data directory was not shut down cleanly');
-  if (info.checksumVersion !== 0) throw new LakebaseError('INVALID_ARGUMENT', 'the data directory has data checksums; make it with initdb --no-data-checksums');
+  if (info.checksumVersion !== 0)
+    throw new LakebaseError('INVALID_ARGUMENT', 'the data directory has data checksums; make it with initdb --no-data-checksums');
   if (info.blockSize !== BLCKSZ) throw new LakebaseError('UNSUPPORTED', `block size ${info.blockSize}`);
   value(encodeKey(metaSeries(KIND_CONTROL), 0), control);
   value(encodeKey(metaSeries(KIND_CHECKPOINT), 0), encodeCheckPoint(info.checkPointCopy));
@@ -103,7 +114,11 @@ export async function importTemplate(body: Readable, major: number, files: Layer
   // One at a time and whole or not at all: a half-written template has no index.
   await rm(files.directory, { recursive: true, force: true });
   await ensureDirectory(files.directory);
-  const writer = await LayerWriter.create(join(files.directory, layerName('image', end, end, 1, 0, 0)), imageIdentity(files, end), files.ciphers);
+  const writer = await LayerWriter.create(
+    join(files.directory, layerName('image', end, end, 1, 0, 0)),
+    imageIdentity(files, end),
+    files.ciphers,
+  );
   for (const item of items) {
     writer.add(item.key, end, item.kind, ARG_STOP, item.bytes);
     if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
@@ -126,16 +141,26 @@ export function templateInfo(files: LayerFiles): TemplateInfo | undefined {
 
 /** Makes a timeline's directory from the template: every frame sealed again under the new identity. The control file still carries the
  *  template's system id: a timeline puts its own in when it is attached. */
-export async function instantiate(template: LayerFiles, target: LayerFiles, systemId: string, extra: Readonly<Record<string, unknown>>): Promise<void> {
+export async function instantiate(
+  template: LayerFiles,
+  target: LayerFiles,
+  systemId: string,
+  extra: Readonly<Record<string, unknown>>,
+): Promise<void> {
   const index = readIndex(join(template.directory, INDEX_FILE), template.project, template.timeline, template.ciphers);
-  if (index === undefined) throw new LakebaseError('NOT_FOUND', 'there is no template for this Postgres version; import one with PUT /v1/templates/:major');
+  if (index === undefined)
+    throw new LakebaseError('NOT_FOUND', 'there is no template for this Postgres version; import one with PUT /v1/templates/:major');
   await rm(target.directory, { recursive: true, force: true });
   await ensureDirectory(target.directory);
   const layers: LayerDescriptor[] = [];
   const end = index.startLsn as Lsn;
   for (const [i, d] of index.layers.entries()) {
     const reader = new LayerReader(join(template.directory, d.name), template.ciphers, template.cache);
-    const writer = await LayerWriter.create(join(target.directory, layerName('image', end, end, 1, i, 0)), imageIdentity(target, end), target.ciphers);
+    const writer = await LayerWriter.create(
+      join(target.directory, layerName('image', end, end, 1, i, 0)),
+      imageIdentity(target, end),
+      target.ciphers,
+    );
     try {
       await writer.copyFrom(reader);
       layers.push(await writer.finish());
@@ -191,7 +216,8 @@ async function readTar(body: Readable, onFile: (path: string, bytes: Buffer) => 
     stream.on('data', (data) => {
       const chunk = data as Buffer;
       total += chunk.length;
-      if (total > TEMPLATE_BYTES_MAX) tar.destroy(new LakebaseError('RESOURCE_EXHAUSTED', `a template of more than ${TEMPLATE_BYTES_MAX} bytes`));
+      if (total > TEMPLATE_BYTES_MAX)
+        tar.destroy(new LakebaseError('RESOURCE_EXHAUSTED', `a template of more than ${TEMPLATE_BYTES_MAX} bytes`));
       else chunks.push(chunk);
     });
     stream.on('end', () => {
@@ -217,4 +243,3 @@ function u32(value: number): Buffer {
   b.writeUInt32BE(value, 0);
   return b;
 }
-

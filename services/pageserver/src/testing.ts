@@ -64,7 +64,13 @@ export async function openTimeline(directory: string, config: PageserverConfig):
 }
 
 /** Pushes WAL from files, a chunk at a time, from the timeline's end up to `end` (or to where the files end). */
-export async function ingestFiles(timeline: Timeline, walDir: string, end: Lsn, behind = false, decoder: WalDecoder = timeline.newDecoder()): Promise<void> {
+export async function ingestFiles(
+  timeline: Timeline,
+  walDir: string,
+  end: Lsn,
+  behind = false,
+  decoder: WalDecoder = timeline.newDecoder(),
+): Promise<void> {
   for (let at: number = timeline.lastRecordLsn; at < end; ) {
     const file = join(walDir, walFileName(segmentNumber(at)));
     if (!existsSync(file)) throw new Error(`no WAL file ${file}`);

@@ -5,7 +5,18 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
 import type { PageTimelineStatus } from '@lakebase/api';
-import { BLCKSZ, FORK_FSM, FORK_MAIN, INVALID_LSN, type Lsn, MAX_LSN, type ProjectUid, type RelTag, type TimelineId, formatLsn } from '@lakebase/ids';
+import {
+  BLCKSZ,
+  FORK_FSM,
+  FORK_MAIN,
+  INVALID_LSN,
+  type Lsn,
+  MAX_LSN,
+  type ProjectUid,
+  type RelTag,
+  type TimelineId,
+  formatLsn,
+} from '@lakebase/ids';
 import {
   ARG_STOP,
   ENTRY_IMAGE,
@@ -70,7 +81,10 @@ export class Timeline {
     this.#series = new SeriesTable();
     this.catalog = Catalog.load(scanValues([], storage.set, this.#lastRecordLsn), this.#series, this.#lastRecordLsn);
     if (this.catalog.checkpoint === undefined || this.catalog.control.length === 0)
-      throw new LakebaseError('CORRUPT', `timeline ${this.id}: its layers in ${storage.files.directory} hold no checkpoint or control file`);
+      throw new LakebaseError(
+        'CORRUPT',
+        `timeline ${this.id}: its layers in ${storage.files.directory} hold no checkpoint or control file`,
+      );
     this.catalog.control = patchControlFile(this.catalog.control, { systemId: BigInt(index.systemId) });
     this.#open = new OpenLayer(this.#series, this.#lastRecordLsn);
     this.#ingest = new Ingest(this.#open, this.catalog, this.major, config.hotPageRecords);
@@ -156,7 +170,10 @@ export class Timeline {
   /** No more WAL is taken until a restart; reads at or below lastRecordLsn go on. The open layer may hold part of a record: it is never flushed. */
   breakIngest(error: LakebaseError): void {
     this.#broken = error;
-    this.log.error({ err: error.message, lastRecordLsn: formatLsn(this.#lastRecordLsn) }, 'timeline is broken: WAL cannot be ingested further');
+    this.log.error(
+      { err: error.message, lastRecordLsn: formatLsn(this.#lastRecordLsn) },
+      'timeline is broken: WAL cannot be ingested further',
+    );
     this.#waiters.fail(error);
   }
 
@@ -273,7 +290,8 @@ export class Timeline {
   }
   checkReadable(lsn: Lsn): void {
     const start = this.storage.index.startLsn as Lsn;
-    if (lsn < start) throw new LakebaseError('INVALID_ARGUMENT', `LSN ${formatLsn(lsn)} is before the timeline's start ${formatLsn(start)}`);
+    if (lsn < start)
+      throw new LakebaseError('INVALID_ARGUMENT', `LSN ${formatLsn(lsn)} is before the timeline's start ${formatLsn(start)}`);
   }
 
   /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. */
@@ -308,12 +326,18 @@ export class Timeline {
     const base = this.cache.get(series, block);
     if (base?.lsn === lsn) return base.page;
     let sliceStart = performance.now();
-    const page = await this.reader.pageInTurns(this.#series.get(series), block, lsn, () => {
-      if (performance.now() - sliceStart < SLICE_MS) return undefined;
-      return nextTurn().then(() => {
-        sliceStart = performance.now();
-      });
-    }, base);
+    const page = await this.reader.pageInTurns(
+      this.#series.get(series),
+      block,
+      lsn,
+      () => {
+        if (performance.now() - sliceStart < SLICE_MS) return undefined;
+        return nextTurn().then(() => {
+          sliceStart = performance.now();
+        });
+      },
+      base,
+    );
     const now = this.cache.get(series, block);
     if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
     return page;
@@ -358,7 +382,11 @@ export class Timeline {
       const id = this.catalog.relId(p.tag);
       const blocks = this.catalog.blocks(id);
       // A map that WAL replay never had a reason to make is welcome; any other unknown fork was dropped or is not ours to keep.
-      if (blocks === ABSENT && (p.tag.fork !== FORK_FSM || this.catalog.blocks(this.catalog.relId({ ...p.tag, fork: FORK_MAIN })) === ABSENT)) continue;
+      if (
+        blocks === ABSENT &&
+        (p.tag.fork !== FORK_FSM || this.catalog.blocks(this.catalog.relId({ ...p.tag, fork: FORK_MAIN })) === ABSENT)
+      )
+        continue;
       if (p.bytes.length !== BLCKSZ) throw new LakebaseError('INVALID_ARGUMENT', `a page of ${p.bytes.length} bytes`);
       if (blocks === ABSENT || p.block >= blocks) this.catalog.extend(id, p.block + 1, lsn, this.#ingest.valuesAt(lsn));
       this.#open.put(id, p.block, ENTRY_IMAGE, ARG_STOP, lsn, p.bytes);

@@ -60,7 +60,10 @@ export class WalReceiver {
           corrupt = { lsn, tries: corrupt.lsn === lsn ? corrupt.tries + 1 : 1 };
           if (corrupt.tries >= CORRUPT_TRIES) this.#timeline.breakIngest(error);
         }
-        this.#log.warn({ safekeeper: peer?.id, err: errorMessage(error), lastRecordLsn: formatLsn(this.#timeline.lastRecordLsn) }, 'WAL stream ended; trying the next safekeeper');
+        this.#log.warn(
+          { safekeeper: peer?.id, err: errorMessage(error), lastRecordLsn: formatLsn(this.#timeline.lastRecordLsn) },
+          'WAL stream ended; trying the next safekeeper',
+        );
       }
       failures = this.#timeline.lastRecordLsn > before ? 0 : failures + 1;
       await sleep(backoffDelay(failures, { baseMs: 20, maxMs: 2_000 }), this.#stop.signal).catch(() => {});
@@ -100,7 +103,10 @@ export class WalReceiver {
             heard = performance.now();
             this.senderLsn = message.walEnd;
             if (message.start !== expected)
-              throw new LakebaseError('UNAVAILABLE', `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`);
+              throw new LakebaseError(
+                'UNAVAILABLE',
+                `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`,
+              );
             expected += message.data.length;
             decoder.push(message.data);
             ingesting = t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
