@@ -117,7 +117,8 @@ export class Supervisor {
     const child = new SupervisedChild({
       name,
       command: process.execPath,
-      args: [join(root, entryPoint(name)), '--config', configPath(home, name)],
+      // The Manager allocates little and often: a young generation of 1 MB keeps it 14 MB smaller (measured when idle).
+      args: [...(name === 'manager' ? ['--max-semi-space-size=1'] : []), join(root, entryPoint(name)), '--config', configPath(home, name)],
       // Not the caller's directory: it may be removed while we run.
       cwd: home.dir,
       logFile: join(home.logs, `${name}.log`),
