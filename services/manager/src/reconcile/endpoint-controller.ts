@@ -29,8 +29,10 @@ export interface ControllerContext {
 const WAKE_MS_MAX = 60_000;
 /** Attempts when the reason looks permanent. */
 const HARD_ATTEMPTS_MAX = 2;
-/** A compute that dies this soon after its start counts as a failed start. */
-const EARLY_DEATH_MS = 20_000;
+/** A compute that dies this soon after its start counts as a failed start. Short: somebody who kills computes is no broken start. */
+const EARLY_DEATH_MS = 3_000;
+/** Delay after an early death at most: short enough that clients wait it out and see nothing. */
+const DEATH_BACKOFF_MS_MAX = 2_000;
 /** An observation younger than this is trusted without asking again. */
 const FRESH_MS = 500;
 /** A connection just let through must find the compute there. */
@@ -303,7 +305,7 @@ export class EndpointController {
     this.#phase = 'IDLE';
     this.#compute = undefined;
     if (Date.now() - this.#activeSince < EARLY_DEATH_MS)
-      this.#failed(new LakebaseError('UNAVAILABLE', `the compute died soon after its start: ${reason}`));
+      this.#failed(new LakebaseError('UNAVAILABLE', `the compute died soon after its start: ${reason}`), DEATH_BACKOFF_MS_MAX);
     this.#c.phaseChanged();
     // It was active and nobody suspended it: start it again at once; its clients are about to come back.
     void this.wake().catch((error) => this.#log.warn({ err: errorMessage(error) }, 'restart failed; the next connection tries again'));
@@ -331,9 +333,9 @@ export class EndpointController {
     return { endpointId: this.uid, computeId: s.computeId, socketDir: s.socketDir as string, port: s.port, stages: s.stages };
   }
 
-  #failed(error: unknown): void {
+  #failed(error: unknown, maxMs = 30_000): void {
     this.#lastError = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error));
-    this.#notBefore = Date.now() + backoffDelay(this.#failures++, { baseMs: 250, maxMs: 30_000 });
+    this.#notBefore = Date.now() + backoffDelay(this.#failures++, { baseMs: 250, maxMs });
   }
 
   async #giveUp(error: unknown): Promise<never> {
