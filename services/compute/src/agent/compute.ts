@@ -180,7 +180,7 @@ export class Compute {
       binDir: this.#setup.binDir, libDir: this.#setup.libDir, pgdata: this.#pgdata, logPath: this.#start.logPath,
       env: {
         LD_PRELOAD: this.#setup.shimPath, LAKEBASE_SHIM_DATADIR: this.#pgdata, LAKEBASE_SHIM_MAP: this.#mapPath,
-        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'), LAKEBASE_SHIM_LAYOUT: '1',
+        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'), LAKEBASE_SHIM_LAYOUT: 'lazy', LAKEBASE_SHIM_PARENT: String(process.pid),
       },
     });
     void this.#postgres.exited.then(({ code, signal }) => this.#postgresGone(code, signal));

@@ -29,7 +29,7 @@ function statePages(pgdata: string, map: ResidentMap): BundlePage[] {
   let fsmPages = 0;
   for (const path of relationFiles(pgdata)) {
     const parsed = parseRelPath(path);
-    if (parsed === undefined || isUnlogged(pgdata, parsed.tag)) continue;
+    if (parsed === undefined || isUnlogged(pgdata, map, parsed.tag)) continue;
     const { tag, segment } = parsed;
     if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
     const bytes = readFileSync(join(pgdata, path));
@@ -61,6 +61,10 @@ function* relationFiles(pgdata: string): Generator<string> {
   }
 }
 
-const isUnlogged = (pgdata: string, tag: RelTag): boolean => existsSync(join(pgdata, relPath({ ...tag, fork: FORK_INIT })));
+/** The init fork's file may not exist yet: the shim makes files when their names are first used. */
+const isUnlogged = (pgdata: string, map: ResidentMap, tag: RelTag): boolean => {
+  const init: RelTag = { ...tag, fork: FORK_INIT };
+  return map.find(init, 0) >= 0 || existsSync(join(pgdata, relPath(init)));
+};
 
 const isSequence = (page: Buffer): boolean => page.length === BLCKSZ && page.readUInt16LE(16) === BLCKSZ - 8 && page.readUInt32LE(BLCKSZ - 8) === SEQUENCE_MAGIC;
