@@ -1,14 +1,15 @@
-/** `npm run oracle [-- --smoke] [--postgres PREFIX] [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
+/** `npm run oracle [-- --smoke] [--postgres PREFIX] [--only PART]… [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
 import { parseArgs } from 'node:util';
 import { failures, formatReport, runOracle } from './run.ts';
 
 const { values } = parseArgs({
-  options: { smoke: { type: 'boolean' }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } },
+  options: { smoke: { type: 'boolean' }, only: { type: 'string', multiple: true }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } },
 });
 const report = await runOracle({
   long: values.smoke !== true,
   postgres: values.postgres ?? null,
   major: Number(values.major ?? 18),
+  ...(values.only === undefined ? {} : { only: values.only }),
   keep: values.keep === true,
   log: (line) => process.stdout.write(`${line}\n`),
 });

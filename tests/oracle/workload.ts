@@ -3,15 +3,22 @@
  *  transaction ids comes between and after. Only its WAL matters; results of queries are not checked here. */
 import type pg from 'pg';
 import type { OracleServer } from './server.ts';
+import { brinWorkload } from './workload-brin.ts';
 import { btreeWorkload } from './workload-btree.ts';
 import { clusterWorkload, freezeEverything } from './workload-cluster.ts';
+import { ginWorkload } from './workload-gin.ts';
+import { gistWorkload } from './workload-gist.ts';
+import { hashWorkload } from './workload-hash.ts';
 import { heapWorkload, manyBlocks } from './workload-heap.ts';
 import { conflictWorkload, lockWorkload } from './workload-locks.ts';
 import { overwriteContrecord } from './workload-crash.ts';
+import { spgistWorkload } from './workload-spgist.ts';
 
 export interface WorkloadOptions {
   readonly long: boolean;
   readonly log: (line: string) => void;
+  /** Only these parts; the record types and kinds of file the others would reach are then reported as missing. */
+  readonly only?: readonly string[];
 }
 
 export interface Scene {
@@ -41,6 +48,7 @@ async function session(server: OracleServer, schema: string): Promise<pg.Client>
 
 export async function runWorkload(server: OracleServer, options: WorkloadOptions): Promise<void> {
   const timed = async (what: string, work: () => Promise<void>): Promise<void> => {
+    if (options.only?.every((part) => !what.includes(part)) === true) return;
     const started = performance.now();
     await work();
     options.log(`  ${what}: ${Math.round(performance.now() - started)} ms`);
@@ -58,6 +66,11 @@ export async function runWorkload(server: OracleServer, options: WorkloadOptions
     await timed(`${schema} locks`, () => lockWorkload(scene, schema));
     await timed(`${schema} conflict`, () => conflictWorkload(scene, schema));
     await timed(`${schema} btree`, () => btreeWorkload(scene));
+    await timed(`${schema} hash`, () => hashWorkload(scene));
+    await timed(`${schema} gin`, () => ginWorkload(scene));
+    await timed(`${schema} gist`, () => gistWorkload(scene));
+    await timed(`${schema} spgist`, () => spgistWorkload(scene));
+    await timed(`${schema} brin`, () => brinWorkload(scene));
     await timed(`${schema} cluster`, () => clusterWorkload(scene, schema));
     if (!fullPageWrites) await timed('many blocks', () => manyBlocks(scene));
     await server.close(db);

@@ -15,10 +15,13 @@ import {
   RM_DBASE_ID,
   RM_GENERIC_ID,
   RM_GIN_ID,
+  RM_GIST_ID,
+  RM_HASH_ID,
   RM_MULTIXACT_ID,
   RM_RELMAP_ID,
   RM_SEQ_ID,
   RM_SMGR_ID,
+  RM_SPGIST_ID,
   RM_TBLSPC_ID,
   RM_XACT_ID,
   RM_XLOG_ID,
@@ -123,17 +126,21 @@ test('SLRU page numbers are 8 bytes since 17', () => {
   ]);
 });
 
-test('what cannot be replayed yet is refused with a way out; its full-page images apply all the same', () => {
-  for (const rmid of [RM_GIN_ID, RM_BRIN_ID, RM_TBLSPC_ID, 22 + 106, 255])
+test('what cannot be replayed is refused with a way out', () => {
+  for (const rmid of [RM_TBLSPC_ID, 22 + 106, 255])
     assert.throws(
       () => effects({ rmid, info: 0, main: Buffer.alloc(20) }),
       (e) => isCode(e, 'UNSUPPORTED') && /0\/1000/.test(e.message),
       `rmgr ${rmid}`,
     );
-  assert.throws(
-    () => effects({ rmid: RM_GIN_ID, info: 0, blocks: [{ id: 0, data: Buffer.alloc(4) }] }),
-    (e) => isCode(e, 'UNSUPPORTED'),
-  );
+});
+
+test('records of every index type name their blocks and nothing else', () => {
+  for (const rmid of [RM_HASH_ID, RM_GIN_ID, RM_GIST_ID, RM_SPGIST_ID, RM_BRIN_ID])
+    assert.deepEqual(effects({ rmid, info: 0x20, blocks: [{ id: 0 }, { id: 2, data: Buffer.alloc(4) }] }), [
+      ['block', 0],
+      ['block', 2],
+    ]);
 });
 
 describe('XLOG', () => {

@@ -1,7 +1,6 @@
 /** One table of resource managers: what each does to a page, and what effects its records have.
  *  Invariants: (1) whatever a record contains, the outcome is a page, effects, or a LakebaseError that names the record; (2) a full-page image
- *  is restored here, whichever resource manager wrote it, so images of index types without redo still apply; (3) `redo` is synchronous and
- *  keeps nothing between calls. */
+ *  is restored here, whichever resource manager wrote it; (3) `redo` is synchronous and keeps nothing between calls. */
 import { isCode, LakebaseError } from '@lakebase/base';
 import { BLCKSZ, FORK_FSM, FORK_VM } from '@lakebase/ids';
 import {
@@ -33,8 +32,12 @@ import {
   rmgrName,
   setPageLsn,
 } from '@lakebase/pg-format';
+import { brinRedo } from './brin/redo.ts';
 import { btreeRedo } from './btree/redo.ts';
 import type { EffectSink } from './effects.ts';
+import { ginRedo } from './gin/redo.ts';
+import { gistAfterImage, gistRedo } from './gist/redo.ts';
+import { hashAfterImage, hashRedo } from './hash/redo.ts';
 import { heap2Effects, heap2Redo, heapEffects, heapRedo } from './heap/index.ts';
 import { restoreImage } from './image.ts';
 import { corrupt, describeRecord, unsupported } from './record-error.ts';
@@ -45,10 +48,13 @@ import { originEffects, standbyEffects } from './rmgr/standby.ts';
 import { dbaseEffects, relmapEffects, smgrEffects, tablespaceEffects } from './rmgr/storage.ts';
 import { xactEffects } from './rmgr/transaction.ts';
 import { xlogEffects, xlogRedo } from './rmgr/xlog.ts';
+import { spgistRedo } from './spgist/redo.ts';
 
 interface ResourceManager {
   /** Absent: its records name no blocks. */
   readonly redo?: (page: Buffer, record: DecodedRecord, blockId: number, major: number) => void;
+  /** What is still to be done to a page that came as an image: Postgres sets a few fields after it has logged the page. */
+  readonly afterImage?: (page: Buffer, record: DecodedRecord, blockId: number) => void;
   readonly effects: (record: DecodedRecord, major: number, sink: EffectSink) => void;
 }
 
@@ -58,37 +64,10 @@ function blockEffects(record: DecodedRecord, _major: number, sink: EffectSink): 
 
 const noEffects = (): void => {};
 
-const HELP: Readonly<Record<number, string>> = {
-  [RM_HASH_ID]: 'hash indexes are not supported yet; drop the index or use btree',
-  [RM_GIN_ID]: 'GIN indexes are not supported yet; drop the index',
-  [RM_GIST_ID]: 'GiST indexes are not supported yet; drop the index',
-  [RM_SPGIST_ID]: 'SP-GiST indexes are not supported yet; drop the index',
-  [RM_BRIN_ID]: 'BRIN indexes are not supported yet; drop the index or use btree',
-};
-
 function refuse(record: DecodedRecord): LakebaseError {
-  const help =
-    HELP[record.rmid] ?? `WAL of the resource manager ${rmgrName(record.rmid)} is not supported; remove the extension that writes it`;
+  const help = `WAL of the resource manager ${rmgrName(record.rmid)} is not supported; remove the extension that writes it`;
   return unsupported(record, `${help}. Ingest of this branch resumes here after an upgrade of the pageserver`);
 }
-
-/** Without redo of their own: a record is fine as long as every block comes as a full-page image. */
-function imageOnlyEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
-  for (let i = 0; i <= record.maxBlockId; i++) {
-    const block = record.blocks[i];
-    if (block?.inUse === true && !block.applyImage) throw refuse(record);
-  }
-  // A record without any block may still stand for a change we would miss.
-  if (record.maxBlockId < 0) throw refuse(record);
-  blockEffects(record, _major, sink);
-}
-
-const IMAGE_ONLY: ResourceManager = {
-  redo: (_page, record) => {
-    throw refuse(record);
-  },
-  effects: imageOnlyEffects,
-};
 
 const TABLE: readonly (ResourceManager | undefined)[] = Object.assign(new Array<ResourceManager | undefined>(256).fill(undefined), {
   [RM_XLOG_ID]: { redo: xlogRedo, effects: xlogEffects },
@@ -103,12 +82,12 @@ const TABLE: readonly (ResourceManager | undefined)[] = Object.assign(new Array<
   [RM_HEAP2_ID]: { redo: heap2Redo, effects: heap2Effects },
   [RM_HEAP_ID]: { redo: heapRedo, effects: heapEffects },
   [RM_BTREE_ID]: { redo: btreeRedo, effects: blockEffects },
-  [RM_HASH_ID]: IMAGE_ONLY,
-  [RM_GIN_ID]: IMAGE_ONLY,
-  [RM_GIST_ID]: IMAGE_ONLY,
+  [RM_HASH_ID]: { redo: hashRedo, afterImage: hashAfterImage, effects: blockEffects },
+  [RM_GIN_ID]: { redo: ginRedo, effects: blockEffects },
+  [RM_GIST_ID]: { redo: gistRedo, afterImage: gistAfterImage, effects: blockEffects },
   [RM_SEQ_ID]: { redo: sequenceRedo, effects: blockEffects },
-  [RM_SPGIST_ID]: IMAGE_ONLY,
-  [RM_BRIN_ID]: IMAGE_ONLY,
+  [RM_SPGIST_ID]: { redo: spgistRedo, effects: blockEffects },
+  [RM_BRIN_ID]: { redo: brinRedo, effects: blockEffects },
   [RM_COMMIT_TS_ID]: { effects: commitTsEffects },
   [RM_REPLORIGIN_ID]: { effects: originEffects },
   [RM_GENERIC_ID]: { redo: genericRedo, effects: blockEffects },
@@ -134,6 +113,7 @@ export function redo(page: Buffer, record: DecodedRecord, blockId: number, major
     if (block.applyImage) {
       restoreImage(page, record, block);
       if (!isNewPage(page)) setPageLsn(page, record.endLsn);
+      TABLE[record.rmid]?.afterImage?.(page, record, blockId);
       return;
     }
     const redoBlock = TABLE[record.rmid]?.redo;
