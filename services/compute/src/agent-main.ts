@@ -3,6 +3,7 @@
 import { LakebaseError, errorMessage } from '@lakebase/base';
 import { createLogger } from '@lakebase/service-kit';
 import { Compute } from './agent/compute.ts';
+import { warmUp } from './agent/warm-up.ts';
 import type { AgentMessage, AgentRequest, AgentSetup } from './agent/protocol.ts';
 
 const setup = JSON.parse(process.argv[2] ?? '{}') as AgentSetup;
@@ -34,6 +35,8 @@ async function handle(request: AgentRequest): Promise<unknown> {
     case 'stop': return compute.stop(request.body.mode);
   }
 }
+
+void warmUp(setup.warmUp, () => compute !== undefined);
 
 process.on('message', (request: AgentRequest) => {
   handle(request).then(

@@ -26,6 +26,7 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
     setup: {
       binDir: installation.binDir, libDir: installation.libDir, shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)), sharedBuffers: config.sharedBuffers,
       trustedAccounts: [own, account?.name ?? own], logLevel: config.logLevel, account: account === undefined ? null : { uid: account.uid, gid: account.gid },
+      warmUp: { directory: join(dataDir, 'warm-up'), url: `http://${config.httpHost}:${config.httpPort}/healthz` },
     },
   });
   teardown.add('computes', () => computes.close());

@@ -53,7 +53,7 @@ export class Compute {
   #postgres: PostgresProcess | undefined;
   #relay: PageRelay | undefined;
   #subscriptions: Subscriptions | undefined;
-  #sql: Client | undefined;
+  #sql: Promise<Client> | undefined;
   #bootSet: BootSet | undefined;
   #timers: NodeJS.Timeout[] = [];
   #stopping: Promise<void> | undefined;
@@ -87,7 +87,7 @@ export class Compute {
     try {
       this.#pages.warm();
       const members = this.#spec.safekeepers.map((peer) => ({ peer, client: new SafekeeperClient({ baseUrl: peer.httpUrl, token: this.#start.token }) }));
-      const election = await elect(members, { project: this.#project, timeline: this.#timeline }, this.#log);
+      const election = await elect(members, { project: this.#project, timeline: this.#timeline }, this.#start.lastTerm, this.#log);
       this.#election = election;
       this.#stage('elected');
       const bundle = await this.#pages.getStartBundle(election.startLsn, BUNDLE_WAIT_MS);
@@ -101,7 +101,11 @@ export class Compute {
         onFenced: (term) => this.#fenced(term),
       });
       this.#subscriptions.start();
-      await this.#openCatalog();
+      const catalog = this.#openCatalog();
+      this.#sql = catalog;
+      // Clients need not wait for our own connection when there is nothing to apply.
+      if (hasWork(this.#catalog())) await catalog;
+      else catalog.catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'no connection for activity and roles'));
       this.#stage('catalog');
       this.#enter('RUNNING');
       this.#watch();
@@ -117,7 +121,7 @@ export class Compute {
 
   async change(change: ComputeChange): Promise<ComputeStatus> {
     this.#spec = { ...this.#spec, ...change };
-    const sql = must(this.#sql, 'connection to Postgres');
+    const sql = await must(this.#sql, 'connection to Postgres');
     if (change.settings !== undefined) {
       const { writeFile } = await import('node:fs/promises');
       await writeFile(join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
@@ -127,9 +131,9 @@ export class Compute {
     return this.status();
   }
 
-  role(name: string): Promise<RoleSecret> {
+  async role(name: string): Promise<RoleSecret> {
     if (this.#sql === undefined) throw new LakebaseError('CONFLICT', 'the compute is not running');
-    return readRoleSecret(this.#sql, name);
+    return readRoleSecret(await this.#sql, name);
   }
 
   async stop(mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
@@ -142,7 +146,7 @@ export class Compute {
   async #stop(mode: 'fast' | 'immediate', end: 'STOPPED' | 'FAILED'): Promise<void> {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
-    await this.#sql?.end().catch(() => {});
+    await this.#sql?.then((sql) => sql.end()).catch(() => {});
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
     this.#subscriptions?.stop();
     if (clean) await this.#keepSuspendState().catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'));
@@ -188,13 +192,13 @@ export class Compute {
   }
 
   /** One connection for our own work, kept for the compute's life. */
-  async #openCatalog(): Promise<void> {
+  async #openCatalog(): Promise<Client> {
     const sql = new Client({ host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, database: 'postgres', application_name: 'lakebase-agent' });
     sql.on('error', () => {}); // its end is seen through the postmaster's exit
     await sql.connect();
-    this.#sql = sql;
     const changed = await applyCatalog(sql, this.#catalog());
     if (changed > 0) this.#log.info({ statements: changed }, 'roles and databases applied');
+    return sql;
   }
 
   #watch(): void {
@@ -204,7 +208,8 @@ export class Compute {
     this.#timers.push(setInterval(() => {
       if (reading || this.#sql === undefined) return;
       reading = true;
-      readActivity(this.#sql, names, this.#activity)
+      this.#sql
+        .then((sql) => readActivity(sql, names, this.#activity))
         .then((activity) => {
           this.#activity = activity;
           this.#onStatus(this.status());
@@ -277,3 +282,5 @@ export class Compute {
     this.#onStatus(this.status());
   }
 }
+
+const hasWork = (spec: CatalogSpec): boolean => spec.roles.length + spec.databases.length + spec.droppedRoles.length + spec.droppedDatabases.length > 0;

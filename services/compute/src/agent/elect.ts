@@ -14,17 +14,21 @@ export type ElectionResult = Pick<ElectionWon, 'term' | 'startLsn' | 'lastRecord
 
 const ATTEMPTS_MAX = 5;
 const STATUS_MS = 1_500;
+/** With a known last term the round of statuses is skipped, except every so often: only it lets the history be pruned. */
+const STATUS_EVERY_TERMS = 16;
 
 export interface Branch {
   readonly project: ProjectUid;
   readonly timeline: TimelineId;
 }
 
-export async function elect(members: readonly ElectionMember[], branch: Branch, log: Logger): Promise<ElectionResult> {
+/** `lastTerm`: the highest term the caller knows of this branch, or null. A guess that is too low costs one refused round, never safety. */
+export async function elect(members: readonly ElectionMember[], branch: Branch, lastTerm: number | null, log: Logger): Promise<ElectionResult> {
   let atLeast = 0;
   let reason = '';
   for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
-    const { term, commitFloor } = await candidacy(members, branch, log);
+    const guess = attempt === 0 && lastTerm !== null && lastTerm % STATUS_EVERY_TERMS !== 0;
+    const { term, commitFloor } = guess ? { term: lastTerm + 1, commitFloor: 0 as Lsn } : await candidacy(members, branch, log);
     const outcome = await campaign(members, branch, { term: Math.max(term, atLeast + 1) as Term, commitFloor }, log);
     if (!('lostTo' in outcome)) return outcome;
     atLeast = outcome.lostTo;

@@ -10,6 +10,8 @@ export interface AgentSetup {
   /** OS accounts that may connect as any role: the services' and the agent's own. */
   readonly trustedAccounts: readonly string[];
   readonly logLevel: string;
+  /** A scratch directory and an URL of the host's own: a spare runs the code of a start once before it is needed. */
+  readonly warmUp: { readonly directory: string; readonly url: string };
   /** Dropped to before anything is done, when the host is root: Postgres refuses to run as root. */
   readonly account: { readonly uid: number; readonly gid: number } | null;
 }
@@ -25,6 +27,8 @@ export interface AgentStart {
   readonly socketDir: string;
   /** Postgres's log; outlives the compute. */
   readonly logPath: string;
+  /** Highest term the host has seen on this branch; a hint that saves the election a round. */
+  readonly lastTerm: number | null;
 }
 
 export type AgentRequest =

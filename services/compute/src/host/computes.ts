@@ -30,6 +30,8 @@ export class Computes {
   readonly #running = new Map<string, Compute>();
   readonly #ended = new Map<string, ComputeStatus>();
   readonly #spares: AgentProcess[] = [];
+  /** Highest term seen by timeline. */
+  readonly #terms = new Map<string, number>();
   #closing = false;
 
   constructor(options: ComputesOptions) {
@@ -39,6 +41,7 @@ export class Computes {
     mkdirSync(this.#scratch(), { mode: 0o711 });
     mkdirSync(options.runtimeDir, { recursive: true, mode: 0o711 });
     this.#mkdirOwned(this.#logs());
+    this.#mkdirOwned(options.setup.warmUp.directory);
     this.#refillSpares();
   }
 
@@ -54,11 +57,12 @@ export class Computes {
     this.#mkdirOwned(socketDir, 0o711);
     const agent = this.#spares.shift() ?? new AgentProcess(this.#options.setup);
     const token = internalToken(this.#options.secret, timelineScope(spec.projectUid, spec.timelineId));
-    const started = agent.request('start', { computeId: id, spec, token, directory, socketDir, logPath: join(this.#logs(), `${spec.endpointId}.log`) });
+    const started = agent.request('start', { computeId: id, spec, token, directory, socketDir, logPath: join(this.#logs(), `${spec.endpointId}.log`), lastTerm: this.#terms.get(spec.timelineId) ?? null });
     const compute: Compute = { agent, started, status: blank(id, spec.endpointId, 'STARTING', null) };
     this.#running.set(id, compute);
     agent.onStatus = (status) => {
       compute.status = status;
+      if (status.term !== null) this.#terms.set(spec.timelineId, Math.max(status.term, this.#terms.get(spec.timelineId) ?? 0));
       if (status.state === 'FAILED' || status.state === 'STOPPED') void agent.end();
     };
     void agent.exited.then(() => this.#gone(id, compute, [directory, socketDir]));
