@@ -1,4 +1,4 @@
-/** Safekeeper HTTP surface (all JSON; LSNs as Postgres text, terms as numbers). Token: `service` or the timeline's own.
+/** Safekeeper HTTP surface (all JSON; LSNs as Postgres text, terms as numbers). Token: `service`, or the timeline's own except for PUT and DELETE.
  *
  *    PUT    /v1/timelines/:project/:timeline            CreateWalTimeline  -> WalTimelineStatus   (idempotent)
  *    GET    /v1/timelines/:project/:timeline            -> WalTimelineStatus

@@ -2,7 +2,7 @@
  *  Invariants: a route without a declared scope function needs the `service` token; request bodies are bounded; no stack trace leaves. */
 import { HTTP_STATUS, LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import { type TokenScope, verifyToken } from '@lakebase/api';
-import { type FastifyInstance, type FastifyRequest, fastify } from 'fastify';
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { Registry, collectDefaultMetrics } from 'prom-client';
 
 declare module 'fastify' {
@@ -26,7 +26,15 @@ export interface HttpServer {
 }
 
 export function createHttpServer(options: HttpServerOptions): HttpServer {
-  const app = fastify({ bodyLimit: options.bodyLimitBytes ?? 1024 * 1024, forceCloseConnections: true });
+  const app = fastify({
+    bodyLimit: options.bodyLimitBytes ?? 1024 * 1024,
+    forceCloseConnections: true,
+    // A path that is no path at all never reaches a route or the handlers below.
+    frameworkErrors: (error, _request, reply) =>
+      void (reply as FastifyReply)
+        .code(error.statusCode ?? 400)
+        .send({ error_code: 'INVALID_ARGUMENT', message: `the path of the request is malformed: ${error.code}` }),
+  });
   const metrics = new Registry();
   collectDefaultMetrics({ register: metrics });
   app.get('/healthz', async () => ({ status: 'ok', ...(options.health?.() ?? {}) }));

@@ -23,6 +23,7 @@ import type { Timeline } from './timeline.ts';
 const HELLO_TIMEOUT_MS = 10_000;
 const HELLO_BYTES_MAX = 1_024;
 const MAX_INFLIGHT = 256;
+const LINGER_MS = 1_000;
 
 export interface PageMetrics {
   observe(type: PageRequest['type'], seconds: number, pages: number): void;
@@ -98,12 +99,20 @@ export class PageListener {
       } catch (error) {
         clearTimeout(timer);
         this.#metrics.failed(error instanceof LakebaseError ? error.code : 'INTERNAL');
-        socket.end(Buffer.concat(encodeErrorFrame(0, error)));
+        refuse(socket, error);
       }
     };
     socket.on('data', onHello);
     socket.on('close', () => clearTimeout(timer));
   }
+}
+
+/** Says why and closes, also on a client that goes on talking or never reads: what it sends from now on is thrown away. */
+function refuse(socket: Socket, error: unknown): void {
+  socket.removeAllListeners('data');
+  socket.resume();
+  if (!socket.writableEnded) socket.end(Buffer.concat(encodeErrorFrame(0, error)));
+  setTimeout(() => socket.destroy(), LINGER_MS).unref();
 }
 
 class Connection {
@@ -137,7 +146,7 @@ class Connection {
     try {
       this.#parser.push(chunk, (frame) => this.#onFrame(frame));
     } catch (error) {
-      this.#socket.end(Buffer.concat(encodeErrorFrame(0, error)));
+      refuse(this.#socket, error);
     }
   }
 

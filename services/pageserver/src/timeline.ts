@@ -308,6 +308,8 @@ export class Timeline {
   async pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
     const blocks = this.relSize(tag, lsn) ?? 0;
     const end = Math.min(block + count, blocks);
+    // Nothing there: a caller must not make us remember every relation it can think of.
+    if (block >= end) return [];
     const id = this.#series.intern(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
     const pages: Buffer[] = [];
     let sliceStart = performance.now();

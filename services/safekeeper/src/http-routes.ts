@@ -80,12 +80,15 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
     return timelines.get(project, timeline);
   };
 
-  app.put(path, options, async (request) => {
+  // Making and destroying is for services: a compute's token must not reach the WAL of its own past.
+  app.put(path, async (request) => {
     const { project, timeline } = params(request);
-    return timelines.create(project, timeline, body<CreateWalTimeline>(createSchema, request));
+    const wanted = body<CreateWalTimeline>(createSchema, request);
+    if (BigInt(wanted.systemId) >= 1n << 64n) throw new LakebaseError('INVALID_ARGUMENT', 'systemId does not fit 64 bits');
+    return timelines.create(project, timeline, wanted);
   });
   app.get(path, options, async (request) => find(request).status());
-  app.delete(path, options, async (request, reply) => {
+  app.delete(path, async (request, reply) => {
     const { project, timeline } = params(request);
     await timelines.remove(project, timeline);
     return reply.code(204).send();

@@ -1,6 +1,6 @@
 /** What can be wrong before anything is started, each as one line that says what to do. */
 import { closeSync, constants, accessSync, existsSync, fsyncSync, mkdirSync, openSync, rmSync, statfsSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { LakebaseError } from '@lakebase/base';
 import type { Home } from '../home.ts';
 
@@ -22,7 +22,7 @@ export function checkHome(home: Home): void {
       rmSync(probe, { force: true });
     }
   } catch (error) {
-    throw diskError(home.dir, error as NodeJS.ErrnoException);
+    throw diskError(home.dir, reasonOf(home.dir, error as NodeJS.ErrnoException));
   }
   const { bavail, bsize } = statfsSync(home.dir);
   if (bavail * bsize < FREE_BYTES_MIN)
@@ -30,6 +30,19 @@ export function checkHome(home: Home): void {
       'CONFIG',
       `the disk of ${home.dir} is nearly full (${Math.floor((bavail * bsize) / 1_048_576)} MB free, ${FREE_BYTES_MIN / 1_048_576} MB needed): free some space, or set LAKEBASE_HOME to a directory on another disk`,
     );
+}
+
+/** A recursive mkdir of Node says ENOENT where the file system is read-only: ask the nearest directory that exists. */
+function reasonOf(path: string, error: NodeJS.ErrnoException): NodeJS.ErrnoException {
+  if (error.code !== 'ENOENT') return error;
+  let at = path;
+  while (!existsSync(at) && at !== dirname(at)) at = dirname(at);
+  try {
+    accessSync(at, constants.W_OK);
+    return error;
+  } catch (reason) {
+    return reason as NodeJS.ErrnoException;
+  }
 }
 
 export function diskError(dir: string, error: NodeJS.ErrnoException): LakebaseError {

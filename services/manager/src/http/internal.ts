@@ -40,7 +40,8 @@ export function internalRoutes(app: FastifyInstance, c: Context): void {
 }
 
 function bodyOf<T>(request: FastifyRequest): T {
-  if (typeof request.body !== 'object' || request.body === null) throw new LakebaseError('INVALID_ARGUMENT', 'a JSON object is needed');
+  if (typeof request.body !== 'object' || request.body === null || Array.isArray(request.body))
+    throw new LakebaseError('INVALID_ARGUMENT', 'a JSON object is needed');
   return request.body as T;
 }
 function text(field: string, value: unknown): string {

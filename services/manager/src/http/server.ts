@@ -3,10 +3,10 @@
 import swagger from '@fastify/swagger';
 import { verifyToken } from '@lakebase/api';
 import { HTTP_STATUS, LakebaseError, type Logger, errorMessage } from '@lakebase/base';
-import { type FastifyInstance, type FastifyRequest, fastify } from 'fastify';
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { type Registry, createMetricsRegistry } from '@lakebase/service-kit';
 import type { Database } from '../metadata/database.ts';
-import { ApiError, publicError } from '../model/api-error.ts';
+import { ApiError, badRequest, publicError } from '../model/api-error.ts';
 import { findToken } from '../store/tokens.ts';
 
 export interface ServerOptions {
@@ -24,6 +24,15 @@ declare module 'fastify' {
   }
 }
 
+const UNSTORABLE = 'text must not contain NUL characters or halves of surrogate pairs';
+
+/** JSON can spell text that Postgres cannot keep: refused here, once for all routes. */
+function storable(key: string, value: unknown): unknown {
+  for (const text of [key, value])
+    if (typeof text === 'string' && (text.includes('\0') || !text.isWellFormed())) throw badRequest(UNSTORABLE);
+  return value;
+}
+
 const OPEN = new Set(['/healthz', '/metrics', '/openapi.json']);
 
 export async function createManagerServer(o: ServerOptions): Promise<FastifyInstance> {
@@ -32,6 +41,11 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 200 },
     ajv: { customOptions: { removeAdditional: false, coerceTypes: true } },
+    // A path that is no path at all never reaches a route or the handlers below.
+    frameworkErrors: (error, _request, reply) =>
+      void (reply as FastifyReply)
+        .code(error.statusCode ?? 400)
+        .send(publicError(badRequest(`the path of the request is malformed: ${error.code}`))),
   });
   const metrics = o.metrics ?? createMetricsRegistry();
   app.decorateRequest('identity', '');
@@ -51,6 +65,7 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
 
   app.addHook('onRequest', async (request) => {
+    if (/%00/.test(request.url)) throw badRequest(UNSTORABLE);
     const path = request.routeOptions.url ?? '';
     if (OPEN.has(path)) return;
     const header = request.headers.authorization ?? '';
@@ -74,9 +89,9 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
   app.addContentTypeParser('application/json', { parseAs: 'string' }, (_request, body, done) => {
     if (body === '') return done(null, undefined);
     try {
-      done(null, JSON.parse(body as string));
-    } catch {
-      done(new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', 'the body is not valid JSON'));
+      done(null, JSON.parse(body as string, storable));
+    } catch (error) {
+      done(error instanceof ApiError ? error : badRequest('the body is not valid JSON'));
     }
   });
   app.setNotFoundHandler((request, reply) => {
