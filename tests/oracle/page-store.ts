@@ -26,6 +26,7 @@ import {
 } from '@lakebase/pg-redo';
 import { CounterModel } from './counters.ts';
 import { firstDifferences } from './diff.ts';
+import { HostileRecords } from './hostile.ts';
 import { isMaskedWhole, maskPage } from './mask.ts';
 import { recordTypeName } from './record-types.ts';
 
@@ -61,6 +62,7 @@ export class PageStore implements EffectSink {
   readonly counterModel: CounterModel;
   /** Record types for which a page made wrong on purpose was not noticed: the oracle would be blind there. */
   readonly blindTypes: string[] = [];
+  readonly hostile = new HostileRecords();
   readonly #baseDir: string;
   readonly #major: number;
   readonly #canaried = new Set<string>();
@@ -129,6 +131,7 @@ export class PageStore implements EffectSink {
     }
     const page = this.#extend(tag, b.block);
     const count = this.counts.get(recordTypeName(record.rmid, record.info));
+    if (!b.applyImage) this.hostile.attack(record, blockId, page, this.#major);
     try {
       redo(page, record, blockId, this.#major);
     } catch (error) {

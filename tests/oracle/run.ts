@@ -40,6 +40,8 @@ export interface OracleReport {
   readonly counterMismatches: readonly Mismatch[];
   /** Kinds of comparison that did not notice a bit made wrong on purpose. */
   readonly blind: readonly string[];
+  /** What redo did with mangled records other than refuse them. */
+  readonly hostile: { readonly attempts: number; readonly refused: number; readonly failures: readonly string[] };
   readonly applyMs: number;
 }
 
@@ -120,6 +122,7 @@ export async function runOracle(options: OracleOptions = {}): Promise<OracleRepo
       missingBlocks: store.missingBlocks,
       comparison,
       counterMismatches: store.counterModel.mismatches,
+      hostile: store.hostile,
       blind: [...store.blindTypes, ...blindSpots(store, standbyDir, comparison)],
       applyMs,
     };
@@ -174,6 +177,8 @@ export function formatReport(report: OracleReport): string {
     `${report.records} records, ${Math.round(report.walBytes / 1e6)} MB of WAL, ${report.mismatchCount} pages differ from their image, ${report.missingBlocks} blocks missing`,
     `standby: ${c.relations} forks, ${c.pages} pages (${c.vmPages} VM, ${c.fsmPages} FSM), ${c.slruPages} SLRU pages, ${c.relmaps} relmaps, ${c.twophase} prepared, ${c.origins} origins: ${c.differenceCount} differences`,
   );
+  lines.push(`mangled records: ${report.hostile.attempts}, of which redo refused ${report.hostile.refused}; ${report.hostile.failures.length} other outcomes`);
+  for (const failure of report.hostile.failures) lines.push(`HOSTILE ${failure}`);
   for (const m of report.counterMismatches) lines.push(`COUNTER ${m.where}: ${m.detail}`);
   for (const name of report.blind) lines.push(`BLIND ${name}: a bit made wrong on purpose went unnoticed`);
   for (const m of report.mismatches.slice(0, 20)) lines.push(`MISMATCH ${m.where}: ${m.detail}`);

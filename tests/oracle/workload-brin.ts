@@ -17,8 +17,9 @@ export async function brinWorkload({ db, scale }: Scene): Promise<void> {
     // More ranges than one map page holds (1360): the map grows over a page of summaries, which move away first.
     `INSERT INTO ranges SELECT i, i * 10, repeat('x', 700) FROM generate_series(1001, ${2200 + 300 * scale}) i`,
     'VACUUM ranges',
-    'CREATE INDEX ranges_built ON ranges USING brin(k, id) WITH (pages_per_range = 1)',
-    'DELETE FROM ranges WHERE id > 1100',
+    'CREATE INDEX ranges_built ON ranges USING brin(k, id) WITH (pages_per_range = 4)',
+    'CHECKPOINT',
+    'DELETE FROM ranges WHERE id > 2000',
     'VACUUM (TRUNCATE off) ranges',
     // Summaries of values about as wide as an index tuple may be: two or three per page, so that one that grows must move.
     'CREATE TABLE wide_ranges(id int, t text) WITH (fillfactor = 100)',

@@ -3,13 +3,14 @@ import { each, type Scene } from './workload.ts';
 
 export async function gistWorkload({ db, scale }: Scene): Promise<void> {
   await each(db, [
-    'CREATE TABLE spots(id int, p point)',
+    'CREATE TABLE spots(id int, p point) WITH (fillfactor = 20)',
     'CREATE INDEX spots_p ON spots USING gist(p)',
     `INSERT INTO spots SELECT i, point(i * 37 % 101, i * 53 % 103) FROM generate_series(1, ${900 * scale}) i`,
     // Wide signatures: a handful of tuples per inner page, so a few hundred rows make a deep tree.
     'CREATE TABLE words(id int, v tsvector)',
     'CREATE INDEX words_v ON words USING gist(v tsvector_ops(siglen = 1500))',
     `INSERT INTO words SELECT i, (SELECT string_agg(md5((i * n)::text), ' ') FROM generate_series(1, 40) n)::tsvector FROM generate_series(1, ${150 * scale}) i`,
+    'CHECKPOINT',
     'DELETE FROM words WHERE id % 3 <> 0',
     'VACUUM words',
     // A region empties: its pages are deleted, and reused once no snapshot can still be on its way to them.
@@ -20,6 +21,7 @@ export async function gistWorkload({ db, scale }: Scene): Promise<void> {
     'VACUUM spots',
     'VACUUM spots',
     `INSERT INTO spots SELECT i, point(i * 37 % 71, i * 53 % 103) FROM generate_series(1, ${900 * scale}) i`,
+    'CHECKPOINT',
     // Built at once, by sorting and by insertion; an exclusion constraint; then used.
     'CREATE INDEX spots_sorted ON spots USING gist(p)',
     'CREATE INDEX spots_inserted ON spots USING gist(p) WITH (buffering = on)',

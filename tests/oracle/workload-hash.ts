@@ -5,9 +5,13 @@ export async function hashWorkload({ db, scale }: Scene): Promise<void> {
   await each(db, [
     // Few entries per bucket: many splits, each of which leaves a cleanup to the next one or to VACUUM.
     'CREATE TABLE split(id int, k int)',
+    // Now it is known to be empty: two buckets to start with.
+    'VACUUM split',
     'CREATE INDEX split_k ON split USING hash(k) WITH (fillfactor = 10)',
     `INSERT INTO split SELECT i, i * 7919 FROM generate_series(1, ${700 * scale}) i`,
+    'CHECKPOINT',
     'VACUUM split',
+    'CHECKPOINT',
     `INSERT INTO split SELECT i, i * 7919 FROM generate_series(10001, ${10000 + 300 * scale}) i`,
     'CREATE INDEX split_id ON split USING hash(id) WITH (fillfactor = 20)',
     // A build that expects many rows allocates buckets in phases: the metapage's arithmetic.
@@ -19,6 +23,7 @@ export async function hashWorkload({ db, scale }: Scene): Promise<void> {
     'CREATE TABLE chain(id int, k int)',
     'CREATE INDEX chain_k ON chain USING hash(k)',
     `INSERT INTO chain SELECT i, 42 FROM generate_series(1, 2600) i`,
+    'CHECKPOINT',
     'DELETE FROM chain WHERE id % 10 < 3 OR id BETWEEN 900 AND 1100',
     'VACUUM chain',
     'INSERT INTO chain SELECT i, 42 FROM generate_series(3001, 3400) i',

@@ -11,11 +11,15 @@ export async function spgistWorkload({ db, scale }: Scene): Promise<void> {
     'DELETE FROM small WHERE id % 2 = 0',
     'VACUUM small',
     // Common prefixes that later break up, first characters one after another.
-    'CREATE TABLE radix(id int, t text)',
+    'CREATE TABLE radix(id int, t text) WITH (fillfactor = 20)',
     'CREATE INDEX radix_t ON radix USING spgist(t)',
     `INSERT INTO radix SELECT i, 'https://example.org/' || md5(i::text) || repeat('/x', 20) FROM generate_series(1, ${500 * scale}) i`,
     "INSERT INTO radix SELECT i, 'https://' || md5(i::text) FROM generate_series(1, 100) i",
-    `INSERT INTO radix SELECT i, chr(40 + i % 200) || chr(40 + (i * 7) % 500) || chr(48 + (i * 11) % 1000) || md5(i::text) FROM generate_series(1, ${1800 * scale}) i`,
+    // Inner tuples of the second level begin small on one page, then get more nodes than it has room for, and move.
+    "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(33 + i / 14) || repeat(md5(i::text), 7) FROM generate_series(0, 559) i",
+    'CHECKPOINT',
+    "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(72 + i / 14) || 't' FROM generate_series(0, 755) i",
+    "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(150 + 64 * (i / 14)) || 't' FROM generate_series(0, 391) i",
     'INSERT INTO radix SELECT i, NULL FROM generate_series(1, 500) i',
     "INSERT INTO radix SELECT i, 'same' FROM generate_series(1, 700) i",
     'DELETE FROM radix WHERE id % 3 = 0',
@@ -28,7 +32,7 @@ export async function spgistWorkload({ db, scale }: Scene): Promise<void> {
     'VACUUM radix',
     'INSERT INTO radix SELECT i, md5(i::text) FROM generate_series(1, 300) i',
     // Two kinds of tree over points.
-    'CREATE TABLE points(id int, p point)',
+    'CREATE TABLE points(id int, p point) WITH (fillfactor = 20)',
     'CREATE INDEX points_quad ON points USING spgist(p)',
     'CREATE INDEX points_kd ON points USING spgist(p kd_point_ops)',
     `INSERT INTO points SELECT i, point(i * 37 % 1009, i * 53 % 1013) FROM generate_series(1, ${500 * scale}) i`,

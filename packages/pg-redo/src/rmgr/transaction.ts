@@ -8,6 +8,7 @@ import {
   CLOG_XACTS_PER_PAGE,
   COMMIT_TS_XACTS_PER_PAGE,
   commitTsDelta,
+  DELTA_XACT_STATUS,
   TRANSACTION_STATUS_ABORTED,
   TRANSACTION_STATUS_COMMITTED,
   xactStatusDelta,
@@ -58,10 +59,27 @@ export function xactEffects(record: DecodedRecord, major: number, sink: EffectSi
   }
 }
 
+/** Status delta of one transaction, used again and again: valid during the sink's call only. */
+const oneStatus = Buffer.alloc(4);
+oneStatus[0] = DELTA_XACT_STATUS;
+
+/** A commit without extra information is what most transactions end with: no list, no closure, no new buffer. */
+function finishPlain(record: DecodedRecord, sink: EffectSink, status: number): void {
+  const { xid } = record;
+  if (xid < 3) throw corrupt(record, `no transaction ${xid} can end`);
+  const index = xid % CLOG_XACTS_PER_PAGE;
+  oneStatus[1] = status;
+  oneStatus[2] = index & 0xff;
+  oneStatus[3] = index >>> 8;
+  sink.slruDelta(SLRU_XACT, Math.floor(xid / CLOG_XACTS_PER_PAGE), oneStatus);
+}
+
 /** Commit or abort, one-phase or of a prepared transaction. */
 function finish(record: DecodedRecord, major: number, sink: EffectSink, committed: boolean): void {
   const { buf } = record;
   const start = mainData(record, 8);
+  if ((record.info & (XLOG_XACT_HAS_INFO | XLOG_XACT_OPMASK)) === XLOG_XACT_COMMIT && sink.commitTimestamps === false)
+    return finishPlain(record, sink, TRANSACTION_STATUS_COMMITTED);
   const end = start + record.mainLength;
   let at = start + 8;
   const take = (n: number): number => {
