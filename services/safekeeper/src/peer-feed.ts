@@ -1,6 +1,7 @@
 /** Positions exchanged between members, one ndjson line of PeerStatus per change (GET /v1/peer-stream), both halves of it.
  *  A line is a fact that stays true, so the last one of each peer is kept when its connection is gone.
- *  Changes of one timeline are put together for up to 2 ms; a commit LSN alone, which peers compute themselves, for 50 ms. */
+ *  Changes are put together: news after a quiet time goes out at once, then at most every 10 ms; a commit LSN alone, which peers compute
+ *  themselves, waits up to 50 ms. */
 import { type IncomingMessage, get } from 'node:http';
 import type { Writable } from 'node:stream';
 import type { PeerAddress, PeerStatus } from '@lakebase/api';
@@ -9,7 +10,7 @@ import { formatLsn, parseLsn, parseProjectUid, parseTerm, parseTimelineId } from
 import type { MemberPosition } from '@lakebase/wal-quorum';
 import type { WalTimeline } from './wal-timeline.ts';
 
-const COALESCE_MS = 2;
+const PACE_MS = 10;
 const COALESCE_COMMIT_MS = 50;
 const HEARTBEAT_MS = 5_000;
 /** Nothing heard for this long means that the connection is dead. */
@@ -34,6 +35,7 @@ export class PeerFeed {
   readonly #heartbeat: NodeJS.Timeout;
   #timer: NodeJS.Timeout | undefined;
   #due = Number.POSITIVE_INFINITY;
+  #lastFlush = 0;
 
   constructor(timelines: () => Iterable<WalTimeline>) {
     this.#timelines = timelines;
@@ -48,11 +50,12 @@ export class PeerFeed {
     const p = timeline.position;
     const news =
       before === undefined || before.flushRecordLsn !== p.flushRecordLsn || before.term !== p.term || before.lastLogTerm !== p.lastLogTerm;
-    const due = performance.now() + (news ? COALESCE_MS : COALESCE_COMMIT_MS);
+    const now = performance.now();
+    const due = news ? Math.max(now, this.#lastFlush + PACE_MS) : now + COALESCE_COMMIT_MS;
     if (due >= this.#due) return;
     clearTimeout(this.#timer);
     this.#due = due;
-    this.#timer = setTimeout(() => this.#flush(), news ? COALESCE_MS : COALESCE_COMMIT_MS);
+    this.#timer = setTimeout(() => this.#flush(), due - now);
   }
 
   add(out: Writable): void {
@@ -67,6 +70,7 @@ export class PeerFeed {
   #flush(): void {
     this.#timer = undefined;
     this.#due = Number.POSITIVE_INFINITY;
+    this.#lastFlush = performance.now();
     let text = '';
     for (const timeline of this.#dirty.keys()) if (!timeline.closed) text += this.#line(timeline);
     this.#dirty.clear();

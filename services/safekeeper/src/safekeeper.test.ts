@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { internalToken } from '@lakebase/api';
+import { SafekeeperClient, internalToken, timelineScope } from '@lakebase/api';
 import { LakebaseError, isCode } from '@lakebase/base';
 import { type Lsn, type Term, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
@@ -156,6 +156,18 @@ test('creation is idempotent, deletion is final, odd requests are refused', asyn
   const { client } = q.member(0);
   assert.equal((await client.create(q.project, q.timeline, CREATE)).term, 1);
   await assert.rejects(client.create(q.project, q.timeline, { ...CREATE, systemId: '1' }), (e: unknown) => isCode(e, 'ALREADY_EXISTS'));
+  const [fresh, tooLarge] = ['e'.repeat(32) as never, { ...CREATE, systemId: '18446744073709551616' }];
+  await assert.rejects(client.create(q.project, fresh, tooLarge), (e: unknown) => isCode(e, 'INVALID_ARGUMENT'));
+  await assert.rejects(client.status(q.project, fresh), (e: unknown) => isCode(e, 'NOT_FOUND'), 'nothing of it was made');
+  // What a compute holds reads and elects; it neither makes nor destroys.
+  const own = { baseUrl: q.member(0).address.httpUrl, token: internalToken(SECRET, timelineScope(q.project, q.timeline)) };
+  const compute = new SafekeeperClient(own);
+  assert.equal((await compute.status(q.project, q.timeline)).term, 1);
+  await assert.rejects(compute.remove(q.project, q.timeline), (e: unknown) => isCode(e, 'UNAUTHENTICATED'));
+  await assert.rejects(compute.create(q.project, q.timeline, CREATE), (e: unknown) => isCode(e, 'UNAUTHENTICATED'));
+  const noPath = await fetch(`${own.baseUrl}/v1/timelines/%zz/x`);
+  assert.equal(noPath.status, 400);
+  assert.match(await noPath.text(), /^\{"error_code":"INVALID_ARGUMENT","message":"the path of the request is malformed/);
   await assert.rejects(client.vote(q.project, q.timeline, { term: -1 as Term }), (e: unknown) => isCode(e, 'INVALID_ARGUMENT'));
   await assert.rejects(
     client.status('../../etc' as never, q.timeline),

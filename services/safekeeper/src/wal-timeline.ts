@@ -4,7 +4,8 @@
  *  - Everything that changes term, history or log runs in one turn of the event loop (the store and the control file are written
  *    synchronously), except an adoption, which is a queue of such turns and checks its term again in each.
  *  - A position is shown to anybody only after its fdatasync; a term only after the control file that holds it.
- *  - All WAL that arrives in one turn of the event loop becomes durable with one fdatasync at the end of that turn. */
+ *  - All WAL that arrives in one turn of the event loop becomes durable with one fdatasync at the end of that turn (the reserve of a timeline
+ *    gathers a little longer: reserve.ts). */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WalTimelineStatus } from '@lakebase/api';
@@ -27,10 +28,13 @@ import {
 } from '@lakebase/wal-quorum';
 import { WalStore } from '@lakebase/wal-store';
 import { readControl, writeControl } from './control-store.ts';
+import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './reserve.ts';
 
 export interface TimelineOptions {
   readonly memberId: string;
   readonly memberCount: number;
+  /** Ids of all members, this one included. */
+  readonly memberIds: readonly string[];
   readonly ringBytes: number;
   readonly log: Logger;
   /** Seconds one append batch took, write and fdatasync. */
@@ -73,6 +77,9 @@ export class WalTimeline {
   #commitLsn: Lsn;
   #peers: ReadonlyMap<string, MemberPosition> = new Map();
   #flushScheduled: NodeJS.Immediate | undefined;
+  #reserveTimer: NodeJS.Timeout | undefined;
+  readonly #isReserve: boolean;
+  readonly #pulse = new PeerPulse();
   #pendingBytes = 0;
   #listeners = new Set<() => void>();
   #lazy: NodeJS.Timeout | undefined;
@@ -97,6 +104,7 @@ export class WalTimeline {
     this.memberCount = options.memberCount;
     this.quorum = Math.floor(options.memberCount / 2) + 1;
     this.#options = options;
+    this.#isReserve = reserveOf(control.timeline, options.memberIds) === options.memberId;
     this.#log = options.log.child({ project: control.project, timeline: control.timeline });
     this.#control = control;
     this.#commitLsn = control.commitLsn;
@@ -199,13 +207,18 @@ export class WalTimeline {
       throw error;
     }
     this.#pendingBytes += bytes.length;
-    this.#flushScheduled ??= setImmediate(() => {
-      try {
-        this.flush();
-      } catch (error) {
-        this.#writeFailed(error);
-      }
-    });
+    if (this.#reserveTimer !== undefined && this.#pendingBytes < RESERVE_BYTES_MAX) return;
+    if (this.#isReserve && this.#pendingBytes < RESERVE_BYTES_MAX && this.#pulse.carried(this.quorum, this.term, performance.now())) {
+      this.#reserveTimer = setTimeout(() => this.#flushOrDrop(), RESERVE_DELAY_MS);
+    } else this.#flushScheduled ??= setImmediate(() => this.#flushOrDrop());
+  }
+
+  #flushOrDrop(): void {
+    try {
+      this.flush();
+    } catch (error) {
+      this.#writeFailed(error);
+    }
   }
 
   /** Where the next byte goes; beyond the flush LSN while bytes of this turn wait for their fdatasync. */
@@ -216,6 +229,8 @@ export class WalTimeline {
   flush(): Lsn {
     if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
     this.#flushScheduled = undefined;
+    clearTimeout(this.#reserveTimer);
+    this.#reserveTimer = undefined;
     const bytes = this.#pendingBytes;
     this.#pendingBytes = 0;
     const before = this.#store.flushLsn;
@@ -238,11 +253,7 @@ export class WalTimeline {
 
   /** Drops bytes that are not durable yet, for a stream that broke off. */
   dropPending(): void {
-    try {
-      this.flush();
-    } catch (error) {
-      this.#writeFailed(error);
-    }
+    this.#flushOrDrop();
   }
 
   // --- election ------------------------------------------------------------------------------------------------------------
@@ -336,6 +347,8 @@ export class WalTimeline {
   /** Positions of the other members, as last heard. */
   setPeers(peers: ReadonlyMap<string, MemberPosition>): void {
     this.#peers = peers;
+    const now = performance.now();
+    for (const [id, peer] of peers) this.#pulse.heard(id, peer.flushRecordLsn, peer.lastLogTerm, now);
     if (this.#refreshCommit()) this.#notify();
   }
 
@@ -428,6 +441,7 @@ export class WalTimeline {
     clearTimeout(this.#lazy);
     clearTimeout(this.#idle);
     if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
+    clearTimeout(this.#reserveTimer);
     for (const listener of this.#listeners) listener();
     await this.#store.close();
     rmSync(this.dir, { recursive: true, force: true });

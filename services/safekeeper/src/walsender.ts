@@ -1,6 +1,6 @@
 /** START_REPLICATION PHYSICAL: sends WAL as it becomes readable, keepalives in between, until the client or the timeline ends.
  *  Invariant: without a peer term nothing beyond the commit LSN is sent; with one, nothing once this member's term is another. */
-import { LakebaseError, errorMessage } from '@lakebase/base';
+import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
 import { type Lsn, type Term, formatLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { type CopyBoth, PgError, type PgServerSession, type StandbyStatus } from '@lakebase/pg-wire';
 import { isVoid, voidWal } from './void-wal.ts';
@@ -9,6 +9,9 @@ import type { WalTimeline } from './wal-timeline.ts';
 /** MAX_SEND_SIZE of stock walsenders. */
 const CHUNK_BYTES = 128 * 1024;
 const KEEPALIVE_MS = 10_000;
+/** A reader of committed WAL that has caught up gets what came since at most this often: one message for many commits costs both ends far
+ *  less than one each, and nothing on the commit path waits for it. After a pause the first bytes go out at once. */
+const PACE_MS = 10;
 
 export interface WalsenderOptions {
   readonly from: Lsn;
@@ -84,6 +87,7 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
     }
     await copy.sendXLogData(position, end(), bytes);
     position = (position + bytes.length) as Lsn;
+    if (peerTerm === undefined && bytes.length < CHUNK_BYTES) await sleep(PACE_MS);
     // A reader that catches up must not keep commits waiting.
     if (bytes.length === CHUNK_BYTES) await nextTurn();
   }
