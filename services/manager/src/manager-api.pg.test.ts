@@ -104,6 +104,11 @@ test('errors have the envelope and the wording clients look for', async () => {
       /default_endpoint_settings/,
     ],
     ['GET', `${BRANCH}/operations/00000000-0000-0000-0000-000000000000`, undefined, 404, 'NOT_FOUND', /operation not found/],
+    ['POST', 'projects?project_id=x', { spec: { display_name: 'a\0b' } }, 400, 'BAD_REQUEST', /NUL/],
+    ['POST', 'projects?project_id=x', { spec: { ['a\ud800']: 1 } }, 400, 'BAD_REQUEST', /surrogate/],
+    ['GET', 'projects/a%00b', undefined, 400, 'BAD_REQUEST', /NUL/],
+    ['GET', 'projects/%c0%ae', undefined, 400, 'BAD_REQUEST', /path of the request is malformed/],
+    ['GET', `projects/${'a'.repeat(300)}`, undefined, 414, 'BAD_REQUEST', /path of the request is malformed/],
     ['GET', 'no/such/route', undefined, 404, 'NOT_FOUND', /No API found/],
   ];
   for (const [method, path, body, status, code, message] of expected) {

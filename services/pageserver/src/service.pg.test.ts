@@ -168,10 +168,14 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     const waited = performance.now();
     await assert.rejects(pages.pages(tag, 0, 1, far), (e: unknown) => isCode(e, 'TIMEOUT'));
     assert.ok(performance.now() - waited > 1_900);
-    const garbage = connect(server.pagePort, '127.0.0.1');
+    // It never ends its own side and goes on talking: whoever was refused is cut off all the same.
+    const garbage = connect({ port: server.pagePort, host: '127.0.0.1', allowHalfOpen: true });
     const dropped = new Promise((resolve) => garbage.on('close', resolve));
     garbage.on('error', () => {});
-    garbage.write('GET / HTTP/1.1\r\n\r\n');
+    const talk = (error?: Error | null): void => {
+      if (!error && !garbage.destroyed) garbage.write(Buffer.alloc(65_536, 'GET / HTTP/1.1\r\n'), talk);
+    };
+    talk();
     garbage.resume();
     await dropped;
     pages.socket.write(Buffer.from([0x7f, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
