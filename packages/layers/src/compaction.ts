@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { LakebaseError, assert } from '@lakebase/base';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import { ARG_STOP, ENTRY_FSM_HINT, ENTRY_IMAGE, ENTRY_VALUE, type Entry } from './entry.ts';
-import type { Floors } from './floors.ts';
+import { type Floors, floorOf } from './floors.ts';
 import {
   FIRST_PAGE_KIND,
   KEY_BYTES,
@@ -24,7 +24,7 @@ import type { LayerKind } from './layer-format.ts';
 import { layerName } from './layer-name.ts';
 import type { LayerFiles, LayerHandle, LayerSet } from './layer-set.ts';
 import { type LayerDescriptor, LayerWriter } from './layer-writer.ts';
-import { type BasePage, PageReader, type PageRedo } from './page-reader.ts';
+import { PageReader, type PageRedo } from './page-reader.ts';
 import { scanValues } from './scan.ts';
 
 export const SLRU_PAGES_PER_SEGMENT = 32;
@@ -148,7 +148,10 @@ class PageImager {
   readonly #block: number;
   #pending = 0;
   #lsn = 0 as Lsn;
-  #base: BasePage | undefined;
+  #base: Buffer | undefined;
+  #baseLsn = 0 as Lsn;
+  /** What came since the last image, oldest first: with its base at hand nothing has to be looked up again. */
+  #since: Entry[] = [];
 
   constructor(reader: PageReader, key: Buffer, writer: LayerWriter, limit: number) {
     this.#reader = reader;
@@ -168,26 +171,47 @@ class PageImager {
     // A hint is cheap to keep and dear to resolve.
     if ((entry.arg & ARG_STOP) !== 0) this.#pending = 0;
     else this.#pending += entry.kind === ENTRY_FSM_HINT ? 0.125 : 1;
+    if (this.#base !== undefined) this.#since.push(entry);
   }
   end(): void {
     this.#imageWhenDue();
+  }
+
+  #cut(): boolean {
+    return (
+      this.#series.kind === KIND_REL_PAGE && floorOf(this.#reader.floors(this.#series, this.#lsn), this.#block) > this.#baseLsn
+    );
   }
 
   #imageWhenDue(): void {
     if (this.#pending < this.#limit) return;
     let page: Buffer;
     try {
-      page = this.#reader.page(this.#series, this.#block, this.#lsn, undefined, this.#base);
+      // A truncation between two images is rare, and only a full read knows of it.
+      page =
+        this.#base === undefined || this.#cut()
+          ? this.#reader.page(this.#series, this.#block, this.#lsn)
+          : this.#reader.apply(this.#series, newestToStop(this.#since), this.#base);
     } catch (error) {
       // Redo of one page must not hold up the merge of all: its records stay as they are, and reads of it report the defect.
       if (!(error instanceof LakebaseError)) throw error;
       this.#pending = Number.NEGATIVE_INFINITY;
+      this.#base = undefined;
       return;
     }
-    this.#base = { page, lsn: this.#lsn };
+    this.#base = page;
+    this.#baseLsn = this.#lsn;
+    this.#since = [];
     this.#writer.add(this.#key, this.#lsn, ENTRY_IMAGE, ARG_STOP, page);
     this.#pending = 0;
   }
+}
+
+/** Newest first, down to the first that needs nothing older: what {@link PageReader.apply} takes. */
+function newestToStop(oldestFirst: readonly Entry[]): Entry[] {
+  let from = oldestFirst.length - 1;
+  while (from > 0 && ((oldestFirst[from] as Entry).arg & ARG_STOP) === 0) from--;
+  return oldestFirst.slice(Math.max(0, from)).reverse();
 }
 
 /** Writes everything that exists at `lsn` as image layers. Every delta layer that ends at or before `lsn` must be L1 already: a merge across

@@ -6,9 +6,7 @@ import type { CipherProvider } from '@lakebase/envelope';
 import { KEY_BYTES } from './key.ts';
 import { layerName } from './layer-name.ts';
 import { type LayerDescriptor, LayerWriter } from './layer-writer.ts';
-import type { OpenLayer } from './open-layer.ts';
-
-const DRAIN_BYTES = 512 * 1024;
+import { DRAIN_BYTES, type OpenLayer } from './open-layer.ts';
 
 export interface FlushTarget {
   readonly directory: string;
@@ -29,8 +27,10 @@ export async function flushLayer(layer: OpenLayer, target: FlushTarget): Promise
     const key = Buffer.alloc(KEY_BYTES);
     for (const row of layer.sortedKeys()) {
       layer.writeKeyOf(row, key);
-      for (const entry of layer.entriesOf(row)) writer.add(key, entry.lsn, entry.kind, entry.arg, entry.bytes);
-      if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
+      for (let from = 0; from >= 0; ) {
+        from = layer.writeRow(row, key, writer, from);
+        if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
+      }
     }
     return await writer.finish();
   } catch (error) {

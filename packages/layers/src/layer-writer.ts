@@ -57,6 +57,15 @@ export interface LayerIdentity {
 }
 
 const COPY_DRAIN_BYTES = 2 << 20;
+/** Below this a loop beats Buffer.copy, which makes views of both sides. */
+const LOOP_BYTES = 320;
+
+function putU32(into: Buffer, at: number, value: number): void {
+  into[at] = value >>> 24;
+  into[at + 1] = value >>> 16;
+  into[at + 2] = value >>> 8;
+  into[at + 3] = value;
+}
 
 export class LayerWriter {
   readonly #path: string;
@@ -78,6 +87,7 @@ export class LayerWriter {
   readonly #keyLast: Buffer = Buffer.alloc(KEY_BYTES);
   #lsnLast = 0;
   #groupAt = -1;
+  #groupEntries = 0;
 
   static async create(path: string, identity: LayerIdentity, ciphers: CipherProvider): Promise<LayerWriter> {
     return new LayerWriter(path, identity, ciphers.create(identity.project), await createTemp(path));
@@ -107,34 +117,49 @@ export class LayerWriter {
   }
 
   add(key: Buffer, lsn: Lsn, kind: number, arg: number, bytes: Buffer): void {
-    const order = this.#entries === 0 ? 1 : key.compare(this.#keyLast);
-    assert(order > 0 || (order === 0 && lsn >= this.#lsnLast), 'layer entries must come in key and LSN order');
+    this.addFrom(key, this.#entries > 0 && key.equals(this.#keyLast), lsn, kind, arg, bytes, 0, bytes.length);
+  }
+
+  /** {@link add} of source[offset, offset + length). `sameKey`: the key is that of the entry before. */
+  addFrom(key: Buffer, sameKey: boolean, lsn: Lsn, kind: number, arg: number, source: Buffer, offset: number, length: number): void {
     if (this.#entries === 0) key.copy(this.#keyMin);
-    const need = ENTRY_HEADER_BYTES + bytes.length + (order === 0 && this.#groupAt >= 0 ? 0 : GROUP_HEADER_BYTES);
+    else if (sameKey) assert(lsn >= this.#lsnLast, 'entries of a key must come in LSN order');
+    else assert(key.compare(this.#keyLast) > 0, 'layer entries must come in key order');
+    const grouped = sameKey && this.#groupAt >= 0;
+    const need = ENTRY_HEADER_BYTES + length + (grouped ? 0 : GROUP_HEADER_BYTES);
     if (this.#frameUsed > 0 && this.#frameUsed + need > FRAME_TARGET_BYTES) this.#closeFrame();
     if (this.#frameUsed === 0) this.#openFrame(key, lsn);
-    this.#reserve(GROUP_HEADER_BYTES + ENTRY_HEADER_BYTES + bytes.length);
-    if (order !== 0 || this.#groupAt < 0) {
-      this.#groupAt = this.#frameUsed;
-      key.copy(this.#frame, this.#groupAt, 0, KEY_BYTES);
-      this.#frame.fill(0, this.#groupAt + KEY_BYTES, this.#groupAt + GROUP_HEADER_BYTES);
-      this.#frameUsed += GROUP_HEADER_BYTES;
-      key.copy(this.#keyLast);
-    }
-    const f = this.#frame,
-      at = this.#frameUsed;
+    this.#reserve(GROUP_HEADER_BYTES + ENTRY_HEADER_BYTES + length);
+    if (!sameKey || this.#groupAt < 0) this.#openGroup(key);
+    const f = this.#frame;
+    let at = this.#frameUsed;
     f[at] = kind;
     f[at + 1] = arg;
-    f.writeUInt32BE(lsnHigh(lsn), at + 2);
-    f.writeUInt32BE(lsnLow(lsn), at + 6);
-    f.writeUInt32BE(bytes.length, at + 10);
-    bytes.copy(f, at + ENTRY_HEADER_BYTES);
-    this.#frameUsed = at + ENTRY_HEADER_BYTES + bytes.length;
-    const g = this.#groupAt;
-    f.writeUInt32BE(f.readUInt32BE(g + KEY_BYTES) + 1, g + KEY_BYTES);
-    f.writeUInt32BE(this.#frameUsed - g, g + KEY_BYTES + 4);
+    putU32(f, at + 2, lsnHigh(lsn));
+    putU32(f, at + 6, lsnLow(lsn));
+    putU32(f, at + 10, length);
+    at += ENTRY_HEADER_BYTES;
+    if (length < LOOP_BYTES) for (let i = 0; i < length; i++) f[at + i] = source[offset + i] as number;
+    else source.copy(f, at, offset, offset + length);
+    this.#frameUsed = at + length;
+    this.#groupEntries++;
     this.#entries++;
     this.#lsnLast = lsn;
+  }
+
+  #openGroup(key: Buffer): void {
+    this.#closeGroup();
+    this.#groupAt = this.#frameUsed;
+    key.copy(this.#frame, this.#groupAt, 0, KEY_BYTES);
+    key.copy(this.#keyLast);
+    this.#frameUsed += GROUP_HEADER_BYTES;
+  }
+  #closeGroup(): void {
+    if (this.#groupAt < 0) return;
+    putU32(this.#frame, this.#groupAt + KEY_BYTES, this.#groupEntries);
+    putU32(this.#frame, this.#groupAt + KEY_BYTES + 4, this.#frameUsed - this.#groupAt);
+    this.#groupAt = -1;
+    this.#groupEntries = 0;
   }
 
   async drain(): Promise<void> {
@@ -200,15 +225,13 @@ export class LayerWriter {
   }
 
   #closeFrame(): void {
-    const plain = Buffer.from(this.#frame.subarray(0, this.#frameUsed));
-    let stored = plain;
-    if (this.#identity.compress === true) {
-      const small = zstdCompressSync(plain, COMPRESSION);
-      if (small.length < plain.length * 0.9) stored = small;
-    }
-    this.#sealFrame(stored, stored === plain ? 0 : plain.length);
+    this.#closeGroup();
+    const plain = this.#frame.subarray(0, this.#frameUsed);
+    const small = this.#identity.compress === true ? zstdCompressSync(plain, COMPRESSION) : undefined;
+    // Sealed frames wait for the disk: they must not be views of the frame that is filled next.
+    if (small !== undefined && small.length < plain.length * 0.9) this.#sealFrame(small, plain.length);
+    else this.#sealFrame(Buffer.from(plain), 0);
     this.#frameUsed = 0;
-    this.#groupAt = -1;
   }
 
   #sealFrame(stored: Buffer, plainBytes: number): void {

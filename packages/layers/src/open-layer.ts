@@ -5,13 +5,18 @@ import { assert } from '@lakebase/base';
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { FIRST_PAGE_KIND, decodeKey, writeKey } from './key.ts';
+import type { LayerWriter } from './layer-writer.ts';
 import type { SeriesTable } from './series-table.ts';
 
 const CHUNK_BYTES = 1 << 20;
 /** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
 export const OPEN_LAYER_ENTRIES_MAX: number = 1 << 21;
+/** Below this a loop beats Buffer.copy, which makes views of both sides. */
+const LOOP_BYTES = 320;
 const NONE = 0xffff_ffff;
 const EMPTY = Buffer.alloc(0);
+/** A writer with this much in memory is drained before it gets more. */
+export const DRAIN_BYTES: number = 512 * 1024;
 
 export class OpenLayer implements LayerView {
   readonly series: SeriesTable;
@@ -40,6 +45,8 @@ export class OpenLayer implements LayerView {
   #keyEntries = new Uint32Array(16384);
   /** Entries since the last stop entry: what a read would have to apply. */
   #keyPending = new Uint32Array(16384);
+  /** Entries of the row that {@link writeRow} is at. */
+  #order = new Uint32Array(64);
   #table = new Uint32Array(65536);
   #mask = 65535;
 
@@ -66,7 +73,7 @@ export class OpenLayer implements LayerView {
       assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
     }
     const at = this.#chunkUsed;
-    if (length < 96) {
+    if (length < LOOP_BYTES) {
       const chunk = this.#chunk;
       for (let i = 0; i < length; i++) chunk[at + i] = bytes[offset + i] as number;
     } else {
@@ -201,6 +208,28 @@ export class OpenLayer implements LayerView {
     let at = out.length;
     for (let e = this.#keyHead[row] as number; e !== NONE; e = this.#entryPrevious[e] as number) out[--at] = this.#entry(e);
     return out;
+  }
+  /** Hands the entries of a key row from number `from` on, oldest first, to a writer: {@link entriesOf} without an object for each.
+   *  Stops when the writer has much to drain; returns where to go on, or -1 at the end. Frozen layers only. */
+  writeRow(row: number, key: Buffer, writer: LayerWriter, from: number): number {
+    const n = this.#keyEntries[row] as number;
+    let order = this.#order;
+    if (from === 0) {
+      if (n > order.length) this.#order = order = new Uint32Array(n * 2);
+      let k = n;
+      for (let e = this.#keyHead[row] as number; e !== NONE; e = this.#entryPrevious[e] as number) order[--k] = e;
+    }
+    for (let k = from; k < n; ) {
+      const e = order[k] as number;
+      const pos = this.#entryPos[e] as number;
+      const kindArg = this.#entryKind[e] as number;
+      const chunk = (this.#chunks[Math.floor(pos / CHUNK_BYTES)] ?? EMPTY) as Buffer;
+      const lsn = this.#entryLsn[e] as Lsn;
+      writer.addFrom(key, k > 0, lsn, kindArg >>> 8, kindArg & 0xff, chunk, pos % CHUNK_BYTES, this.#entryLength[e] as number);
+      k++;
+      if (k < n && writer.pendingBytes >= DRAIN_BYTES) return k;
+    }
+    return -1;
   }
   writeKeyOf(row: number, into: Buffer): void {
     writeKey(into, 0, this.series.get(this.#keySeries[row] as number), this.#keyBlock[row] as number);

@@ -60,10 +60,16 @@ export class PageReader {
 
   /** The page as of `lsn`; zeros when nothing was ever written there. `base`, when given, must be this very page at an earlier LSN. */
   page(s: SeriesId, block: number, lsn: Lsn, floors?: Floors, base?: BasePage): Buffer {
+    return this.pageWithin(s, block, lsn, Number.POSITIVE_INFINITY, floors, base) as Buffer;
+  }
+
+  /** {@link page}, or undefined when more than `limit` changes would have to be applied: then it is a case for {@link pageInTurns}. */
+  pageWithin(s: SeriesId, block: number, lsn: Lsn, limit: number, floors?: Floors, base?: BasePage): Buffer | undefined {
     const floor = s.kind === KIND_REL_PAGE ? floorOf(floors ?? this.floors(s, lsn), block) : (0 as Lsn);
     const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
     const entries: Entry[] = [];
     const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
+    if (entries.length > limit) return undefined;
     return this.#apply(s, entries, !stopped ? usable?.page : undefined, undefined);
   }
 
@@ -72,7 +78,8 @@ export class PageReader {
     return this.#apply(s, entries, base, undefined);
   }
 
-  /** {@link page} in pieces, for pages with free space hints, which may take a redo of thousands of heap pages: calls `turn` between them.
+  /** {@link page} in pieces, for pages with very many changes and for those with free space hints, which may take a redo of thousands of heap
+   *  pages: calls `turn` between them.
    *  Layers may change meanwhile; what was at `lsn` does not. */
   async pageInTurns(s: SeriesId, block: number, lsn: Lsn, turn: () => Promise<void> | undefined, base?: BasePage): Promise<Buffer> {
     const floor = s.kind === KIND_REL_PAGE ? floorOf(this.floors(s, lsn), block) : (0 as Lsn);
@@ -136,7 +143,7 @@ export class PageReader {
     }
   }
 
-  /** Applies `entries` (newest first), yielding after each heap page that hints make us redo. */
+  /** Applies `entries` (newest first), yielding now and then and after each heap page that hints make us redo. */
   *#applyHinted(s: SeriesId, entries: readonly Entry[], page: Buffer): Generator<void> {
     const hints: Entry[] = [];
     for (let i = entries.length - 1; i >= 0; i--) {
@@ -149,6 +156,7 @@ export class PageReader {
       if ((e.arg & ARG_STOP) !== 0) hints.length = 0;
       else yield* this.#applyHints(s, page, hints);
       this.#step(s, e, page);
+      if ((i & 511) === 0) yield;
     }
     this.applied += entries.length;
     yield* this.#applyHints(s, page, hints);

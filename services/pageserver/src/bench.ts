@@ -1,27 +1,19 @@
 /** Storage benchmarks on real WAL, as a program: `node bench.ts --template DIR --wal DIR [--end LSN] [--warm LSN] [--scratch DIR]` prints one JSON object.
  *  DIR of `template` is a data directory as initdb left it; `wal` holds the segments written from its end on.
- *  Figures: decode and decode+index rate in one thread, whole ingest with flushing, apply rate of redo, GetPage over TCP at depth 1 and 64. */
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
-import { connect } from 'node:net';
+ *  Figures: decode and decode+index rate in one thread, whole ingest until all is durable, redo of every record, GetPage over TCP. */
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
-import { FrameParser, MSG, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
 import { LakebaseError, silentLogger } from '@lakebase/base';
-import {
-  BLCKSZ,
-  type ForkNumber,
-  type Lsn,
-  MAX_LSN,
-  type RelTag,
-  WAL_SEGMENT_BYTES,
-  parseLsn,
-  parseProjectUid,
-  parseTimelineId,
-} from '@lakebase/ids';
+import { type Lsn, MAX_LSN, type RelTag, WAL_SEGMENT_BYTES, parseLsn } from '@lakebase/ids';
 import { OpenLayer, SeriesTable, scanValues } from '@lakebase/layers';
 import { WalDecoder, readControlFile } from '@lakebase/pg-format';
+import { askPages, pagesWithRecords, randomPages } from './bench-pages.ts';
+import { RedoRun } from './bench-redo.ts';
 import { Catalog } from './catalog.ts';
+import { Compactor } from './compactor.ts';
 import { Ingest } from './ingest.ts';
 import { startPageserver } from './server.ts';
 import { TEST_PROJECT, TEST_TIMELINE, createTimeline, ingestFiles, testConfig } from './testing.ts';
@@ -93,94 +85,6 @@ function indexAll(timeline: Timeline, chunks: readonly Buffer[], layerBytes: num
   });
 }
 
-async function applyRate(
-  timeline: Timeline,
-): Promise<{ pages: number; applied: number; seconds: number; perSecond: number; perCpuSecond: number }> {
-  timeline.cache.clear();
-  const before = timeline.reader.applied;
-  const start = performance.now();
-  const cpu = process.cpuUsage();
-  let pages = 0;
-  for (const id of timeline.catalog.relations()) {
-    const s = timeline.catalog.series.get(id);
-    const blocks = Math.min(timeline.catalog.blocks(id), 3_000);
-    if (s.fork !== 0) continue;
-    pages += (await timeline.pages({ ...s, fork: s.fork as ForkNumber }, 0, blocks, timeline.lastRecordLsn)).length;
-  }
-  const seconds = (performance.now() - start) / 1_000;
-  const used = process.cpuUsage(cpu);
-  const applied = timeline.reader.applied - before;
-  return {
-    pages,
-    applied,
-    seconds: round(seconds),
-    perSecond: Math.round(applied / seconds),
-    perCpuSecond: Math.round(applied / ((used.user + used.system) / 1e6)),
-  };
-}
-
-/** GetPage over the socket: random blocks of one relation at a given depth. */
-async function getPages(
-  port: number,
-  tag: RelTag,
-  blocks: number,
-  depth: number,
-  requests: number,
-): Promise<{ perSecond: number; medianUs: number; p99Us: number }> {
-  const socket = connect(port, '127.0.0.1');
-  socket.setNoDelay(true);
-  const parser = new FrameParser(1 << 24);
-  const sent = new Float64Array(requests + 1);
-  const taken: number[] = [];
-  let next = 1;
-  let seed = 1;
-  const random = (): number => (seed = (Math.imul(seed, 1_103_515_245) + 12_345) & 0x7fff_ffff);
-  const send = (): void => {
-    if (next > requests) return;
-    sent[next] = performance.now();
-    socket.write(
-      encodeRequest({
-        type: 'getPages',
-        id: next++,
-        tag,
-        block: random() % blocks,
-        count: 1,
-        requestLsn: MAX_LSN,
-        notModifiedSince: 0 as Lsn,
-      }),
-    );
-  };
-  const start = performance.now();
-  await new Promise<void>((resolve, reject) => {
-    socket.on('error', reject);
-    socket.on('data', (chunk: Buffer) =>
-      parser.push(chunk, (frame) => {
-        if (frame.type === MSG.HELLO_OK) {
-          for (let i = 0; i < depth; i++) send();
-          return;
-        }
-        if (frame.type !== MSG.PAGES || frame.payload.length !== 2 + BLCKSZ)
-          return reject(new LakebaseError('INTERNAL', 'a request failed'));
-        taken.push(performance.now() - (sent[frame.id] as number));
-        if (taken.length === requests) resolve();
-        else send();
-      }),
-    );
-    socket.write(
-      encodeHello({
-        token: internalToken(SECRET, 'service'),
-        project: parseProjectUid(TEST_PROJECT),
-        timeline: parseTimelineId(TEST_TIMELINE),
-      }),
-    );
-  });
-  const seconds = (performance.now() - start) / 1_000;
-  socket.destroy();
-  taken.sort((a, b) => a - b);
-  const at = (q: number): number => Math.round((taken[Math.floor(taken.length * q)] as number) * 1_000);
-  return { perSecond: Math.round(requests / seconds), medianUs: at(0.5), p99Us: at(0.99) };
-}
-
 const { values } = parseArgs({
   options: {
     template: { type: 'string' },
@@ -192,65 +96,91 @@ const { values } = parseArgs({
 });
 if (values.template === undefined || values.wal === undefined)
   throw new LakebaseError('CONFIG', 'usage: bench.ts --template DIR --wal DIR [--end LSN] [--warm LSN] [--scratch DIR]');
+const only = process.env['BENCH_ONLY']?.split(',');
+const wanted = (name: string): boolean => only === undefined || only.includes(name);
 const directory = mkdtempSync(join(values.scratch ?? tmpdir(), 'lb-psbench-'));
+const compactor = new Compactor();
+const delay = monitorEventLoopDelay({ resolution: 5 });
 try {
   const systemId = String(readControlFile(readFileSync(join(values.template, 'global/pg_control'))).systemId);
   const config = testConfig(directory);
-  const timeline = await createTimeline(directory, values.template, systemId, config);
+  const timeline = await createTimeline(directory, values.template, systemId, config, compactor.run);
   // What comes before (loading of tables) is ingested but not measured.
   if (values.warm !== undefined) await ingestFiles(timeline, values.wal, parseLsn(values.warm), true);
+  await timeline.checkpoint();
+  await timeline.storage.settled();
   const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
   const chunks = walChunks(values.wal, timeline.lastRecordLsn, end);
-  const walBytes = chunks.reduce((n, c) => n + c.length, 0);
-  const count = (decoder: WalDecoder): number => {
+  const result: Record<string, unknown> = { walBytes: chunks.reduce((n, c) => n + c.length, 0) };
+  const drain = (decoder: WalDecoder): number => {
     let n = 0;
     while (decoder.next() !== undefined) n++;
     return n;
   };
-  const result: Record<string, unknown> = { walBytes };
-  result['decode'] = timed(() => decodeAll(timeline, chunks, count));
-  if (process.env['BENCH_ONLY'] === 'index')
-    for (let i = 0; i < 5; i++) console.error(timed(() => indexAll(timeline, chunks, config.openLayerBytes)));
-  result['decodeAndIndex'] = timed(() => indexAll(timeline, chunks, config.openLayerBytes));
-  const warmed = timeline.recordsIngested;
-  const start = performance.now();
-  const cpu = process.cpuUsage();
-  await ingestFiles(timeline, values.wal, end, true);
-  const used = process.cpuUsage(cpu);
-  const ingestSeconds = (performance.now() - start) / 1_000;
-  await timeline.checkpoint();
-  result['ingest'] = {
-    records: timeline.recordsIngested - warmed,
-    seconds: round(ingestSeconds),
-    perSecond: Math.round((timeline.recordsIngested - warmed) / ingestSeconds),
-    perCpuSecond: Math.round((timeline.recordsIngested - warmed) / ((used.user + used.system) / 1e6)),
-    withFlushSeconds: round((performance.now() - start) / 1_000),
-    layers: timeline.storage.set.layers.length,
-  };
-  result['apply'] = await applyRate(timeline);
-  let largest: { tag: RelTag; blocks: number } | undefined;
-  for (const id of timeline.catalog.relations()) {
-    const s = timeline.catalog.series.get(id);
-    const blocks = timeline.catalog.blocks(id);
-    if (s.fork === 0 && blocks > (largest?.blocks ?? 0)) largest = { tag: { spc: s.spc, db: s.db, rel: s.rel, fork: 0 }, blocks };
+  if (wanted('decode')) result['decode'] = timed(() => decodeAll(timeline, chunks, drain));
+  if (wanted('index')) result['decodeAndIndex'] = timed(() => indexAll(timeline, chunks, config.openLayerBytes));
+  if (wanted('redo')) {
+    const run = new RedoRun(timeline.major);
+    const first = timeline.newDecoder();
+    for (const chunk of chunks) first.push(chunk);
+    const pages = await run.load(first, timeline);
+    result['redo'] = { ...timed(() => decodeAll(timeline, chunks, (decoder) => run.run(decoder))), applied: run.applied, pages };
   }
-  await timeline.close();
-  if (largest !== undefined) {
+  if (wanted('ingest')) {
+    const warmed = timeline.recordsIngested;
+    delay.enable();
+    const start = performance.now();
+    const cpu = process.cpuUsage();
+    const decoder = timeline.newDecoder();
+    for (const chunk of chunks) {
+      decoder.push(chunk);
+      await timeline.ingestFrom(decoder, true);
+    }
+    const ingestSeconds = (performance.now() - start) / 1_000;
+    // All of it durable in layers; merging, which goes on in its own thread, is not waited for.
+    await timeline.checkpoint();
+    const used = process.cpuUsage(cpu);
+    const seconds = (performance.now() - start) / 1_000;
+    delay.disable();
+    const records = timeline.recordsIngested - warmed;
+    result['ingest'] = {
+      records,
+      seconds: round(seconds),
+      perSecond: Math.round(records / seconds),
+      perCpuSecond: Math.round(records / ((used.user + used.system) / 1e6)),
+      readableSeconds: round(ingestSeconds),
+      readablePerSecond: Math.round(records / ingestSeconds),
+      eventLoopDelayMaxMs: Math.round(delay.max / 1e6),
+      layers: timeline.storage.set.layers.length,
+    };
+  }
+  if (wanted('pages')) {
+    const byRecords = [0, 1, 10, 100].map((records) => ({ records, requests: pagesWithRecords(timeline, records, 3_000) }));
+    let largest: { tag: RelTag; blocks: number } | undefined;
+    for (const id of timeline.catalog.relations()) {
+      const s = timeline.catalog.series.get(id);
+      const blocks = timeline.catalog.blocks(id);
+      if (s.fork === 0 && blocks > (largest?.blocks ?? 0)) largest = { tag: { spc: s.spc, db: s.db, rel: s.rel, fork: 0 }, blocks };
+    }
+    await timeline.close();
     // The same files, served by the real listener.
-    const { mkdirSync, renameSync } = await import('node:fs');
     mkdirSync(join(directory, 'timelines', TEST_PROJECT), { recursive: true });
     renameSync(join(directory, 'timeline'), join(directory, 'timelines', TEST_PROJECT, TEST_TIMELINE));
     const server = await startPageserver(config, SECRET, silentLogger);
-    result['getPage'] = {
-      blocks: largest.blocks,
-      coldDepth64: await getPages(server.pagePort, largest.tag, largest.blocks, 64, 20_000),
-      depth1: await getPages(server.pagePort, largest.tag, largest.blocks, 1, 10_000),
-      depth64: await getPages(server.pagePort, largest.tag, largest.blocks, 64, 40_000),
-      hotDepth64: await getPages(server.pagePort, largest.tag, Math.min(4_000, largest.blocks), 64, 40_000),
-    };
+    const getPage: Record<string, unknown> = {};
+    for (const { records, requests } of byRecords)
+      if (requests.length > 0) getPage[`records${records}`] = await askPages(server.pagePort, SECRET, requests, 1);
+    if (largest !== undefined) {
+      getPage['blocks'] = largest.blocks;
+      getPage['coldDepth64'] = await askPages(server.pagePort, SECRET, randomPages(largest.tag, largest.blocks, 5_000), 64);
+      const few = randomPages(largest.tag, Math.min(4_000, largest.blocks), 20_000);
+      getPage['hotDepth64'] = await askPages(server.pagePort, SECRET, few, 64);
+    }
+    result['getPage'] = getPage;
     await server.close();
-  }
+  } else await timeline.close();
   process.stdout.write(`${JSON.stringify(result, null, 2)}\n`);
 } finally {
+  await compactor.close();
   rmSync(directory, { recursive: true, force: true });
 }

@@ -32,7 +32,9 @@ export interface DatabaseCopy {
 }
 
 const EMPTY = Buffer.alloc(0);
-const VERY_HOT_RECORDS = 16_384;
+/** While ingest is behind, images of hot pages cost more than they save: redo of every record, again and again. Reads of such a page take
+ *  turns of the event loop; this only bounds how long one may take. */
+const VERY_HOT_RECORDS = 131_072;
 
 export class Ingest implements EffectSink {
   layer: OpenLayer;

@@ -49,16 +49,22 @@ const filesAt = (directory: string, project: string, timeline: string): LayerFil
 });
 
 /** Imports `pgdata` as a template under `directory` and makes a timeline of it. */
-export async function createTimeline(directory: string, pgdata: string, systemId: string, config: PageserverConfig): Promise<Timeline> {
+export async function createTimeline(
+  directory: string,
+  pgdata: string,
+  systemId: string,
+  config: PageserverConfig,
+  compact = runCompaction,
+): Promise<Timeline> {
   const template = filesAt(join(directory, 'template'), TEMPLATE_ID, TEMPLATE_ID);
   await importTemplate(tarOf(pgdata), 18, template);
   await instantiate(template, filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE), systemId, {});
-  return openTimeline(directory, config);
+  return openTimeline(directory, config, compact);
 }
 
-export async function openTimeline(directory: string, config: PageserverConfig): Promise<Timeline> {
+export async function openTimeline(directory: string, config: PageserverConfig, compact = runCompaction): Promise<Timeline> {
   const files = filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE);
-  const storage = await TimelineStorage.open(files, config, runCompaction, silentLogger);
+  const storage = await TimelineStorage.open(files, config, compact, silentLogger);
   if (storage === undefined) throw new Error('no timeline');
   return new Timeline(storage, config, new CacheBudget(config.pageCacheBytes), silentLogger);
 }

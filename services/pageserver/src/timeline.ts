@@ -44,6 +44,8 @@ import type { TimelineStorage } from './storage.ts';
 const FROZEN_LAYERS_MAX = 3;
 /** Longest stretch of work without a turn of the event loop. */
 const SLICE_MS = 8;
+/** A page with more changes to apply is read in turns of the event loop. */
+const CHANGES_AT_ONCE = 4_096;
 
 export class Timeline {
   readonly project: ProjectUid;
@@ -185,8 +187,11 @@ export class Timeline {
       const series = hot.pop() as number;
       if (this.#open.pending(series, block) < this.#config.hotPageRecords / 2) continue;
       const lsn = this.#lastRecordLsn;
+      const layer = this.#open;
       try {
-        this.#open.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, this.#pageAt(series, block, lsn));
+        const page = this.#pageWithin(series, block, lsn, CHANGES_AT_ONCE) ?? (await this.#pageInTurns(series, block, lsn));
+        // A freeze (idle, or a checkpoint) may have come between.
+        if (this.#open === layer) layer.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, page);
       } catch (error) {
         // Reads of this page will say so too; it is no reason to stop ingest.
         this.log.error({ err: errorMessage(error) }, 'a hot page cannot be materialised');
@@ -314,7 +319,8 @@ export class Timeline {
     const pages: Buffer[] = [];
     let sliceStart = performance.now();
     for (let b = block; b < end; b++) {
-      pages.push(tag.fork === FORK_FSM ? await this.#fsmPage(id, b, lsn) : this.#pageAt(id, b, lsn));
+      const page = tag.fork === FORK_FSM ? undefined : this.#pageWithin(id, b, lsn, CHANGES_AT_ONCE);
+      pages.push(page ?? (await this.#pageInTurns(id, b, lsn)));
       if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
         await nextTurn();
         sliceStart = performance.now();
@@ -323,8 +329,8 @@ export class Timeline {
     return pages;
   }
 
-  /** A free space map page: resolving its hints may redo thousands of heap pages, so it is done in turns. */
-  async #fsmPage(series: number, block: number, lsn: Lsn): Promise<Buffer> {
+  /** A page with very many changes, or a free space map page, whose hints may make us redo thousands of heap pages. */
+  async #pageInTurns(series: number, block: number, lsn: Lsn): Promise<Buffer> {
     const base = this.cache.get(series, block);
     if (base?.lsn === lsn) return base.page;
     let sliceStart = performance.now();
@@ -349,8 +355,12 @@ export class Timeline {
     return this.#pageAt(this.#series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0), page, lsn);
   }
 
-  /** One page through the cache. The result is shared: never change it. */
   #pageAt(series: number, block: number, lsn: Lsn): Buffer {
+    return this.#pageWithin(series, block, lsn, Number.POSITIVE_INFINITY) as Buffer;
+  }
+
+  /** One page through the cache; undefined when it takes more than `limit` changes. The result is shared: never change it. */
+  #pageWithin(series: number, block: number, lsn: Lsn, limit: number): Buffer | undefined {
     const base = this.cache.get(series, block);
     if (base?.lsn === lsn) return base.page;
     const s = this.#series.get(series);
@@ -360,7 +370,8 @@ export class Timeline {
       this.cache.set(series, block, { page: base.page, lsn });
       return base.page;
     }
-    const page = this.reader.page(s, block, lsn, floors, base);
+    const page = this.reader.pageWithin(s, block, lsn, limit, floors, base);
+    if (page === undefined) return undefined;
     if (base === undefined || base.lsn < lsn) this.cache.set(series, block, { page, lsn });
     return page;
   }

@@ -1,0 +1,93 @@
+/** GetPage as clients see it: pages with a known number of records to apply, over the real listener, at depth 1 and 64. */
+import { connect } from 'node:net';
+import { FrameParser, MSG, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
+import { BLCKSZ, type ForkNumber, type Lsn, MAX_LSN, type RelTag, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { ENTRY_IMAGE, type Entry, encodeKey, relPages } from '@lakebase/layers';
+import { TEST_PROJECT, TEST_TIMELINE } from './testing.ts';
+import type { Timeline } from './timeline.ts';
+
+export interface PageRequestAt {
+  readonly tag: RelTag;
+  readonly block: number;
+  readonly lsn: Lsn;
+}
+export interface PageFigures {
+  readonly requests: number;
+  readonly perSecond: number;
+  readonly medianUs: number;
+  readonly p99Us: number;
+}
+
+/** Pages of relation forks and the LSNs at which exactly `records` changes lie on top of an image (or of the record that made the page).
+ *  Each page is named once, so that no answer helps the next. */
+export function pagesWithRecords(timeline: Timeline, records: number, limit: number): PageRequestAt[] {
+  const found: PageRequestAt[] = [];
+  for (const id of timeline.catalog.relations()) {
+    const s = timeline.catalog.series.get(id);
+    if (s.fork !== 0) continue;
+    const tag: RelTag = { spc: s.spc, db: s.db, rel: s.rel, fork: s.fork as ForkNumber };
+    const blocks = timeline.catalog.blocks(id);
+    for (let block = 0; block < blocks && found.length < limit; block++) {
+      const entries: Entry[] = [];
+      if (!timeline.collect(encodeKey(relPages(tag), block), timeline.lastRecordLsn, 0 as Lsn, entries)) continue;
+      // Oldest last: an image applies nothing, a record that makes the page counts as one.
+      const last = entries.length - 1;
+      const at = last - (entries[last]?.kind === ENTRY_IMAGE ? records : records - 1);
+      const entry = entries[at];
+      // Another change at the same LSN would come along.
+      if (at > last || entry === undefined || entries[at - 1]?.lsn === entry.lsn) continue;
+      found.push({ tag, block, lsn: entry.lsn });
+    }
+  }
+  return found;
+}
+
+/** Sends `requests` in order, `depth` of them at any time. */
+export async function askPages(port: number, secret: string, requests: readonly PageRequestAt[], depth: number): Promise<PageFigures> {
+  const socket = connect(port, '127.0.0.1');
+  socket.setNoDelay(true);
+  const parser = new FrameParser(1 << 24);
+  const sent = new Float64Array(requests.length);
+  const taken: number[] = [];
+  let next = 0;
+  const send = (): void => {
+    const request = requests[next];
+    if (request === undefined) return;
+    sent[next] = performance.now();
+    const { tag, block, lsn } = request;
+    socket.write(encodeRequest({ type: 'getPages', id: next++, tag, block, count: 1, requestLsn: lsn, notModifiedSince: 0 as Lsn }));
+  };
+  let start = 0;
+  await new Promise<void>((resolve, reject) => {
+    socket.on('error', reject);
+    socket.on('data', (chunk: Buffer) =>
+      parser.push(chunk, (frame) => {
+        if (frame.type === MSG.HELLO_OK) {
+          start = performance.now();
+          for (let i = 0; i < depth; i++) send();
+          return;
+        }
+        if (frame.type !== MSG.PAGES || frame.payload.length !== 2 + BLCKSZ)
+          return reject(new LakebaseError('INTERNAL', 'a request failed'));
+        taken.push(performance.now() - (sent[frame.id] as number));
+        if (taken.length === requests.length) resolve();
+        else send();
+      }),
+    );
+    const identity = { project: parseProjectUid(TEST_PROJECT), timeline: parseTimelineId(TEST_TIMELINE) };
+    socket.write(encodeHello({ token: internalToken(secret, 'service'), ...identity }));
+  });
+  const seconds = (performance.now() - start) / 1_000;
+  socket.destroy();
+  taken.sort((x, y) => x - y);
+  const at = (q: number): number => Math.round((taken[Math.min(taken.length - 1, Math.floor(taken.length * q))] as number) * 1_000);
+  return { requests: requests.length, perSecond: Math.round(requests.length / seconds), medianUs: at(0.5), p99Us: at(0.99) };
+}
+
+/** `count` random blocks of a relation at the head, always the same ones. */
+export function randomPages(tag: RelTag, blocks: number, count: number): PageRequestAt[] {
+  let seed = 1;
+  const random = (): number => (seed = (Math.imul(seed, 1_103_515_245) + 12_345) & 0x7fff_ffff);
+  return Array.from({ length: count }, () => ({ tag, block: random() % blocks, lsn: MAX_LSN }));
+}
