@@ -70,7 +70,10 @@ export async function syncArm(): Promise<Arm> {
   const standbys = names.map((name) => {
     const standby = StockPostgres.copyOf(primary);
     writeFileSync(join(standby.pgdata, 'standby.signal'), '');
-    standby.configure({ primary_conninfo: `host=${primary.directory} port=${primary.port} user=${primary.clientConfig.user} application_name=${name}`, synchronous_standby_names: '' });
+    standby.configure({
+      primary_conninfo: `host=${primary.directory} port=${primary.port} user=${primary.clientConfig.user} application_name=${name}`,
+      synchronous_standby_names: '',
+    });
     return standby;
   });
   primary.configure({ synchronous_standby_names: `ANY 1 (${names.join(',')})` });
@@ -78,7 +81,9 @@ export async function syncArm(): Promise<Arm> {
   for (const standby of standbys) await standby.start();
   const arm = new StockArm('sync', primary, standbys);
   const client = await connect(arm);
-  await eventually('both standbys stream', async () => ((await client.query("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'")).rows.length === 2 ? true : undefined));
+  await eventually('both standbys stream', async () =>
+    (await client.query("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'")).rows.length === 2 ? true : undefined,
+  );
   await client.end();
   return arm;
 }
@@ -90,7 +95,10 @@ export class LakebaseArm implements Arm {
 
   constructor(cluster: Cluster) {
     this.cluster = cluster;
-    const config = JSON.parse(readFileSync(join(cluster.home, 'config', 'compute.json'), 'utf8')) as { httpPort: number; secretFile: string };
+    const config = JSON.parse(readFileSync(join(cluster.home, 'config', 'compute.json'), 'utf8')) as {
+      httpPort: number;
+      secretFile: string;
+    };
     const secret = readFileSync(config.secretFile, 'utf8').trim();
     this.#host = new ComputeHostClient({ baseUrl: `http://127.0.0.1:${config.httpPort}`, token: internalToken(secret, 'service') });
   }
@@ -107,7 +115,12 @@ export class LakebaseArm implements Arm {
   async connection() {
     if ((await this.compute()) === undefined) await this.wake();
     const compute = must(await this.compute(), 'running compute');
-    return { host: must(compute.socketDir, 'socket directory'), port: compute.port, user: 'lakebase_admin', database: 'databricks_postgres' };
+    return {
+      host: must(compute.socketDir, 'socket directory'),
+      port: compute.port,
+      user: 'lakebase_admin',
+      database: 'databricks_postgres',
+    };
   }
 
   async wake(): Promise<void> {
@@ -119,7 +132,9 @@ export class LakebaseArm implements Arm {
   async suspend(): Promise<void> {
     const { code, stderr } = await this.cluster.cli(['suspend']);
     if (code !== 0) throw new Error(`lakebase suspend: ${stderr}`);
-    await eventually('no compute is left', async () => ((await this.#host.list()).computes.some((c) => c.state === 'RUNNING' || c.state === 'STOPPING') ? undefined : true));
+    await eventually('no compute is left', async () =>
+      (await this.#host.list()).computes.some((c) => c.state === 'RUNNING' || c.state === 'STOPPING') ? undefined : true,
+    );
   }
 
   async cold(): Promise<void> {

@@ -7,7 +7,14 @@ import { type Arm, type LakebaseArm, connect, query } from './arms.ts';
 import { parsePgbench, pgbench } from './pgbench.ts';
 import { type Report, median, percentile } from './report.ts';
 
-export interface Plan { readonly seconds: number; readonly rounds: number; readonly scale: number; readonly hotScale: number; readonly copyRows: number; readonly resumes: number }
+export interface Plan {
+  readonly seconds: number;
+  readonly rounds: number;
+  readonly scale: number;
+  readonly hotScale: number;
+  readonly copyRows: number;
+  readonly resumes: number;
+}
 
 const CLIENTS = [1, 8, 32];
 
@@ -19,13 +26,40 @@ export async function throughput(binary: string, arms: readonly Arm[], plan: Pla
   for (let round = 0; round < plan.rounds; round++) {
     for (const clients of CLIENTS) {
       for (const arm of ordered(arms, round)) {
-        const out = await pgbench(binary, await arm.connection(), ['-n', '-M', 'prepared', '-c', String(clients), '-j', String(Math.min(clients, 2)), '-T', String(plan.seconds)]);
+        const out = await pgbench(binary, await arm.connection(), [
+          '-n',
+          '-M',
+          'prepared',
+          '-c',
+          String(clients),
+          '-j',
+          String(Math.min(clients, 2)),
+          '-T',
+          String(plan.seconds),
+        ]);
         report.add({ id: `TPC-B c=${clients}`, unit: 'tps', arm: arm.name, value: parsePgbench(out).tps, higher: true });
       }
     }
     for (const arm of ordered(arms, round)) {
-      const out = await pgbench(binary, await arm.connection(), ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2', '-T', String(plan.seconds)]);
-      report.add({ id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers, c=8`, unit: 'tps', arm: arm.name, value: parsePgbench(out).tps, higher: true });
+      const out = await pgbench(binary, await arm.connection(), [
+        '-n',
+        '-S',
+        '-M',
+        'prepared',
+        '-c',
+        '8',
+        '-j',
+        '2',
+        '-T',
+        String(plan.seconds),
+      ]);
+      report.add({
+        id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers, c=8`,
+        unit: 'tps',
+        arm: arm.name,
+        value: parsePgbench(out).tps,
+        higher: true,
+      });
     }
   }
 }
@@ -39,7 +73,18 @@ export async function hotSelect(binary: string, arms: readonly Arm[], plan: Plan
   }
   for (let round = 0; round < plan.rounds; round++) {
     for (const arm of ordered(arms, round)) {
-      const out = await pgbench(binary, await arm.connection(), ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2', '-T', String(plan.seconds)]);
+      const out = await pgbench(binary, await arm.connection(), [
+        '-n',
+        '-S',
+        '-M',
+        'prepared',
+        '-c',
+        '8',
+        '-j',
+        '2',
+        '-T',
+        String(plan.seconds),
+      ]);
       report.add({ id: 'select-only hot c=8', unit: 'tps', arm: arm.name, value: parsePgbench(out).tps, higher: true });
     }
   }
@@ -100,22 +145,47 @@ export async function resume(arm: LakebaseArm, plan: Plan, report: Report): Prom
     await client.end();
     for (const [name, ms] of Object.entries((await arm.compute())?.stages ?? {})) (stages[name] ??= []).push(ms);
   }
-  for (const value of times) report.samples.push({ id: 'resume from zero, connect to first row', unit: 'ms', arm: 'lakebase', value, higher: false });
-  report.note(`resume from zero: median ${median(times).toFixed(0)} ms, p95 ${percentile(times, 0.95).toFixed(0)} ms, max ${Math.max(...times).toFixed(0)} ms over ${times.length}`);
-  report.note(`resume stages, median ms since the agent took the request: ${Object.entries(stages).map(([n, v]) => `${n} ${median(v).toFixed(0)}`).join(', ')}`);
+  for (const value of times)
+    report.samples.push({ id: 'resume from zero, connect to first row', unit: 'ms', arm: 'lakebase', value, higher: false });
+  report.note(
+    `resume from zero: median ${median(times).toFixed(0)} ms, p95 ${percentile(times, 0.95).toFixed(0)} ms, max ${Math.max(...times).toFixed(0)} ms over ${times.length}`,
+  );
+  report.note(
+    `resume stages, median ms since the agent took the request: ${Object.entries(stages)
+      .map(([n, v]) => `${n} ${median(v).toFixed(0)}`)
+      .join(', ')}`,
+  );
 }
 
 /** The same select-only load through the proxy: what the relay costs. */
 export async function throughProxy(binary: string, arm: LakebaseArm, plan: Plan, report: Report): Promise<void> {
   const url = new URL(arm.cluster.url);
-  const proxied = { host: '127.0.0.1', port: arm.cluster.pgPort, user: decodeURIComponent(url.username), database: url.pathname.slice(1), password: decodeURIComponent(url.password) };
+  const proxied = {
+    host: '127.0.0.1',
+    port: arm.cluster.pgPort,
+    user: decodeURIComponent(url.username),
+    database: url.pathname.slice(1),
+    password: decodeURIComponent(url.password),
+  };
   for (const clients of [1, 8]) {
     for (let round = 0; round < plan.rounds; round++) {
       const args = ['-n', '-S', '-M', 'prepared', '-c', String(clients), '-j', '1', '-T', String(plan.seconds)];
       const direct = parsePgbench(await pgbench(binary, await arm.connection(), args));
       const through = parsePgbench(await pgbench(binary, proxied, args));
-      report.add({ id: `select-only through the proxy c=${clients} (stock column: same compute, direct)`, unit: 'tps', arm: 'lakebase', value: through.tps, higher: true });
-      report.add({ id: `select-only through the proxy c=${clients} (stock column: same compute, direct)`, unit: 'tps', arm: 'stock', value: direct.tps, higher: true });
+      report.add({
+        id: `select-only through the proxy c=${clients} (stock column: same compute, direct)`,
+        unit: 'tps',
+        arm: 'lakebase',
+        value: through.tps,
+        higher: true,
+      });
+      report.add({
+        id: `select-only through the proxy c=${clients} (stock column: same compute, direct)`,
+        unit: 'tps',
+        arm: 'stock',
+        value: direct.tps,
+        higher: true,
+      });
     }
   }
 }

@@ -15,15 +15,18 @@ if (values.help === true) {
   process.stdout.write('usage: npm run bench [-- --quick] [--only hot,throughput,proxy,bulk,cold,resume,storage]\n');
   process.exit(0);
 }
-const plan: Plan = values.quick === true
-  ? { seconds: 5, rounds: 1, scale: 20, hotScale: 5, copyRows: 500_000, resumes: 8 }
-  : { seconds: 15, rounds: 3, scale: 40, hotScale: 5, copyRows: 2_000_000, resumes: 40 };
+const plan: Plan =
+  values.quick === true
+    ? { seconds: 5, rounds: 1, scale: 20, hotScale: 5, copyRows: 500_000, resumes: 8 }
+    : { seconds: 15, rounds: 3, scale: 40, hotScale: 5, copyRows: 2_000_000, resumes: 40 };
 const only = values.only?.split(',');
 const wanted = (name: string): boolean => only === undefined || only.includes(name);
 
 const binary = findPgbench();
 if (binary === undefined) {
-  process.stderr.write('lakebase: the benchmark needs pgbench; install your distribution\'s Postgres client tools (Debian: apt install postgresql-contrib)\n');
+  process.stderr.write(
+    "lakebase: the benchmark needs pgbench; install your distribution's Postgres client tools (Debian: apt install postgresql-contrib)\n",
+  );
   process.exit(1);
 }
 const report = new Report();

@@ -1,6 +1,12 @@
 /** Collects measurements of one run, interleaved over arms and rounds, and prints them as a table of medians and ratios. */
 
-export interface Sample { readonly id: string; readonly unit: string; readonly arm: string; readonly value: number; /** Larger is better? */ readonly higher: boolean }
+export interface Sample {
+  readonly id: string;
+  readonly unit: string;
+  readonly arm: string;
+  readonly value: number /** Larger is better? */;
+  readonly higher: boolean;
+}
 
 export const median = (values: readonly number[]): number => percentile(values, 0.5);
 
@@ -24,7 +30,10 @@ export class Report {
   }
 
   table(): string {
-    const rows = ['| measurement | unit | lakebase | stock (fsync) | stock + 2 sync standbys | ours / stock | ours / sync |', '|---|---|---|---|---|---|---|'];
+    const rows = [
+      '| measurement | unit | lakebase | stock (fsync) | stock + 2 sync standbys | ours / stock | ours / sync |',
+      '|---|---|---|---|---|---|---|',
+    ];
     for (const id of new Set(this.samples.map((s) => s.id))) {
       const mine = this.samples.filter((s) => s.id === id);
       const first = mine[0];
@@ -35,7 +44,9 @@ export class Report {
         const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : '';
         return `${format(median(values))}${range}`;
       };
-      rows.push(`| ${id} | ${first.unit} | ${cell('lakebase')} | ${cell('stock')} | ${cell('sync')} | ${this.#ratio(mine, 'stock', first.higher)} | ${this.#ratio(mine, 'sync', first.higher)} |`);
+      rows.push(
+        `| ${id} | ${first.unit} | ${cell('lakebase')} | ${cell('stock')} | ${cell('sync')} | ${this.#ratio(mine, 'stock', first.higher)} | ${this.#ratio(mine, 'sync', first.higher)} |`,
+      );
     }
     return [...rows, '', ...this.notes.map((n) => `- ${n}`)].join('\n');
   }
@@ -50,4 +61,5 @@ export class Report {
   }
 }
 
-export const format = (value: number): string => (value >= 1_000 ? Math.round(value).toString() : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+export const format = (value: number): string =>
+  value >= 1_000 ? Math.round(value).toString() : value >= 10 ? value.toFixed(1) : value.toFixed(2);

@@ -9,13 +9,27 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 
 /** A package may import packages of a lower layer only. */
 const LAYER: Readonly<Record<string, number>> = {
-  base: 0, ids: 1, bytes: 2, envelope: 3, 'pg-format': 3, 'pg-wire': 3, 'wal-quorum': 3, api: 3, 'pg-redo': 4, 'wal-store': 4, layers: 5, 'service-kit': 5, testkit: 6,
+  base: 0,
+  ids: 1,
+  bytes: 2,
+  envelope: 3,
+  'pg-format': 3,
+  'pg-wire': 3,
+  'wal-quorum': 3,
+  api: 3,
+  'pg-redo': 4,
+  'wal-store': 4,
+  layers: 5,
+  'service-kit': 5,
+  testkit: 6,
 };
 const CLI_MAY_IMPORT = new Set(['base', 'ids', 'api', 'service-kit', 'pg-wire']);
 const FILE_LINES_MAX = 800;
 
 const findings: string[] = [];
-const files = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], { cwd: root, encoding: 'utf8' }).split('\n').filter((f) => f !== '' && existsSync(join(root, f)));
+const files = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], { cwd: root, encoding: 'utf8' })
+  .split('\n')
+  .filter((f) => f !== '' && existsSync(join(root, f)));
 
 for (const file of files) {
   if (/\.(png|jpg|gz|zip|so|o|a|wasm|node|tgz)$/.test(file)) findings.push(`${file}: no binary or generated files in the repository`);
@@ -31,7 +45,13 @@ function checkSource(file: string, text: string): void {
   if (lines > FILE_LINES_MAX) findings.push(`${file}: ${lines} lines, at most ${FILE_LINES_MAX}; split it by noun`);
   const [kind, name] = file.split('/') as [string, string];
   const isTest = /\.test\.ts$|\.fuzz\.ts$|testing/.test(file);
-  if (!isTest && ['packages', 'services', 'apps'].includes(kind) && !text.startsWith('/**') && !text.startsWith('export *') && !text.startsWith('#!')) {
+  if (
+    !isTest &&
+    ['packages', 'services', 'apps'].includes(kind) &&
+    !text.startsWith('/**') &&
+    !text.startsWith('export *') &&
+    !text.startsWith('#!')
+  ) {
     findings.push(`${file}: open the file with a comment that says its purpose and invariants`);
   }
   for (const match of text.matchAll(/(?:from|import\()\s*'([^']+)'/g)) checkImport(file, kind, name, match[1] as string, isTest);
@@ -41,7 +61,8 @@ function checkImport(file: string, kind: string, name: string, target: string, i
   if (target.startsWith('.')) {
     const resolved = join(dirname(file), target);
     const scope = kind === 'packages' || kind === 'services' || kind === 'apps' ? `${kind}/${name}/` : '';
-    if (scope !== '' && !resolved.startsWith(scope)) findings.push(`${file}: imports ${target} of another package; import it by package name`);
+    if (scope !== '' && !resolved.startsWith(scope))
+      findings.push(`${file}: imports ${target} of another package; import it by package name`);
     if (!target.endsWith('.ts')) findings.push(`${file}: import ${target} with its .ts ending`);
     return;
   }
@@ -49,20 +70,34 @@ function checkImport(file: string, kind: string, name: string, target: string, i
   const manifestPath = kind === 'packages' || kind === 'services' || kind === 'apps' ? `${kind}/${name}` : kind;
   const manifest = join(root, manifestPath, 'package.json');
   if (existsSync(manifest) && !target.startsWith('node:')) {
-    const declared = JSON.parse(readFileSync(manifest, 'utf8')) as { dependencies?: Record<string, string> };
+    const declared = JSON.parse(readFileSync(manifest, 'utf8')) as {
+      dependencies?: Record<string, string>;
+      devDependencies?: Record<string, string>;
+    };
     const pkg = target.startsWith('@') ? target.split('/').slice(0, 2).join('/') : (target.split('/')[0] as string);
-    const rootDev = (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { devDependencies: Record<string, string> }).devDependencies;
-    if (declared.dependencies?.[pkg] === undefined && !((isTest || kind === 'tests' || kind === 'bench') && rootDev[pkg] !== undefined)) findings.push(`${file}: ${pkg} is not in ${manifestPath}/package.json`);
+    const rootDev = (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { devDependencies: Record<string, string> })
+      .devDependencies;
+    if (
+      declared.dependencies?.[pkg] === undefined &&
+      !(isTest && declared.devDependencies?.[pkg] !== undefined) &&
+      !((isTest || kind === 'tests' || kind === 'bench') && rootDev[pkg] !== undefined)
+    )
+      findings.push(`${file}: ${pkg} is not in ${manifestPath}/package.json`);
   }
   if (ours === undefined) return;
   const layer = LAYER[ours];
   if (layer === undefined) findings.push(`${file}: ${target} is not a library; services and apps are never imported`);
-  else if (kind === 'packages' && !isTest && layer >= (LAYER[name] ?? 99)) findings.push(`${file}: ${name} may not import ${ours} (layers point one way: ${Object.keys(LAYER).join(' < ')})`);
-  else if (kind === 'apps' && !isTest && !CLI_MAY_IMPORT.has(ours)) findings.push(`${file}: the CLI talks to services through api only, not ${ours}`);
+  else if (kind === 'packages' && !isTest && layer >= (LAYER[name] ?? 99))
+    findings.push(`${file}: ${name} may not import ${ours} (layers point one way: ${Object.keys(LAYER).join(' < ')})`);
+  else if (kind === 'apps' && !isTest && !CLI_MAY_IMPORT.has(ours))
+    findings.push(`${file}: the CLI talks to services through api only, not ${ours}`);
   else if (ours === 'testkit' && !isTest && kind !== 'tests' && kind !== 'bench') findings.push(`${file}: testkit is for tests`);
 }
 
 function checkMarkdown(file: string, text: string): void {
-  const titles = text.replaceAll(/```[\s\S]*?```/g, '').split('\n').filter((line) => line.startsWith('# ')).length;
+  const titles = text
+    .replaceAll(/```[\s\S]*?```/g, '')
+    .split('\n')
+    .filter((line) => line.startsWith('# ')).length;
   if (titles !== 1) findings.push(`${file}: one title (# …) per page, found ${titles}`);
 }

@@ -6,10 +6,26 @@ import { join } from 'node:path';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
 
-interface Totals { passed: number; failed: number; skipped: number; failures: string[] }
+interface Totals {
+  passed: number;
+  failed: number;
+  skipped: number;
+  failures: string[];
+}
 
 export async function runTests(root: string, filters: readonly string[]): Promise<number> {
-  const files = globSync(['packages/*/src/**/*.test.ts', 'services/*/src/**/*.test.ts', 'apps/*/src/**/*.test.ts', 'tests/**/*.test.ts', 'bench/**/*.test.ts', 'native/**/*.test.ts', 'scripts/*.test.ts'], { cwd: root })
+  const files = globSync(
+    [
+      'packages/*/src/**/*.test.ts',
+      'services/*/src/**/*.test.ts',
+      'apps/*/src/**/*.test.ts',
+      'tests/**/*.test.ts',
+      'bench/**/*.test.ts',
+      'native/**/*.test.ts',
+      'scripts/*.test.ts',
+    ],
+    { cwd: root },
+  )
     .filter((file) => !file.includes('node_modules') && (filters.length === 0 || filters.some((f) => file.includes(f))))
     .sort();
   const heavy = files.filter((file) => file.endsWith('.pg.test.ts') || file.startsWith('tests/'));
@@ -25,7 +41,10 @@ export async function runTests(root: string, filters: readonly string[]): Promis
 async function runFiles(root: string, files: readonly string[], concurrency: number, totals: Totals): Promise<void> {
   if (files.length === 0) return;
   const stream = run({
-    files: files.map((file) => join(root, file)), concurrency, timeout: 600_000, isolation: 'process',
+    files: files.map((file) => join(root, file)),
+    concurrency,
+    timeout: 600_000,
+    isolation: 'process',
     execArgv: ['--conditions=lakebase-source', '--disable-warning=ExperimentalWarning'],
   });
   stream.on('test:pass', (event) => {

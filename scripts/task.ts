@@ -36,7 +36,10 @@ function build(): void {
 /** Stays the parent so that Ctrl-C reaches the child once, by the terminal, and we wait for its ordered stop. */
 function handOver(script: string, args: readonly string[], conditions: readonly string[] = []): void {
   const child = spawn(process.execPath, [...conditions, join(root, script), ...args], { stdio: 'inherit' });
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => { if (signal === 'SIGTERM') child.kill(signal); });
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.on(signal, () => {
+      if (signal === 'SIGTERM') child.kill(signal);
+    });
   child.on('exit', (code, signal) => process.exit(code ?? (signal === 'SIGINT' ? 130 : 1)));
 }
 

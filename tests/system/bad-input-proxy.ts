@@ -1,5 +1,6 @@
 /** Malformed bytes at the proxy's Postgres port. Each case: what is sent, and the SQLSTATE that comes back (or silence) before the close. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { connect as tlsConnect } from 'node:tls';
 import { it } from 'node:test';
 import type { Cluster } from '@lakebase/testkit';
@@ -242,6 +243,38 @@ export function proxyCases(cluster: () => Cluster): void {
     }
     assert.equal((await bystander.query('SELECT 1 AS one')).rows[0].one, 1);
     await bystander.end();
+  });
+
+  it('proxy: 100,000 statements ahead of their answers, and 64 MB nobody asked for, take no memory', async () => {
+    const [proxy] = cluster().pids('proxy');
+    const residentMb = (): number => Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${proxy}/status`, 'utf8'))?.[1]) / 1024;
+    const client = await cluster().connect();
+    const { stream } = (client as unknown as { connection: { stream: import('node:net').Socket } }).connection;
+    stream.removeAllListeners('data');
+    stream.pause();
+    const before = residentMb();
+    const sent = new Promise((resolve) => {
+      const parse = typedMessage('P', '\0SELECT 1\0\0\0');
+      stream.write(Buffer.concat(Array.from({ length: 100_000 }, () => parse)));
+      // CopyData outside of COPY is ignored, however much of it there is.
+      const copy = typedMessage('d', Buffer.alloc(1 << 20));
+      for (let i = 0; i < 64; i++) stream.write(copy);
+      stream.write(typedMessage('S', ''), resolve);
+    });
+    const ready = new Promise<void>((resolve, reject) => {
+      let tail: Buffer = Buffer.alloc(0);
+      stream.on('data', (chunk: Buffer) => {
+        tail = Buffer.concat([tail, chunk]).subarray(-6);
+        if (tail.equals(Buffer.from([0x5a, 0, 0, 0, 5, 0x49]))) resolve();
+      });
+      stream.once('close', () => reject(new Error('closed')));
+    });
+    stream.resume();
+    await sent;
+    await ready;
+    const grown = residentMb() - before;
+    stream.destroy();
+    assert.ok(grown < 64, `the proxy grew by ${Math.round(grown)} MB`);
   });
 }
 

@@ -219,5 +219,10 @@ describe('bad input', () => {
     await ledger.progress(3);
     await ledger.stop();
     must(await inside.running(), 'the compute runs');
+    // And what is in storage, without anything this compute still had.
+    const suspended = await cluster.cli(['suspend']);
+    assert.equal(suspended.code, 0, suspended.stderr);
+    await ledger.verify();
+    assert.notDeepEqual(cluster.computePids(), computes, 'a fresh compute answered');
   });
 });

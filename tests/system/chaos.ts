@@ -4,7 +4,13 @@ import { sleep } from '@lakebase/base';
 import { Cluster, type ServiceName } from '@lakebase/testkit';
 import { Ledger } from './ledger.ts';
 
-const { values } = parseArgs({ options: { minutes: { type: 'string', default: '5' }, seed: { type: 'string', default: String(Date.now() % 1_000_000) }, help: { type: 'boolean' } } });
+const { values } = parseArgs({
+  options: {
+    minutes: { type: 'string', default: '5' },
+    seed: { type: 'string', default: String(Date.now() % 1_000_000) },
+    help: { type: 'boolean' },
+  },
+});
 if (values.help === true) {
   process.stdout.write('usage: npm run chaos [-- --minutes 5] [--seed N]\n');
   process.exit(0);
@@ -32,4 +38,6 @@ while (performance.now() < end) {
 await ledger.progress(50, 90_000);
 await ledger.stop();
 await ledger.verify();
-process.stdout.write(`chaos: ${ledger.acknowledged.size} acknowledged rows, all there once; kills: ${[...kills].map(([n, c]) => `${n} ${c}`).join(', ')}\n`);
+process.stdout.write(
+  `chaos: ${ledger.acknowledged.size} acknowledged rows, all there once; kills: ${[...kills].map(([n, c]) => `${n} ${c}`).join(', ')}\n`,
+);

@@ -73,7 +73,9 @@ describe('kill -9 under load', () => {
     for (const name of ['sk1', 'sk2', 'sk3', 'pageserver', 'compute', 'manager', 'proxy'] as const) {
       for (const pid of cluster.pids(name)) process.kill(pid, 'SIGKILL');
     }
-    await eventually('nothing of it runs', () => (cluster.computePids().length === 0 && cluster.pids('sk1').length === 0 ? true : undefined));
+    await eventually('nothing of it runs', () =>
+      cluster.computePids().length === 0 && cluster.pids('sk1').length === 0 ? true : undefined,
+    );
     await cluster.up();
     await ledger.verify();
     ledger.start();

@@ -10,7 +10,13 @@ const parentOf = (pid: number): number => Number(/^PPid:\s+(\d+)$/m.exec(readFil
 
 /** 'acknowledged', or 'waiting' when no answer came in `ms`, or the error. */
 function outcome(client: pg.Client, sql: string, ms: number): Promise<string> {
-  return Promise.race([client.query(sql).then(() => 'acknowledged', (e: Error) => `error: ${e.message}`), sleep(ms).then(() => 'waiting')]);
+  return Promise.race([
+    client.query(sql).then(
+      () => 'acknowledged',
+      (e: Error) => `error: ${e.message}`,
+    ),
+    sleep(ms).then(() => 'waiting'),
+  ]);
 }
 
 describe('one branch, two computes', () => {
@@ -41,12 +47,17 @@ describe('one branch, two computes', () => {
       const onNew = await inside.admin(rival);
       await onNew.query("INSERT INTO fence VALUES (3, 'new')");
       const { rows } = await onNew.query<{ n: number; by: string }>('SELECT n, by FROM fence ORDER BY n');
-      assert.deepEqual(rows, [{ n: 1, by: 'old' }, { n: 3, by: 'new' }]);
+      assert.deepEqual(rows, [
+        { n: 1, by: 'old' },
+        { n: 3, by: 'new' },
+      ]);
       await onNew.end();
     } finally {
       process.kill(agent, 'SIGCONT');
     }
-    await eventually('the fenced compute has stopped itself', async () => ((await inside.host.status(old.computeId)).state === 'FAILED' ? true : undefined));
+    await eventually('the fenced compute has stopped itself', async () =>
+      (await inside.host.status(old.computeId)).state === 'FAILED' ? true : undefined,
+    );
     assert.match((await inside.host.status(old.computeId)).error ?? '', /fenced/);
     await onOld.end().catch(() => {});
     await inside.host.stop('rival-1', 'fast');
@@ -54,7 +65,10 @@ describe('one branch, two computes', () => {
     // Clients are served again by a third compute, with the rival's row.
     const client = await eventually('a compute for clients', async () => cluster.connect());
     const { rows } = await client.query<{ n: number }>('SELECT n FROM fence ORDER BY n');
-    assert.deepEqual(rows.map((r) => r.n), [1, 3]);
+    assert.deepEqual(
+      rows.map((r) => r.n),
+      [1, 3],
+    );
     await client.end();
   });
 

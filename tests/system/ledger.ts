@@ -42,7 +42,10 @@ export class Ledger {
     const goal = this.acknowledged.size + more;
     const deadline = performance.now() + ms;
     while (this.acknowledged.size < goal) {
-      if (performance.now() > deadline) throw new Error(`no progress: ${this.acknowledged.size} of ${goal} rows after ${ms} ms; errors: ${JSON.stringify([...this.errors])}`);
+      if (performance.now() > deadline)
+        throw new Error(
+          `no progress: ${this.acknowledged.size} of ${goal} rows after ${ms} ms; errors: ${JSON.stringify([...this.errors])}`,
+        );
       await sleep(20);
     }
   }
@@ -62,7 +65,9 @@ export class Ledger {
       const invented = present.filter((n) => !this.attempted.has(n));
       if (invented.length > 0) throw new Error(`rows nobody wrote: ${invented.slice(0, 5).join(', ')}`);
       // The index must agree with the heap.
-      const bySeq = await client.query<{ c: string }>(`SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off; SELECT count(*) AS c FROM ${this.#table}`);
+      const bySeq = await client.query<{ c: string }>(
+        `SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off; SELECT count(*) AS c FROM ${this.#table}`,
+      );
       const last = (bySeq as unknown as pg.QueryResult<{ c: string }>[]).at(-1);
       if (Number(last?.rows[0]?.c) !== present.length) throw new Error('heap and index disagree');
     } finally {

@@ -23,7 +23,9 @@ describe('suspend and resume', () => {
   async function suspend(): Promise<void> {
     const { code, stderr } = await cluster.cli(['suspend']);
     assert.equal(code, 0, stderr);
-    await eventually('no compute', async () => ((await inside.host.list()).computes.every((c) => c.state === 'STOPPED' || c.state === 'FAILED') ? true : undefined));
+    await eventually('no compute', async () =>
+      (await inside.host.list()).computes.every((c) => c.state === 'STOPPED' || c.state === 'FAILED') ? true : undefined,
+    );
   }
 
   it(`${TIMES} times: same data, exact sequences, counters kept, nothing leaked`, async () => {
@@ -33,21 +35,31 @@ describe('suspend and resume', () => {
     let atRest: number | undefined;
     for (let i = 0; i < TIMES; i++) {
       const client = await cluster.connect();
-      assert.deepEqual((await client.query<{ v: string }>("SELECT nextval('s') AS v")).rows, [{ v: String(++expected) }], 'the sequence goes on where it was');
+      assert.deepEqual(
+        (await client.query<{ v: string }>("SELECT nextval('s') AS v")).rows,
+        [{ v: String(++expected) }],
+        'the sequence goes on where it was',
+      );
       await client.query("INSERT INTO t (filler) SELECT repeat('x', 200) FROM generate_series(1, 100)");
       inserted += 100;
       const { rows } = await client.query<{ c: string; m: number }>('SELECT count(*) AS c, max(n) AS m FROM t');
       assert.deepEqual(rows, [{ c: String(inserted), m: inserted }]);
-      await client.query("SELECT pg_stat_force_next_flush()");
-      const stats = await eventually('statistics are there', async () => {
-        const r = await client.query<{ ins: string }>("SELECT n_tup_ins AS ins FROM pg_stat_user_tables WHERE relname = 't'");
-        return Number(r.rows[0]?.ins) === inserted ? inserted : undefined;
-      }, 10_000);
+      await client.query('SELECT pg_stat_force_next_flush()');
+      const stats = await eventually(
+        'statistics are there',
+        async () => {
+          const r = await client.query<{ ins: string }>("SELECT n_tup_ins AS ins FROM pg_stat_user_tables WHERE relname = 't'");
+          return Number(r.rows[0]?.ins) === inserted ? inserted : undefined;
+        },
+        10_000,
+      );
       assert.equal(stats, inserted, 'autovacuum counters survive');
       await client.end();
       await suspend();
       assert.equal(cluster.computePids().length, 0, 'no Postgres is left');
-      await eventually('no scratch directory is left', () => (readdirSync(join(cluster.scratchRoot(), 'computes')).length === 0 ? true : undefined));
+      await eventually('no scratch directory is left', () =>
+        readdirSync(join(cluster.scratchRoot(), 'computes')).length === 0 ? true : undefined,
+      );
       atRest ??= await eventually('the spare agent is back', () => ours());
       await eventually('no process is left', () => (ours() <= (atRest ?? 0) ? true : undefined));
     }

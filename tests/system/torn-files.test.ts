@@ -31,7 +31,14 @@ describe('damaged files', () => {
 
   /** The system works with everything acknowledged, and takes new commits. */
   async function healthy(): Promise<void> {
-    await eventually('the ledger is whole', async () => { await ledger.verify(); return true; }, 90_000);
+    await eventually(
+      'the ledger is whole',
+      async () => {
+        await ledger.verify();
+        return true;
+      },
+      90_000,
+    );
     ledger.start(1);
     await ledger.progress(5);
     await ledger.stop();

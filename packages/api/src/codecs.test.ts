@@ -4,48 +4,79 @@ import { LakebaseError } from '@lakebase/base';
 import { type Lsn, MAX_LSN, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
 import fc from 'fast-check';
 import {
-  FrameParser, type PageRequest, decodeBootSet, decodeErrorFrame, decodeRequest, decodeStartBundle, decodeSuspendState, encodeBootSet, encodeErrorFrame, encodeHello, encodeRequest, encodeStartBundle,
-  encodeSuspendState, internalToken, timelineScope, tryDecodeHello, verifyToken,
+  FrameParser,
+  type PageRequest,
+  decodeBootSet,
+  decodeErrorFrame,
+  decodeRequest,
+  decodeStartBundle,
+  decodeSuspendState,
+  encodeBootSet,
+  encodeErrorFrame,
+  encodeHello,
+  encodeRequest,
+  encodeStartBundle,
+  encodeSuspendState,
+  internalToken,
+  timelineScope,
+  tryDecodeHello,
+  verifyToken,
 } from './index.ts';
 
 /** Plain objects, as the codecs make them. */
 const record: typeof fc.record = ((model: never) => fc.record(model, { noNullPrototype: true })) as never;
 const u32 = fc.nat(0xffff_ffff);
 const tag = record({ spc: u32, db: u32, rel: u32, fork: fc.constantFrom(0 as const, 1 as const, 2 as const, 3 as const) });
-const anyLsn = fc.oneof(fc.constant(MAX_LSN), fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER - 1 }).map((n): Lsn => lsn(n)));
+const anyLsn = fc.oneof(
+  fc.constant(MAX_LSN),
+  fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER - 1 }).map((n): Lsn => lsn(n)),
+);
 const id = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER });
 const request: fc.Arbitrary<PageRequest> = fc.oneof(
-  record({ type: fc.constant('getPages' as const), id, tag, block: fc.nat(1_000_000), count: fc.integer({ min: 1, max: 128 }), requestLsn: anyLsn, notModifiedSince: anyLsn }),
+  record({
+    type: fc.constant('getPages' as const),
+    id,
+    tag,
+    block: fc.nat(1_000_000),
+    count: fc.integer({ min: 1, max: 128 }),
+    requestLsn: anyLsn,
+    notModifiedSince: anyLsn,
+  }),
   record({ type: fc.constant('getRelSize' as const), id, tag, lsn: anyLsn }),
   record({ type: fc.constant('getStartBundle' as const), id, lsn: anyLsn, waitMs: fc.nat(100_000) }),
 );
 
 describe('page service codec', () => {
   it('every request survives any split of the stream', () => {
-    fc.assert(fc.property(fc.array(request, { maxLength: 4 }), fc.integer({ min: 1, max: 40 }), (requests, step) => {
-      const bytes = Buffer.concat(requests.map(encodeRequest));
-      const parser = new FrameParser(65_536);
-      const got: PageRequest[] = [];
-      for (let at = 0; at < bytes.length; at += step) parser.push(Buffer.from(bytes.subarray(at, at + step)), (f) => got.push(decodeRequest(f)));
-      assert.deepEqual(got, requests);
-    }));
+    fc.assert(
+      fc.property(fc.array(request, { maxLength: 4 }), fc.integer({ min: 1, max: 40 }), (requests, step) => {
+        const bytes = Buffer.concat(requests.map(encodeRequest));
+        const parser = new FrameParser(65_536);
+        const got: PageRequest[] = [];
+        for (let at = 0; at < bytes.length; at += step)
+          parser.push(Buffer.from(bytes.subarray(at, at + step)), (f) => got.push(decodeRequest(f)));
+        assert.deepEqual(got, requests);
+      }),
+    );
   });
   it('garbage yields frames or a typed error, and a failed parser stays failed', () => {
-    fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {
-      const parser = new FrameParser(1_000);
-      try {
-        parser.push(Buffer.from(bytes), (f) => {
-          try {
-            decodeRequest(f);
-          } catch (error) {
-            assert.ok(error instanceof LakebaseError);
-          }
-        });
-      } catch (error) {
-        assert.ok(error instanceof LakebaseError);
-        assert.throws(() => parser.push(Buffer.alloc(1), () => {}), LakebaseError);
-      }
-    }));
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {
+        const parser = new FrameParser(1_000);
+        try {
+          parser.push(Buffer.from(bytes), (f) => {
+            try {
+              decodeRequest(f);
+            } catch (error) {
+              assert.ok(error instanceof LakebaseError);
+            }
+          });
+        } catch (error) {
+          assert.ok(error instanceof LakebaseError);
+          assert.throws(() => parser.push(Buffer.alloc(1), () => {}), LakebaseError);
+        }
+      }),
+    );
   });
   it('an oversized frame is refused before its body arrives', () => {
     const head = Buffer.alloc(13);
@@ -68,7 +99,9 @@ describe('page service codec', () => {
   it('errors keep their code; defects tell nothing', () => {
     const parse = (buffers: Buffer[]): LakebaseError => {
       let error: LakebaseError | undefined;
-      new FrameParser(65_536).push(Buffer.concat(buffers), (f) => { error = decodeErrorFrame(f); });
+      new FrameParser(65_536).push(Buffer.concat(buffers), (f) => {
+        error = decodeErrorFrame(f);
+      });
       assert.ok(error);
       return error;
     };
@@ -80,18 +113,36 @@ describe('page service codec', () => {
 });
 
 const page = record({ tag, block: u32, bytes: fc.constant(Buffer.alloc(8192, 7)) });
-const file = record({ path: fc.constantFrom('PG_VERSION', 'pg_xact/0000', 'base/5/pg_filenode.map'), bytes: fc.uint8Array({ maxLength: 100 }).map((b) => Buffer.from(b)) });
-const state = record({ lsn: fc.nat(1e9).map((n) => lsn(n)), files: fc.array(file, { maxLength: 3 }), pages: fc.array(page, { maxLength: 2 }) });
+const file = record({
+  path: fc.constantFrom('PG_VERSION', 'pg_xact/0000', 'base/5/pg_filenode.map'),
+  bytes: fc.uint8Array({ maxLength: 100 }).map((b) => Buffer.from(b)),
+});
+const state = record({
+  lsn: fc.nat(1e9).map((n) => lsn(n)),
+  files: fc.array(file, { maxLength: 3 }),
+  pages: fc.array(page, { maxLength: 2 }),
+});
 
 describe('start bundle codec', () => {
   const bundle = record({
-    cleanSuspend: fc.boolean(), systemId: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), lsn: fc.nat(1e9).map((n) => lsn(n)), prevRecordLsn: fc.nat(1e9).map((n) => lsn(n)), major: fc.constantFrom(16, 17, 18),
-    checkpoint: fc.uint8Array({ minLength: 88, maxLength: 88 }).map((b) => Buffer.from(b)), files: fc.array(file, { maxLength: 3 }), relations: fc.array(record({ tag, nblocks: u32 }), { maxLength: 5 }), bootPages: fc.array(page, { maxLength: 2 }),
+    cleanSuspend: fc.boolean(),
+    systemId: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
+    lsn: fc.nat(1e9).map((n) => lsn(n)),
+    prevRecordLsn: fc.nat(1e9).map((n) => lsn(n)),
+    major: fc.constantFrom(16, 17, 18),
+    checkpoint: fc.uint8Array({ minLength: 88, maxLength: 88 }).map((b) => Buffer.from(b)),
+    files: fc.array(file, { maxLength: 3 }),
+    relations: fc.array(record({ tag, nblocks: u32 }), { maxLength: 5 }),
+    bootPages: fc.array(page, { maxLength: 2 }),
   });
   it('round trips', () => {
     fc.assert(fc.property(bundle, (b) => assert.deepEqual(decodeStartBundle(encodeStartBundle(b)), b)));
     fc.assert(fc.property(state, (s) => assert.deepEqual(decodeSuspendState(encodeSuspendState(s)), s)));
-    fc.assert(fc.property(fc.array(record({ tag, block: u32 }), { maxLength: 10 }), (blocks) => assert.deepEqual(decodeBootSet(encodeBootSet(blocks)), blocks)));
+    fc.assert(
+      fc.property(fc.array(record({ tag, block: u32 }), { maxLength: 10 }), (blocks) =>
+        assert.deepEqual(decodeBootSet(encodeBootSet(blocks)), blocks),
+      ),
+    );
   });
   it('any flipped byte and any truncation is found', () => {
     const bytes = encodeSuspendState({ lsn: lsn(1), files: [{ path: 'a', bytes: Buffer.from('x') }], pages: [] });

@@ -2,7 +2,23 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import {
-  alignLsn, formatLsn, lsn, lsnFromHalves, lsnHigh, lsnLow, pageHeaderBytes, parseLsn, parseProjectUid, parseRelPath, parseTerm, parseTimelineId, RELSEG_BLOCKS, recordStartAt, relPath, RESOURCE_ID, walFileName,
+  alignLsn,
+  formatLsn,
+  lsn,
+  lsnFromHalves,
+  lsnHigh,
+  lsnLow,
+  pageHeaderBytes,
+  parseLsn,
+  parseProjectUid,
+  parseRelPath,
+  parseTerm,
+  parseTimelineId,
+  RELSEG_BLOCKS,
+  recordStartAt,
+  relPath,
+  RESOURCE_ID,
+  walFileName,
 } from './index.ts';
 
 const anyLsn = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER }).map(lsn);
@@ -14,7 +30,8 @@ describe('Lsn', () => {
     fc.assert(fc.property(anyLsn, (x) => parseLsn(formatLsn(x)) === x && lsnFromHalves(lsnHigh(x), lsnLow(x)) === x));
   });
   it('refuses what is not an LSN', () => {
-    for (const text of ['', '0', '/', '0/', '/0', 'g/0', '0/123456789', '-1/0', '0/0 ', 'FFFFFFFF/FFFFFFFF']) assert.throws(() => parseLsn(text), { code: 'INVALID_LSN' }, text);
+    for (const text of ['', '0', '/', '0/', '/0', 'g/0', '0/123456789', '-1/0', '0/0 ', 'FFFFFFFF/FFFFFFFF'])
+      assert.throws(() => parseLsn(text), { code: 'INVALID_LSN' }, text);
     for (const n of [-1, 1.5, Number.NaN, 2 ** 53]) assert.throws(() => lsn(n), { code: 'INVALID_LSN' });
   });
   it('knows where records start', () => {
@@ -23,7 +40,9 @@ describe('Lsn', () => {
     assert.equal(recordStartAt(0x1002020), 0x1002020);
     assert.equal(recordStartAt(0x1001ff9), 0x1002000 + 24);
     assert.equal(pageHeaderBytes(0x1000000), 40);
-    fc.assert(fc.property(fc.integer({ min: 0, max: 2 ** 52 }).map(lsn), (x) => alignLsn(x) % 8 === 0 && alignLsn(x) >= x && alignLsn(x) < x + 8));
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 2 ** 52 }).map(lsn), (x) => alignLsn(x) % 8 === 0 && alignLsn(x) >= x && alignLsn(x) < x + 8),
+    );
   });
   it('names WAL files as XLogFileName', () => {
     assert.equal(walFileName(1), '000000010000000000000001');
@@ -34,7 +53,20 @@ describe('Lsn', () => {
 
 describe('names', () => {
   it('lets nothing through that could leave a path', () => {
-    for (const bad of ['', '..', '../x', 'A'.repeat(32), 'a'.repeat(31), 'a'.repeat(33), `${'a'.repeat(31)}/`, `${'a'.repeat(31)}\0`, 5, null, undefined, {}]) {
+    for (const bad of [
+      '',
+      '..',
+      '../x',
+      'A'.repeat(32),
+      'a'.repeat(31),
+      'a'.repeat(33),
+      `${'a'.repeat(31)}/`,
+      `${'a'.repeat(31)}\0`,
+      5,
+      null,
+      undefined,
+      {},
+    ]) {
       assert.throws(() => parseProjectUid(bad), { code: 'INVALID_ID' });
       assert.throws(() => parseTimelineId(bad), { code: 'INVALID_ID' });
     }
@@ -60,6 +92,16 @@ describe('relation paths', () => {
       assert.ok(parsed);
       assert.equal(relPath(parsed.tag, parsed.segment), path);
     }
-    for (const path of ['base/5/t3_16384', 'base/5/pg_filenode.map', 'pg_xact/0000', 'base/5/16384_foo', 'base/../5/1', 'base/5/16384.', '/base/5/1', 'base/5/1\n']) assert.equal(parseRelPath(path), undefined, path);
+    for (const path of [
+      'base/5/t3_16384',
+      'base/5/pg_filenode.map',
+      'pg_xact/0000',
+      'base/5/16384_foo',
+      'base/../5/1',
+      'base/5/16384.',
+      '/base/5/1',
+      'base/5/1\n',
+    ])
+      assert.equal(parseRelPath(path), undefined, path);
   });
 });

@@ -187,7 +187,7 @@ describe('XLOG', () => {
   test('switching commit timestamps off forgets their range', () => {
     const main = Buffer.concat([u32(100, 8, 10, 0, 64, 1), Buffer.from([1, 0, 0, 0])]);
     const calls = effects({ rmid: RM_XLOG_ID, info: 0x60, main });
-    assert.equal((calls[0]?.[1] as Record<string, unknown>)['walLogHints'], true);
+    assert.equal((calls[0]?.[1] as Record<string, unknown> | undefined)?.['walLogHints'], true);
     assert.deepEqual(calls[1], ['counters', { oldestCommitTsXid: 0, newestCommitTsXid: 0 }]);
   });
 });

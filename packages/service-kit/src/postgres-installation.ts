@@ -2,7 +2,20 @@
  *  Postgres refuses to run as root, so when we are root its processes run as an unprivileged account, which must be able to read the
  *  installation: one that lies behind a private directory (a checkout in /root) is copied once to /var/tmp.
  *  Nothing here modifies Postgres itself; the npm package's library symlinks are made because its postinstall script may not have run. */
-import { accessSync, chmodSync, constants, cpSync, existsSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync } from 'node:fs';
+import {
+  accessSync,
+  chmodSync,
+  constants,
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
 import { LakebaseError } from '@lakebase/base';
@@ -14,12 +27,19 @@ export interface PostgresInstallation {
   readonly major: number;
 }
 
-export interface Account { readonly name: string; readonly uid: number; readonly gid: number; readonly home: string }
+export interface Account {
+  readonly name: string;
+  readonly uid: number;
+  readonly gid: number;
+  readonly home: string;
+}
 
 /** The account for Postgres processes: undefined when we are not root (Postgres runs as us). */
 export function unprivilegedAccount(): Account | undefined {
   if (process.getuid?.() !== 0) return undefined;
-  const lines = readFileSync('/etc/passwd', 'utf8').split('\n').map((line) => line.split(':'));
+  const lines = readFileSync('/etc/passwd', 'utf8')
+    .split('\n')
+    .map((line) => line.split(':'));
   for (const name of ['lakebase', 'postgres', 'nobody']) {
     const row = lines.find((fields) => fields[0] === name);
     if (row !== undefined && Number(row[2]) > 0) return { name, uid: Number(row[2]), gid: Number(row[3]), home: '/' };
@@ -29,7 +49,10 @@ export function unprivilegedAccount(): Account | undefined {
 
 /** The account name Postgres sees for its own process: what peer authentication compares. */
 export function accountName(uid: number): string {
-  const row = readFileSync('/etc/passwd', 'utf8').split('\n').map((line) => line.split(':')).find((fields) => Number(fields[2]) === uid);
+  const row = readFileSync('/etc/passwd', 'utf8')
+    .split('\n')
+    .map((line) => line.split(':'))
+    .find((fields) => Number(fields[2]) === uid);
   if (row?.[0] === undefined) throw new LakebaseError('CONFIG', `user id ${uid} has no name in /etc/passwd; Postgres needs one`);
   return row[0];
 }
@@ -38,7 +61,10 @@ export function accountName(uid: number): string {
 export function findPostgres(major: number, configured?: string | null): PostgresInstallation {
   const prefix = configured ?? npmPrefix(major);
   if (!existsSync(join(prefix, 'bin', 'postgres'))) {
-    throw new LakebaseError('CONFIG', `no Postgres ${major} at ${prefix}/bin/postgres; run \`npm ci\` or name an installation in the configuration`);
+    throw new LakebaseError(
+      'CONFIG',
+      `no Postgres ${major} at ${prefix}/bin/postgres; run \`npm ci\` or name an installation in the configuration`,
+    );
   }
   const readable = readableByOthers(prefix);
   return { binDir: join(readable, 'bin'), libDir: join(readable, 'lib'), major };
@@ -50,7 +76,11 @@ function npmPrefix(major: number): string {
   try {
     entry = createRequire(import.meta.url).resolve(name);
   } catch (cause) {
-    throw new LakebaseError('CONFIG', `Postgres ${major} for linux-${process.arch} is not installed: the package ${name} is missing; run \`npm ci\``, { cause });
+    throw new LakebaseError(
+      'CONFIG',
+      `Postgres ${major} for linux-${process.arch} is not installed: the package ${name} is missing; run \`npm ci\``,
+      { cause },
+    );
   }
   const native = join(dirname(dirname(entry)), 'native');
   makeLibrarySymlinks(native);

@@ -1,13 +1,25 @@
 /** What tests and benchmarks need of a cluster's inside: internal clients, the default branch's storage identity, its running compute. */
 import { existsSync, globSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { ComputeHostClient, type ComputeSpec, type ComputeStatus, PageserverClient, type PeerAddress, SafekeeperClient, internalToken } from '@lakebase/api';
+import {
+  ComputeHostClient,
+  type ComputeSpec,
+  type ComputeStatus,
+  PageserverClient,
+  type PeerAddress,
+  SafekeeperClient,
+  internalToken,
+} from '@lakebase/api';
 import { must } from '@lakebase/base';
 import { type ProjectUid, type TimelineId, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import pg from 'pg';
 import type { Cluster } from './cluster.ts';
 
-interface ManagerConfig { computeHostUrl: string; pageserver: { httpUrl: string; pageHost: string; pagePort: number }; safekeepers: PeerAddress[] }
+interface ManagerConfig {
+  computeHostUrl: string;
+  pageserver: { httpUrl: string; pageHost: string; pagePort: number };
+  safekeepers: PeerAddress[];
+}
 
 export class ClusterInternals {
   readonly cluster: Cluster;
@@ -26,7 +38,10 @@ export class ClusterInternals {
   }
 
   safekeeper(id: string): SafekeeperClient {
-    const peer = must(this.manager.safekeepers.find((s) => s.id === id), id);
+    const peer = must(
+      this.manager.safekeepers.find((s) => s.id === id),
+      id,
+    );
     return new SafekeeperClient({ baseUrl: peer.httpUrl, token: internalToken(this.secret, 'service') });
   }
 
@@ -55,14 +70,27 @@ export class ClusterInternals {
     const { project, timeline } = this.branch();
     const { systemId, pgVersion } = await this.pageserver.status(project, timeline);
     return {
-      projectUid: project, timelineId: timeline, endpointId: 'ep-rival', pgVersion, systemId, safekeepers: this.manager.safekeepers, pageserver: this.manager.pageserver, roles: [], databases: [], settings: {},
+      projectUid: project,
+      timelineId: timeline,
+      endpointId: 'ep-rival',
+      pgVersion,
+      systemId,
+      safekeepers: this.manager.safekeepers,
+      pageserver: this.manager.pageserver,
+      roles: [],
+      databases: [],
+      settings: {},
     };
   }
 }
 
 /** A Postgres client program of the machine, newest first; undefined when there is none of at least that major. */
 export function findTool(name: string, atLeastMajor = 0): string | undefined {
-  const places = ['/opt/pg18/bin', ...globSync('/usr/lib/postgresql/*/bin').sort().reverse(), ...(atLeastMajor === 0 ? (process.env['PATH'] ?? '').split(':') : [])];
+  const places = [
+    '/opt/pg18/bin',
+    ...globSync('/usr/lib/postgresql/*/bin').sort().reverse(),
+    ...(atLeastMajor === 0 ? (process.env['PATH'] ?? '').split(':') : []),
+  ];
   return places
     .filter((dir) => Number(/(\d+)\/bin$/.exec(dir)?.[1] ?? /pg(\d+)\/bin/.exec(dir)?.[1] ?? 0) >= atLeastMajor)
     .map((dir) => join(dir, name))

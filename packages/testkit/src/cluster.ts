@@ -91,7 +91,13 @@ export class Cluster implements AsyncDisposable {
 
   /** Postmasters of computes (not the Manager's own). */
   computePids(): number[] {
-    return processes((argv) => /(^|\/)postgres$/.test(argv[0] ?? '') && argv[1] === '-D' && /\/computes\/[^/]+\/pgdata$/.test(argv[2] ?? '') && (argv[2] ?? '').startsWith(this.scratchRoot()));
+    return processes(
+      (argv) =>
+        /(^|\/)postgres$/.test(argv[0] ?? '') &&
+        argv[1] === '-D' &&
+        /\/computes\/[^/]+\/pgdata$/.test(argv[2] ?? '') &&
+        (argv[2] ?? '').startsWith(this.scratchRoot()),
+    );
   }
 
   scratchRoot(): string {
@@ -111,8 +117,12 @@ export class Cluster implements AsyncDisposable {
       const child = spawn(process.execPath, [CLI, ...args], { cwd: this.home, env: this.env, stdio: ['ignore', 'pipe', 'pipe'] });
       let stdout = '';
       let stderr = '';
-      child.stdout.on('data', (c: Buffer) => { stdout += c.toString(); });
-      child.stderr.on('data', (c: Buffer) => { stderr += c.toString(); });
+      child.stdout.on('data', (c: Buffer) => {
+        stdout += c.toString();
+      });
+      child.stderr.on('data', (c: Buffer) => {
+        stderr += c.toString();
+      });
       child.once('close', (code) => resolve({ code: code ?? 1, stdout, stderr }));
     });
   }

@@ -34,7 +34,18 @@ export class StockPostgres implements AsyncDisposable {
   /** initdb without starting. Local connections are trusted; the socket lies in `directory`. */
   static create(options: StockPostgresOptions = {}): StockPostgres {
     const server = new StockPostgres(options);
-    server.tool('initdb', ['-D', server.pgdata, '-U', STOCK_SUPERUSER, '--auth=trust', '--no-sync', '--no-data-checksums', '--encoding=UTF8', '--locale=C', ...(options.initdb ?? [])]);
+    server.tool('initdb', [
+      '-D',
+      server.pgdata,
+      '-U',
+      STOCK_SUPERUSER,
+      '--auth=trust',
+      '--no-sync',
+      '--no-data-checksums',
+      '--encoding=UTF8',
+      '--locale=C',
+      ...(options.initdb ?? []),
+    ]);
     server.configure({ listen_addresses: '', unix_socket_directories: server.directory, ...options.settings });
     return server;
   }
@@ -54,13 +65,22 @@ export class StockPostgres implements AsyncDisposable {
   }
 
   configure(settings: Readonly<Record<string, string>>): void {
-    appendFileSync(join(this.pgdata, 'postgresql.conf'), Object.entries(settings).map(([k, v]) => `${k} = '${v.replaceAll("'", "''")}'\n`).join(''));
+    appendFileSync(
+      join(this.pgdata, 'postgresql.conf'),
+      Object.entries(settings)
+        .map(([k, v]) => `${k} = '${v.replaceAll("'", "''")}'\n`)
+        .join(''),
+    );
   }
 
   /** Runs one of the installation's programs as the server's account; returns its output. */
   tool(name: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): string {
     return execFileSync(join(this.installation.binDir, name), args, {
-      encoding: 'utf8', cwd: '/', env: { ...this.#env(), ...env }, stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 1 << 28,
+      encoding: 'utf8',
+      cwd: '/',
+      env: { ...this.#env(), ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      maxBuffer: 1 << 28,
       ...(this.#account === undefined ? {} : { uid: this.#account.uid, gid: this.#account.gid }),
     });
   }
@@ -68,14 +88,18 @@ export class StockPostgres implements AsyncDisposable {
   async start(): Promise<void> {
     const log = createWriteStream(this.logPath, { flags: 'a' });
     const child = spawn(join(this.installation.binDir, 'postgres'), ['-D', this.pgdata], {
-      stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', env: this.#env(), ...(this.#account === undefined ? {} : { uid: this.#account.uid, gid: this.#account.gid }),
+      stdio: ['ignore', 'pipe', 'pipe'],
+      cwd: '/',
+      env: this.#env(),
+      ...(this.#account === undefined ? {} : { uid: this.#account.uid, gid: this.#account.gid }),
     });
     child.stdout?.pipe(log, { end: false });
     child.stderr?.pipe(log, { end: false });
     child.once('close', () => log.end());
     this.#child = child;
     while (this.#status() !== 'ready' && this.#status() !== 'standby') {
-      if (child.exitCode !== null || child.signalCode !== null) throw new Error(`Postgres did not start: ${readFileSync(this.logPath, 'utf8').slice(-2_000)}`);
+      if (child.exitCode !== null || child.signalCode !== null)
+        throw new Error(`Postgres did not start: ${readFileSync(this.logPath, 'utf8').slice(-2_000)}`);
       await sleep(5);
     }
   }
@@ -106,7 +130,13 @@ export class StockPostgres implements AsyncDisposable {
   }
 
   #env(): Record<string, string> {
-    return { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LD_LIBRARY_PATH: this.installation.libDir, LC_ALL: 'C', TZ: 'UTC', USER: accountName(this.#account?.uid ?? process.getuid?.() ?? 0) };
+    return {
+      PATH: process.env['PATH'] ?? '/usr/bin:/bin',
+      LD_LIBRARY_PATH: this.installation.libDir,
+      LC_ALL: 'C',
+      TZ: 'UTC',
+      USER: accountName(this.#account?.uid ?? process.getuid?.() ?? 0),
+    };
   }
 
   #status(): string | undefined {

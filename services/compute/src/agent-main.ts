@@ -25,14 +25,19 @@ async function handle(request: AgentRequest): Promise<unknown> {
   if (request.type === 'start') {
     if (compute !== undefined) throw new LakebaseError('CONFLICT', 'this agent already has a compute');
     const { computeId, spec } = request.body;
-    compute = new Compute(setup, request.body, log.child({ computeId, endpointId: spec.endpointId }), (status) => send({ event: 'status', status }));
+    compute = new Compute(setup, request.body, log.child({ computeId, endpointId: spec.endpointId }), (status) =>
+      send({ event: 'status', status }),
+    );
     return compute.start();
   }
   if (compute === undefined) throw new LakebaseError('CONFLICT', 'this agent has no compute yet');
   switch (request.type) {
-    case 'change': return compute.change(request.body);
-    case 'role': return compute.role(request.body.name);
-    case 'stop': return compute.stop(request.body.mode);
+    case 'change':
+      return compute.change(request.body);
+    case 'role':
+      return compute.role(request.body.name);
+    case 'stop':
+      return compute.stop(request.body.mode);
   }
 }
 
@@ -41,7 +46,8 @@ void warmUp(setup.warmUp, () => compute !== undefined);
 process.on('message', (request: AgentRequest) => {
   handle(request).then(
     (body) => send({ id: request.id, ok: true, body: body as never }),
-    (error: unknown) => send({ id: request.id, ok: false, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
+    (error: unknown) =>
+      send({ id: request.id, ok: false, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
   );
 });
 process.on('disconnect', () => {

@@ -2,21 +2,24 @@
 import { commonConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
-export const computeHostConfig = Type.Object({
-  ...commonConfig,
-  /** Scratch of computes; wiped at start. */
-  dataDir: Type.String(),
-  /** Short directory for Unix sockets: a socket path may have 107 bytes. */
-  runtimeDir: Type.String(),
-  pageserverHttpUrl: Type.String(),
-  /** Prefix of a Postgres installation; null: the npm package of this platform. */
-  postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
-  /** The preload shim, native/pgshim/build/pgshim.so. */
-  shimPath: Type.String(),
-  /** Agent processes kept ready so that a start does not wait for Node. */
-  spareAgents: Type.Integer({ minimum: 0, maximum: 16, default: 1 }),
-  /** shared_buffers of every compute unless its settings say otherwise. */
-  sharedBuffers: Type.String({ default: '128MB' }),
-}, { additionalProperties: false });
+export const computeHostConfig = Type.Object(
+  {
+    ...commonConfig,
+    /** Scratch of computes; wiped at start. */
+    dataDir: Type.String(),
+    /** Short directory for Unix sockets: a socket path may have 107 bytes. */
+    runtimeDir: Type.String(),
+    pageserverHttpUrl: Type.String(),
+    /** Prefix of a Postgres installation; null: the npm package of this platform. */
+    postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
+    /** The preload shim, native/pgshim/build/pgshim.so. */
+    shimPath: Type.String(),
+    /** Agent processes kept ready so that a start does not wait for Node. */
+    spareAgents: Type.Integer({ minimum: 0, maximum: 16, default: 1 }),
+    /** shared_buffers of every compute unless its settings say otherwise. */
+    sharedBuffers: Type.String({ default: '128MB' }),
+  },
+  { additionalProperties: false },
+);
 
 export type ComputeHostConfig = Static<typeof computeHostConfig>;

@@ -4,7 +4,17 @@ import { mkdirSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { internalToken } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
-import { accountName, createHttpServer, enterableByOthers, findPostgres, loadConfig, readSecret, readableByOthers, runService, unprivilegedAccount } from '@lakebase/service-kit';
+import {
+  accountName,
+  createHttpServer,
+  enterableByOthers,
+  findPostgres,
+  loadConfig,
+  readSecret,
+  readableByOthers,
+  runService,
+  unprivilegedAccount,
+} from '@lakebase/service-kit';
 import { type ComputeHostConfig, computeHostConfig } from './config.ts';
 import { Computes } from './host/computes.ts';
 import { routes } from './host/routes.ts';
@@ -22,20 +32,41 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   const installation = findPostgres(DEFAULT_MAJOR, config.postgresPrefix);
   const own = accountName(process.getuid?.() ?? 0);
   const computes = new Computes({
-    secret, dataDir, runtimeDir: config.runtimeDir, spareAgents: config.spareAgents, log,
+    secret,
+    dataDir,
+    runtimeDir: config.runtimeDir,
+    spareAgents: config.spareAgents,
+    log,
     setup: {
-      binDir: installation.binDir, libDir: installation.libDir, shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)), sharedBuffers: config.sharedBuffers,
-      trustedAccounts: [own, account?.name ?? own], logLevel: config.logLevel, account: account === undefined ? null : { uid: account.uid, gid: account.gid },
+      binDir: installation.binDir,
+      libDir: installation.libDir,
+      shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)),
+      sharedBuffers: config.sharedBuffers,
+      trustedAccounts: [own, account?.name ?? own],
+      logLevel: config.logLevel,
+      account: account === undefined ? null : { uid: account.uid, gid: account.gid },
       warmUp: { directory: join(dataDir, 'warm-up'), url: `http://${config.httpHost}:${config.httpPort}/healthz` },
     },
   });
   teardown.add('computes', () => computes.close());
-  const { app } = createHttpServer({ log, secret, health: () => ({ computes: computes.list().filter((c) => c.state === 'RUNNING').length }) });
+  const { app } = createHttpServer({
+    log,
+    secret,
+    health: () => ({ computes: computes.list().filter((c) => c.state === 'RUNNING').length }),
+  });
   routes(app, computes);
   app.post('/v1/templates/:major', async (request) => {
     const major = Number((request.params as { major: string }).major);
-    if (major !== DEFAULT_MAJOR) throw new LakebaseError('UNSUPPORTED', `Postgres ${major} is not supported by this version; use ${DEFAULT_MAJOR}`);
-    return makeTemplate({ installation, account, dataDir, pageserverHttpUrl: config.pageserverHttpUrl, token: internalToken(secret, 'service'), log });
+    if (major !== DEFAULT_MAJOR)
+      throw new LakebaseError('UNSUPPORTED', `Postgres ${major} is not supported by this version; use ${DEFAULT_MAJOR}`);
+    return makeTemplate({
+      installation,
+      account,
+      dataDir,
+      pageserverHttpUrl: config.pageserverHttpUrl,
+      token: internalToken(secret, 'service'),
+      log,
+    });
   });
   await app.listen({ host: config.httpHost, port: config.httpPort });
   teardown.add('http', () => app.close());

@@ -26,7 +26,8 @@ export class PeerPulse {
 
   heard(peer: string, flushRecordLsn: number, term: number, now: number): void {
     const before = this.#moved.get(peer);
-    if (before === undefined || before.flushRecordLsn !== flushRecordLsn || before.term !== term) this.#moved.set(peer, { at: now, flushRecordLsn, term });
+    if (before === undefined || before.flushRecordLsn !== flushRecordLsn || before.term !== term)
+      this.#moved.set(peer, { at: now, flushRecordLsn, term });
   }
 
   /** True when `quorum` peers moved lately in `term`. */

@@ -91,7 +91,15 @@ export class Timelines {
 
   get #timelineOptions(): TimelineOptions {
     const { config, log, onFlush, onFatal } = this.#options;
-    return { memberId: config.id, memberCount: config.peers.length + 1, memberIds: [config.id, ...config.peers.map((p) => p.id)], ringBytes: config.ringBytes, log, onFlush, onFatal };
+    return {
+      memberId: config.id,
+      memberCount: config.peers.length + 1,
+      memberIds: [config.id, ...config.peers.map((p) => p.id)],
+      ringBytes: config.ringBytes,
+      log,
+      onFlush,
+      onFatal,
+    };
   }
 
   get #adoption(): AdoptionOptions {

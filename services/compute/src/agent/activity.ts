@@ -18,7 +18,12 @@ const LAST_CHANGE = `SELECT max(state_change) AS at FROM pg_stat_activity WHERE 
 export async function readActivity(client: Client, safekeepers: readonly string[], previous: Activity): Promise<Activity> {
   const { rows } = await client.query<{ backend_type: string; state: string | null }>(QUERY, [safekeepers]);
   const row = rows[0];
-  if (row !== undefined) return { active: true, lastActiveAt: new Date().toISOString(), reason: row.backend_type === 'client backend' ? `client: ${row.state ?? 'starting'}` : row.backend_type };
+  if (row !== undefined)
+    return {
+      active: true,
+      lastActiveAt: new Date().toISOString(),
+      reason: row.backend_type === 'client backend' ? `client: ${row.state ?? 'starting'}` : row.backend_type,
+    };
   const last = await client.query<{ at: Date | null }>(LAST_CHANGE);
   const at = last.rows[0]?.at?.toISOString() ?? null;
   const lastActiveAt = at !== null && (previous.lastActiveAt === null || at > previous.lastActiveAt) ? at : previous.lastActiveAt;

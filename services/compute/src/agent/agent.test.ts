@@ -19,28 +19,68 @@ const tag = { spc: 1663, db: 5, rel: 16384, fork: 0 } as const;
 describe('settings', () => {
   const input = { term: 7 as Term, socketDir: "/tmp/o'dd", safekeeperNames: ['sk1', 'sk2', 'sk3'], sharedBuffers: '64MB' };
   it('the agent has the last word', () => {
-    const conf = postgresqlConf({ ...input, settings: { fsync: 'on', work_mem: '8MB', 'bad name; x': '1', statement_timeout: "5s'\nfsync = on" } });
+    const conf = postgresqlConf({
+      ...input,
+      settings: { fsync: 'on', work_mem: '8MB', 'bad name; x': '1', statement_timeout: "5s'\nfsync = on" },
+    });
     assert.match(conf, /^work_mem = '8MB'$/m);
     assert.doesNotMatch(conf, /fsync = 'on'|fsync = on|bad name/);
     assert.match(conf, /^synchronous_standby_names = 'ANY 2 \("sk1","sk2","sk3"\)'$/m);
     assert.match(conf, /^lakebase\.term = '7'$/m);
     assert.match(conf, /'\/tmp\/o''dd'/);
   });
-  it('maps accounts once each', () => assert.equal(pgIdentConf(['root', 'nobody', 'root']), 'lakebase "root" all\nlakebase "nobody" all\n'));
+  it('maps accounts once each', () =>
+    assert.equal(pgIdentConf(['root', 'nobody', 'root']), 'lakebase "root" all\nlakebase "nobody" all\n'));
 });
 
 describe('catalog', () => {
-  const have = new Map<string, RoleRow>([['owner', { name: 'owner', verifier: 'v1', login: true, createdb: true, createrole: false, bypassrls: false, member_of: ['databricks_superuser'] }]]);
+  const have = new Map<string, RoleRow>([
+    [
+      'owner',
+      {
+        name: 'owner',
+        verifier: 'v1',
+        login: true,
+        createdb: true,
+        createrole: false,
+        bypassrls: false,
+        member_of: ['databricks_superuser'],
+      },
+    ],
+  ]);
   const owner = { name: 'owner', verifier: 'v1', login: true, createdb: true, memberOf: ['databricks_superuser'] };
   const spec = { roles: [owner], databases: [], droppedRoles: [], droppedDatabases: [] };
   it('has nothing to say when all is as wanted', () => assert.deepEqual(catalogStatements(spec, have, new Map()), []));
   it('creates, alters, grants and drops; names and literals are quoted', () => {
     const out = catalogStatements(
-      { roles: [{ ...owner, verifier: "v'2" }, { name: 'we"ird', verifier: null, login: false }], databases: [{ name: 'app', owner: 'owner' }, { name: 'old', owner: 'owner' }], droppedRoles: ['gone', 'owner'], droppedDatabases: ['trash', 'absent'] },
-      new Map<string, RoleRow>([...have, ['gone', { name: 'gone', verifier: null, login: true, createdb: false, createrole: false, bypassrls: false, member_of: [] }]]), new Map([['old', 'other'], ['trash', 'owner']]));
+      {
+        roles: [
+          { ...owner, verifier: "v'2" },
+          { name: 'we"ird', verifier: null, login: false },
+        ],
+        databases: [
+          { name: 'app', owner: 'owner' },
+          { name: 'old', owner: 'owner' },
+        ],
+        droppedRoles: ['gone', 'owner'],
+        droppedDatabases: ['trash', 'absent'],
+      },
+      new Map<string, RoleRow>([
+        ...have,
+        ['gone', { name: 'gone', verifier: null, login: true, createdb: false, createrole: false, bypassrls: false, member_of: [] }],
+      ]),
+      new Map([
+        ['old', 'other'],
+        ['trash', 'owner'],
+      ]),
+    );
     assert.deepEqual(out, [
-      `ALTER ROLE "owner" LOGIN CREATEDB NOCREATEROLE NOBYPASSRLS PASSWORD 'v''2'`, 'CREATE ROLE "we""ird" NOLOGIN NOCREATEDB NOCREATEROLE NOBYPASSRLS', 'CREATE DATABASE "app" OWNER "owner"', 'ALTER DATABASE "old" OWNER TO "owner"',
-      'DROP DATABASE "trash" WITH (FORCE)', 'DROP ROLE "gone"',
+      `ALTER ROLE "owner" LOGIN CREATEDB NOCREATEROLE NOBYPASSRLS PASSWORD 'v''2'`,
+      'CREATE ROLE "we""ird" NOLOGIN NOCREATEDB NOCREATEROLE NOBYPASSRLS',
+      'CREATE DATABASE "app" OWNER "owner"',
+      'ALTER DATABASE "old" OWNER TO "owner"',
+      'DROP DATABASE "trash" WITH (FORCE)',
+      'DROP ROLE "gone"',
     ]);
   });
 });
@@ -51,13 +91,18 @@ describe('boot set', () => {
     set.record(tag, 1, 2, 10);
     set.record(tag, 50, 100, 10); // a scan
     set.record(tag, 9, 1, 1e6); // too late
-    assert.deepEqual(set.blocks().map((b) => b.block), [1, 2]);
+    assert.deepEqual(
+      set.blocks().map((b) => b.block),
+      [1, 2],
+    );
     assert.equal(set.grown, true);
   });
 });
 
 /** A page service at the far end of a socket: speaks the real protocol, answers with pages whose first byte is the block number. */
-function fakePageService(behave: { dropFirst?: boolean; error?: boolean } = {}): Promise<{ port: number; close: () => void; connections: () => number }> {
+function fakePageService(
+  behave: { dropFirst?: boolean; error?: boolean } = {},
+): Promise<{ port: number; close: () => void; connections: () => number }> {
   let connections = 0;
   const server = createServer((socket) => {
     connections++;
@@ -86,17 +131,33 @@ function fakePageService(behave: { dropFirst?: boolean; error?: boolean } = {}):
       if (chunk.length > decoded.consumed) parser.push(chunk.subarray(decoded.consumed), onFrame);
     });
   });
-  return new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve({ port: (server.address() as AddressInfo).port, close: () => server.close(), connections: () => connections })));
+  return new Promise((resolve) =>
+    server.listen(0, '127.0.0.1', () =>
+      resolve({ port: (server.address() as AddressInfo).port, close: () => server.close(), connections: () => connections }),
+    ),
+  );
 }
 
-const client = (port: number): PageClient => new PageClient({ host: '127.0.0.1', port, token: 't', project: newProjectUid(), timeline: newTimelineId(), log: silentLogger, retryMs: 5_000 });
+const client = (port: number): PageClient =>
+  new PageClient({
+    host: '127.0.0.1',
+    port,
+    token: 't',
+    project: newProjectUid(),
+    timeline: newTimelineId(),
+    log: silentLogger,
+    retryMs: 5_000,
+  });
 
 describe('page client and relay', () => {
   it('many requests at once are matched by id; a broken connection is not seen', async () => {
     const service = await fakePageService({ dropFirst: true });
     const pages = client(service.port);
     const got = await Promise.all([1, 2, 3, 4, 5].map((b) => pages.getPages(tag, b, 2, lsn(100))));
-    assert.deepEqual(got.map((p) => [p.length, p[0], p[BLCKSZ]]), [1, 2, 3, 4, 5].map((b) => [2 * BLCKSZ, b, b + 1]));
+    assert.deepEqual(
+      got.map((p) => [p.length, p[0], p[BLCKSZ]]),
+      [1, 2, 3, 4, 5].map((b) => [2 * BLCKSZ, b, b + 1]),
+    );
     assert.equal(service.connections(), 2);
     pages.close();
     service.close();
@@ -109,11 +170,20 @@ describe('page client and relay', () => {
     const pages = client(good.port);
     const faults: number[] = [];
     const relay = new PageRelay({
-      socketPath: join(dir, 's'), entries: [{ tag, source: tag, segment: 0 }], pages, lsn: lsn(5), log: silentLogger, onFault: (_t, block) => faults.push(block),
+      socketPath: join(dir, 's'),
+      entries: [{ tag, source: tag, segment: 0 }],
+      pages,
+      lsn: lsn(5),
+      log: silentLogger,
+      onFault: (_t, block) => faults.push(block),
     });
     await relay.listen();
     const socket = connect(join(dir, 's'));
-    const ask = async (entry: number, block: number, count: number): Promise<{ errno: number; count: number; first: number | undefined }> => {
+    const ask = async (
+      entry: number,
+      block: number,
+      count: number,
+    ): Promise<{ errno: number; count: number; first: number | undefined }> => {
       const request = Buffer.alloc(32);
       request.writeUInt32LE(0x4c425251, 0);
       request.writeUInt32LE(entry, 4);

@@ -15,7 +15,8 @@ export class BootSet {
   readonly #until: number;
 
   constructor(previous: readonly BlockRef[], now: number) {
-    for (const block of previous.slice(0, BOOT_SET_MAX)) this.#blocks.set(key(block.tag, block.block), { tag: block.tag, block: block.block });
+    for (const block of previous.slice(0, BOOT_SET_MAX))
+      this.#blocks.set(key(block.tag, block.block), { tag: block.tag, block: block.block });
     this.#before = this.#blocks.size;
     this.#until = now + WINDOW_MS;
   }

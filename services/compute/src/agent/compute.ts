@@ -9,7 +9,15 @@
  *  - after a fast stop that succeeded, the suspend state is durable in storage before the stop is answered. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type ComputeChange, type ComputeStatus, type RoleSecret, SafekeeperClient, type StartBundle, encodeBootSet, encodeSuspendState } from '@lakebase/api';
+import {
+  type ComputeChange,
+  type ComputeStatus,
+  type RoleSecret,
+  SafekeeperClient,
+  type StartBundle,
+  encodeBootSet,
+  encodeSuspendState,
+} from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, must } from '@lakebase/base';
 import { formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
@@ -67,26 +75,47 @@ export class Compute {
     this.#pgdata = join(start.directory, 'pgdata');
     this.#mapPath = join(start.directory, 'resident.map');
     const { pageHost, pagePort } = start.spec.pageserver;
-    this.#pages = new PageClient({ host: pageHost, port: pagePort, token: start.token, project: this.#project, timeline: this.#timeline, log });
+    this.#pages = new PageClient({
+      host: pageHost,
+      port: pagePort,
+      token: start.token,
+      project: this.#project,
+      timeline: this.#timeline,
+      log,
+    });
   }
 
-  get #project() { return parseProjectUid(this.#start.spec.projectUid); }
-  get #timeline() { return parseTimelineId(this.#start.spec.timelineId); }
+  get #project() {
+    return parseProjectUid(this.#start.spec.projectUid);
+  }
+  get #timeline() {
+    return parseTimelineId(this.#start.spec.timelineId);
+  }
 
   status(): ComputeStatus {
     const running = this.#state === 'RUNNING';
     return {
-      computeId: this.#start.computeId, endpointId: this.#spec.endpointId, state: this.#state, error: this.#error,
-      term: this.#election?.term ?? null, startLsn: this.#election === undefined ? null : formatLsn(this.#election.startLsn),
-      socketDir: running ? this.#start.socketDir : null, port: COMPUTE_PORT, pid: this.#postgres?.pid ?? null,
-      stages: { ...this.#stages, ...this.#shimCounters() }, activity: this.#activity,
+      computeId: this.#start.computeId,
+      endpointId: this.#spec.endpointId,
+      state: this.#state,
+      error: this.#error,
+      term: this.#election?.term ?? null,
+      startLsn: this.#election === undefined ? null : formatLsn(this.#election.startLsn),
+      socketDir: running ? this.#start.socketDir : null,
+      port: COMPUTE_PORT,
+      pid: this.#postgres?.pid ?? null,
+      stages: { ...this.#stages, ...this.#shimCounters() },
+      activity: this.#activity,
     };
   }
 
   async start(): Promise<ComputeStatus> {
     try {
       this.#pages.warm();
-      const members = this.#spec.safekeepers.map((peer) => ({ peer, client: new SafekeeperClient({ baseUrl: peer.httpUrl, token: this.#start.token }) }));
+      const members = this.#spec.safekeepers.map((peer) => ({
+        peer,
+        client: new SafekeeperClient({ baseUrl: peer.httpUrl, token: this.#start.token }),
+      }));
       const election = await elect(members, { project: this.#project, timeline: this.#timeline }, this.#start.lastTerm, this.#log);
       this.#election = election;
       this.#stage('elected');
@@ -97,7 +126,14 @@ export class Compute {
       await this.#startPostgres();
       this.#stage('postgres');
       this.#subscriptions = new Subscriptions({
-        members, project: this.#project, timeline: this.#timeline, term: election.term, host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, log: this.#log,
+        members,
+        project: this.#project,
+        timeline: this.#timeline,
+        term: election.term,
+        host: this.#start.socketDir,
+        port: COMPUTE_PORT,
+        user: ADMIN_ROLE,
+        log: this.#log,
         onFenced: (term) => this.#fenced(term),
       });
       this.#subscriptions.start();
@@ -149,20 +185,29 @@ export class Compute {
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
     this.#subscriptions?.stop();
-    if (clean) await this.#keepSuspendState().catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'));
+    if (clean)
+      await this.#keepSuspendState().catch((error: unknown) =>
+        this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'),
+      );
     await this.#tearDown();
     this.#enter(end);
   }
 
   async #layOut(bundle: StartBundle, election: ElectionResult): Promise<void> {
     const layout = layOut({
-      pgdata: this.#pgdata, mapPath: this.#mapPath, bundle: { ...bundle, prevRecordLsn: election.lastRecordLsn },
+      pgdata: this.#pgdata,
+      mapPath: this.#mapPath,
+      bundle: { ...bundle, prevRecordLsn: election.lastRecordLsn },
       conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
     });
     const bootSet = new BootSet(bundle.bootPages, performance.now());
     this.#bootSet = bootSet;
     this.#relay = new PageRelay({
-      socketPath: join(this.#start.socketDir, 'agent.sock'), entries: layout.entries, pages: this.#pages, lsn: election.startLsn, log: this.#log,
+      socketPath: join(this.#start.socketDir, 'agent.sock'),
+      entries: layout.entries,
+      pages: this.#pages,
+      lsn: election.startLsn,
+      log: this.#log,
       onFault: (tag, block, count) => bootSet.record(tag, block, count, performance.now()),
     });
     await this.#relay.listen();
@@ -170,7 +215,11 @@ export class Compute {
 
   #conf(election: ElectionResult): string {
     return postgresqlConf({
-      term: election.term, socketDir: this.#start.socketDir, safekeeperNames: this.#spec.safekeepers.map((s) => s.id), sharedBuffers: this.#setup.sharedBuffers, settings: this.#spec.settings,
+      term: election.term,
+      socketDir: this.#start.socketDir,
+      safekeeperNames: this.#spec.safekeepers.map((s) => s.id),
+      sharedBuffers: this.#setup.sharedBuffers,
+      settings: this.#spec.settings,
     });
   }
 
@@ -181,10 +230,17 @@ export class Compute {
 
   async #startPostgres(): Promise<void> {
     this.#postgres = PostgresProcess.start({
-      binDir: this.#setup.binDir, libDir: this.#setup.libDir, pgdata: this.#pgdata, logPath: this.#start.logPath,
+      binDir: this.#setup.binDir,
+      libDir: this.#setup.libDir,
+      pgdata: this.#pgdata,
+      logPath: this.#start.logPath,
       env: {
-        LD_PRELOAD: this.#setup.shimPath, LAKEBASE_SHIM_DATADIR: this.#pgdata, LAKEBASE_SHIM_MAP: this.#mapPath,
-        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'), LAKEBASE_SHIM_LAYOUT: 'lazy', LAKEBASE_SHIM_PARENT: String(process.pid),
+        LD_PRELOAD: this.#setup.shimPath,
+        LAKEBASE_SHIM_DATADIR: this.#pgdata,
+        LAKEBASE_SHIM_MAP: this.#mapPath,
+        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'),
+        LAKEBASE_SHIM_LAYOUT: 'lazy',
+        LAKEBASE_SHIM_PARENT: String(process.pid),
       },
     });
     void this.#postgres.exited.then(({ code, signal }) => this.#postgresGone(code, signal));
@@ -193,7 +249,13 @@ export class Compute {
 
   /** One connection for our own work, kept for the compute's life. */
   async #openCatalog(): Promise<Client> {
-    const sql = new Client({ host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, database: 'postgres', application_name: 'lakebase-agent' });
+    const sql = new Client({
+      host: this.#start.socketDir,
+      port: COMPUTE_PORT,
+      user: ADMIN_ROLE,
+      database: 'postgres',
+      application_name: 'lakebase-agent',
+    });
     sql.on('error', () => {}); // its end is seen through the postmaster's exit
     await sql.connect();
     const changed = await applyCatalog(sql, this.#catalog());
@@ -205,18 +267,22 @@ export class Compute {
     const names = this.#spec.safekeepers.map((s) => s.id);
     this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
     let reading = false;
-    this.#timers.push(setInterval(() => {
-      if (reading || this.#sql === undefined) return;
-      reading = true;
-      this.#sql
-        .then((sql) => readActivity(sql, names, this.#activity))
-        .then((activity) => {
-          this.#activity = activity;
-          this.#onStatus(this.status());
-        })
-        .catch(() => {})
-        .finally(() => { reading = false; });
-    }, ACTIVITY_POLL_MS));
+    this.#timers.push(
+      setInterval(() => {
+        if (reading || this.#sql === undefined) return;
+        reading = true;
+        this.#sql
+          .then((sql) => readActivity(sql, names, this.#activity))
+          .then((activity) => {
+            this.#activity = activity;
+            this.#onStatus(this.status());
+          })
+          .catch(() => {})
+          .finally(() => {
+            reading = false;
+          });
+      }, ACTIVITY_POLL_MS),
+    );
     this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
   }
 
@@ -283,4 +349,5 @@ export class Compute {
   }
 }
 
-const hasWork = (spec: CatalogSpec): boolean => spec.roles.length + spec.databases.length + spec.droppedRoles.length + spec.droppedDatabases.length > 0;
+const hasWork = (spec: CatalogSpec): boolean =>
+  spec.roles.length + spec.databases.length + spec.droppedRoles.length + spec.droppedDatabases.length > 0;

@@ -5,15 +5,46 @@ import { closeSync, ftruncateSync, mkdirSync, openSync, writeFileSync, writeSync
 import { dirname, join } from 'node:path';
 import { must } from '@lakebase/base';
 import type { BundlePage, BundleRelation, StartBundle } from '@lakebase/api';
-import { BLCKSZ, FORK_INIT, FORK_MAIN, type ForkNumber, type Lsn, RELSEG_BLOCKS, type RelTag, WAL_SEGMENT_BYTES, relPath } from '@lakebase/ids';
+import {
+  BLCKSZ,
+  FORK_INIT,
+  FORK_MAIN,
+  type ForkNumber,
+  type Lsn,
+  RELSEG_BLOCKS,
+  type RelTag,
+  WAL_SEGMENT_BYTES,
+  relPath,
+} from '@lakebase/ids';
 import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, synthesiseStart } from '@lakebase/pg-format';
 import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
 import type { RelayEntry } from './page-relay.ts';
 
 /** Empty directories initdb makes; Postgres expects them all. */
 const DIRECTORIES = [
-  'base', 'global', 'pg_commit_ts', 'pg_dynshmem', 'pg_logical', 'pg_logical/mappings', 'pg_logical/snapshots', 'pg_multixact', 'pg_multixact/members', 'pg_multixact/offsets', 'pg_notify', 'pg_replslot',
-  'pg_serial', 'pg_snapshots', 'pg_stat', 'pg_stat_tmp', 'pg_subtrans', 'pg_tblspc', 'pg_twophase', 'pg_wal', 'pg_wal/archive_status', 'pg_wal/summaries', 'pg_xact',
+  'base',
+  'global',
+  'pg_commit_ts',
+  'pg_dynshmem',
+  'pg_logical',
+  'pg_logical/mappings',
+  'pg_logical/snapshots',
+  'pg_multixact',
+  'pg_multixact/members',
+  'pg_multixact/offsets',
+  'pg_notify',
+  'pg_replslot',
+  'pg_serial',
+  'pg_snapshots',
+  'pg_stat',
+  'pg_stat_tmp',
+  'pg_subtrans',
+  'pg_tblspc',
+  'pg_twophase',
+  'pg_wal',
+  'pg_wal/archive_status',
+  'pg_wal/summaries',
+  'pg_xact',
 ];
 
 export interface Layout {
@@ -35,7 +66,8 @@ export function layOut(options: LayoutOptions): Layout {
   mkdirSync(pgdata, { mode: 0o700 });
   for (const dir of DIRECTORIES) mkdirSync(join(pgdata, dir), { mode: 0o700 });
   writeSmallFiles(pgdata, bundle);
-  for (const db of new Set(bundle.relations.map((r) => r.tag.db))) if (db !== 0) mkdirSync(join(pgdata, 'base', String(db)), { recursive: true, mode: 0o700 });
+  for (const db of new Set(bundle.relations.map((r) => r.tag.db)))
+    if (db !== 0) mkdirSync(join(pgdata, 'base', String(db)), { recursive: true, mode: 0o700 });
   const map = ResidentMap.build(segments(bundle.relations));
   writeBootPages(pgdata, map, bundle.bootPages);
   map.write(options.mapPath);
@@ -44,7 +76,10 @@ export function layOut(options: LayoutOptions): Layout {
   writeFileSync(join(pgdata, 'postgresql.auto.conf'), '', { mode: 0o600 });
   writeFileSync(join(pgdata, 'pg_hba.conf'), options.conf.hba, { mode: 0o600 });
   writeFileSync(join(pgdata, 'pg_ident.conf'), options.conf.ident, { mode: 0o600 });
-  return { recordLsn, entries: [...map.entries()].map((e) => ({ tag: e.tag, source: { ...e.tag, fork: e.sourceFork }, segment: e.segment })) };
+  return {
+    recordLsn,
+    entries: [...map.entries()].map((e) => ({ tag: e.tag, source: { ...e.tag, fork: e.sourceFork }, segment: e.segment })),
+  };
 }
 
 function writeSmallFiles(pgdata: string, bundle: StartBundle): void {
@@ -103,7 +138,10 @@ function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly Bundle
 }
 
 function writeWalAndControl(pgdata: string, bundle: StartBundle): Lsn {
-  const control = must(bundle.files.find((file) => file.path === CONTROL_FILE_PATH), 'pg_control in the start bundle');
+  const control = must(
+    bundle.files.find((file) => file.path === CONTROL_FILE_PATH),
+    'pg_control in the start bundle',
+  );
   const { lsn, prevRecordLsn, systemId, major } = bundle;
   const start = synthesiseStart({ lsn, prevRecordLsn, systemId, major, checkpoint: decodeCheckPoint(bundle.checkpoint) });
   for (const segment of start.segments) {

@@ -23,7 +23,12 @@ export interface Branch {
 }
 
 /** `lastTerm`: the highest term the caller knows of this branch, or null. A guess that is too low costs one refused round, never safety. */
-export async function elect(members: readonly ElectionMember[], branch: Branch, lastTerm: number | null, log: Logger): Promise<ElectionResult> {
+export async function elect(
+  members: readonly ElectionMember[],
+  branch: Branch,
+  lastTerm: number | null,
+  log: Logger,
+): Promise<ElectionResult> {
   let atLeast = 0;
   let reason = '';
   for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
@@ -39,7 +44,11 @@ export async function elect(members: readonly ElectionMember[], branch: Branch, 
 }
 
 /** Statuses of a majority suffice for the term; the history is pruned only when all told their commit LSN. */
-async function candidacy(members: readonly ElectionMember[], { project, timeline }: Branch, log: Logger): Promise<{ term: Term; commitFloor: Lsn }> {
+async function candidacy(
+  members: readonly ElectionMember[],
+  { project, timeline }: Branch,
+  log: Logger,
+): Promise<{ term: Term; commitFloor: Lsn }> {
   const statuses = new Map<string, { term: Term; commitLsn: Lsn }>();
   const quorum = Math.floor(members.length / 2) + 1;
   const asked = members.map(async ({ peer, client }) => {
@@ -54,12 +63,19 @@ async function candidacy(members: readonly ElectionMember[], { project, timeline
   const patience = new AbortController();
   await Promise.race([Promise.all(asked), sleep(STATUS_MS, patience.signal).catch(() => {})]);
   patience.abort();
-  if (statuses.size < quorum) throw new LakebaseError('UNAVAILABLE', `only ${statuses.size} of ${members.length} safekeepers answer; a start needs ${quorum}`);
-  return planCandidacy(members.map((m) => m.peer.id), statuses);
+  if (statuses.size < quorum)
+    throw new LakebaseError('UNAVAILABLE', `only ${statuses.size} of ${members.length} safekeepers answer; a start needs ${quorum}`);
+  return planCandidacy(
+    members.map((m) => m.peer.id),
+    statuses,
+  );
 }
 
 function campaign(
-  members: readonly ElectionMember[], { project, timeline }: Branch, options: { term: Term; commitFloor: Lsn }, log: Logger,
+  members: readonly ElectionMember[],
+  { project, timeline }: Branch,
+  options: { term: Term; commitFloor: Lsn },
+  log: Logger,
 ): Promise<ElectionResult | { lostTo: number; reason: string }> {
   return new Promise((resolve, reject) => {
     const election = new Election({ members: members.map((m) => m.peer.id), ...options });
@@ -75,7 +91,11 @@ function campaign(
       if (action.kind === 'won') resolve(action.result);
       else if (action.kind === 'lost') resolve({ lostTo: action.highestTerm, reason: action.reason });
       else if (action.kind === 'elected') void tellElected(action.to, action.request);
-      else log.warn({ safekeeper: action.member, term, higherTerm: action.highestTerm }, 'safekeeper is at a higher term and cannot follow this compute');
+      else
+        log.warn(
+          { safekeeper: action.member, term, higherTerm: action.highestTerm },
+          'safekeeper is at a higher term and cannot follow this compute',
+        );
     };
     const refused = (member: string, error: unknown): void => {
       log.warn({ safekeeper: member, term, err: errorMessage(error) }, 'safekeeper refuses this election');
@@ -84,8 +104,12 @@ function campaign(
     const tellElected = async (to: string, request: NonNullable<typeof election.request>): Promise<void> => {
       const member = memberOf(to);
       const body: ElectedRequest = {
-        term, termStartLsn: formatLsn(request.termStartLsn), lastRecordLsn: formatLsn(request.lastRecordLsn), termHistory: historyToJson(request.termHistory),
-        donor: memberOf(request.donor).peer, voters: request.voters,
+        term,
+        termStartLsn: formatLsn(request.termStartLsn),
+        lastRecordLsn: formatLsn(request.lastRecordLsn),
+        termHistory: historyToJson(request.termHistory),
+        donor: memberOf(request.donor).peer,
+        voters: request.voters,
       };
       try {
         const answer = await member.client.elected(project, timeline, body);
@@ -103,10 +127,17 @@ function campaign(
       client.vote(project, timeline, { term }).then(
         (v) => {
           if (!v.granted) return step(() => election.onRefusal(peer.id, { term: parseTerm(v.term), reason: `has granted term ${v.term}` }));
-          step(() => election.onVote({
-            voter: peer.id, term: parseTerm(v.term), lastLogTerm: parseTerm(v.lastLogTerm), flushRecordLsn: parseLsn(v.flushRecordLsn), lastRecordLsn: parseLsn(v.lastRecordLsn),
-            commitLsn: parseLsn(v.commitLsn), termHistory: historyFromJson(v.termHistory),
-          }));
+          step(() =>
+            election.onVote({
+              voter: peer.id,
+              term: parseTerm(v.term),
+              lastLogTerm: parseTerm(v.lastLogTerm),
+              flushRecordLsn: parseLsn(v.flushRecordLsn),
+              lastRecordLsn: parseLsn(v.lastRecordLsn),
+              commitLsn: parseLsn(v.commitLsn),
+              termHistory: historyFromJson(v.termHistory),
+            }),
+          );
         },
         (error: unknown) => refused(peer.id, error),
       );

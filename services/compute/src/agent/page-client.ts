@@ -3,7 +3,16 @@
  *  until its deadline passes; answers are matched by id, so a stale connection's answer can never reach a newer request. */
 import { type Socket, connect } from 'node:net';
 import {
-  ANSWER_FRAME_BYTES_MAX, type Frame, FrameParser, MSG, type PageRequest, type StartBundle, decodeErrorFrame, decodeStartBundle, encodeHello, encodeRequest,
+  ANSWER_FRAME_BYTES_MAX,
+  type Frame,
+  FrameParser,
+  MSG,
+  type PageRequest,
+  type StartBundle,
+  decodeErrorFrame,
+  decodeStartBundle,
+  encodeHello,
+  encodeRequest,
 } from '@lakebase/api';
 import { LakebaseError, type Logger, backoffDelay, errorMessage } from '@lakebase/base';
 import { BLCKSZ, type Lsn, type ProjectUid, type RelTag, type TimelineId } from '@lakebase/ids';
@@ -125,10 +134,13 @@ export class PageClient {
       pending.reject(new LakebaseError('UNAVAILABLE', 'the pageserver does not answer'));
     }
     if (this.#closed || this.#pending.size === 0) return;
-    this.#retryTimer = setTimeout(() => {
-      this.#retryTimer = undefined;
-      this.#connect();
-    }, backoffDelay(this.#attempt++, { baseMs: 10, maxMs: 500 }));
+    this.#retryTimer = setTimeout(
+      () => {
+        this.#retryTimer = undefined;
+        this.#connect();
+      },
+      backoffDelay(this.#attempt++, { baseMs: 10, maxMs: 500 }),
+    );
   }
 
   #failAll(error: LakebaseError): void {

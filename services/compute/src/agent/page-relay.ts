@@ -84,14 +84,19 @@ export class PageRelay {
     let body: Buffer | undefined;
     try {
       const entry = this.#options.entries[index];
-      if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS) throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
+      if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
+        throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
       const first = entry.segment * RELSEG_BLOCKS + block;
       body = await this.#options.pages.getPages(entry.source, first, count, this.#options.lsn);
       head.writeUInt32LE(body.length / BLCKSZ, 16);
       this.#options.onFault?.(entry.tag, first, count);
     } catch (error) {
       head.writeUInt32LE(EIO, 4);
-      if (!isCode(error, 'CLOSED')) this.#options.log.error({ entry: this.#options.entries[index]?.tag, block, count, err: errorMessage(error) }, 'cannot fetch pages: the read fails with an I/O error');
+      if (!isCode(error, 'CLOSED'))
+        this.#options.log.error(
+          { entry: this.#options.entries[index]?.tag, block, count, err: errorMessage(error) },
+          'cannot fetch pages: the read fails with an I/O error',
+        );
     }
     socket.cork();
     socket.write(head);

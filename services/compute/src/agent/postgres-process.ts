@@ -66,7 +66,8 @@ export class PostgresProcess {
     for (;;) {
       if (this.#gone !== undefined) throw new LakebaseError('UNAVAILABLE', `Postgres did not start: ${this.logTail()}`);
       if (statusLine(pidFile) === 'ready') return;
-      if (performance.now() > deadline) throw new LakebaseError('TIMEOUT', `Postgres was not ready after ${deadlineMs} ms: ${this.logTail()}`);
+      if (performance.now() > deadline)
+        throw new LakebaseError('TIMEOUT', `Postgres was not ready after ${deadlineMs} ms: ${this.logTail()}`);
       await sleep(2); // the file changes without an event we could wait for portably
     }
   }
@@ -84,7 +85,14 @@ export class PostgresProcess {
 
   logTail(): string {
     try {
-      return readFileSync(this.#options.logPath).subarray(this.#logStart).toString().trimEnd().split('\n').slice(-LOG_TAIL_LINES).join(' | ').slice(-2_000);
+      return readFileSync(this.#options.logPath)
+        .subarray(this.#logStart)
+        .toString()
+        .trimEnd()
+        .split('\n')
+        .slice(-LOG_TAIL_LINES)
+        .join(' | ')
+        .slice(-2_000);
     } catch {
       return 'no log';
     }

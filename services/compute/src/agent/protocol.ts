@@ -42,5 +42,8 @@ export type AgentReply =
   | { readonly id: number; readonly ok: false; readonly code: string; readonly message: string };
 
 /** Unsolicited: the state after any change, and activity every few seconds. */
-export interface AgentEvent { readonly event: 'status'; readonly status: ComputeStatus }
+export interface AgentEvent {
+  readonly event: 'status';
+  readonly status: ComputeStatus;
+}
 export type AgentMessage = AgentReply | AgentEvent;

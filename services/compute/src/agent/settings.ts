@@ -9,9 +9,33 @@ export const COMPUTE_PORT = 5432;
 
 /** Settings a user may not set: storage depends on them. The Manager refuses them too. */
 export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
-  'fsync', 'full_page_writes', 'data_checksums', 'synchronous_standby_names', 'listen_addresses', 'unix_socket_directories', 'unix_socket_permissions', 'port', 'hba_file', 'ident_file',
-  'data_directory', 'restart_after_crash', 'archive_mode', 'wal_level_minimal', 'lakebase.term', 'external_pid_file', 'config_file', 'max_wal_senders', 'wal_keep_size',
-  'shared_preload_library_path', 'ssl', 'wal_sync_method', 'wal_log_hints', 'unix_socket_group', 'primary_conninfo', 'restore_command', 'recovery_target',
+  'fsync',
+  'full_page_writes',
+  'data_checksums',
+  'synchronous_standby_names',
+  'listen_addresses',
+  'unix_socket_directories',
+  'unix_socket_permissions',
+  'port',
+  'hba_file',
+  'ident_file',
+  'data_directory',
+  'restart_after_crash',
+  'archive_mode',
+  'wal_level_minimal',
+  'lakebase.term',
+  'external_pid_file',
+  'config_file',
+  'max_wal_senders',
+  'wal_keep_size',
+  'shared_preload_library_path',
+  'ssl',
+  'wal_sync_method',
+  'wal_log_hints',
+  'unix_socket_group',
+  'primary_conninfo',
+  'restore_command',
+  'recovery_target',
 ]);
 
 export interface PostgresConfInput {
@@ -26,7 +50,9 @@ const quote = (value: string): string => `'${value.replaceAll("'", "''")}'`;
 const SETTING_NAME = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/;
 
 export function userSettings(settings: Readonly<Record<string, string>>): [string, string][] {
-  return Object.entries(settings).filter(([name, value]) => SETTING_NAME.test(name) && !AGENT_OWNED_SETTINGS.has(name) && !/[\r\n\0]/.test(value));
+  return Object.entries(settings).filter(
+    ([name, value]) => SETTING_NAME.test(name) && !AGENT_OWNED_SETTINGS.has(name) && !/[\r\n\0]/.test(value),
+  );
 }
 
 export function postgresqlConf(input: PostgresConfInput): string {

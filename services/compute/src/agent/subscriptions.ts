@@ -36,7 +36,13 @@ export class Subscriptions {
 
   async #keep(peer: PeerAddress, client: SafekeeperClient): Promise<void> {
     const { project, timeline, term, log } = this.#options;
-    const request: SubscribeRequest = { term, host: this.#options.host, port: this.#options.port, user: this.#options.user, standbyName: peer.id };
+    const request: SubscribeRequest = {
+      term,
+      host: this.#options.host,
+      port: this.#options.port,
+      user: this.#options.user,
+      standbyName: peer.id,
+    };
     let known = false;
     while (!this.#abort.signal.aborted) {
       try {
@@ -49,7 +55,8 @@ export class Subscriptions {
         known = true;
       } catch (error) {
         if (isCode(error, 'FENCED')) this.#options.onFenced(term + 1);
-        else if (known || !isCode(error, 'UNAVAILABLE')) log.warn({ safekeeper: peer.id, err: errorMessage(error) }, 'safekeeper does not follow this compute now');
+        else if (known || !isCode(error, 'UNAVAILABLE'))
+          log.warn({ safekeeper: peer.id, err: errorMessage(error) }, 'safekeeper does not follow this compute now');
         known = false;
       }
       await sleep(POLL_MS, this.#abort.signal).catch(() => {});

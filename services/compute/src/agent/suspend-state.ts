@@ -67,4 +67,5 @@ const isUnlogged = (pgdata: string, map: ResidentMap, tag: RelTag): boolean => {
   return map.find(init, 0) >= 0 || existsSync(join(pgdata, relPath(init)));
 };
 
-const isSequence = (page: Buffer): boolean => page.length === BLCKSZ && page.readUInt16LE(16) === BLCKSZ - 8 && page.readUInt32LE(BLCKSZ - 8) === SEQUENCE_MAGIC;
+const isSequence = (page: Buffer): boolean =>
+  page.length === BLCKSZ && page.readUInt16LE(16) === BLCKSZ - 8 && page.readUInt32LE(BLCKSZ - 8) === SEQUENCE_MAGIC;

@@ -13,12 +13,19 @@ const ROUNDS = 3;
 
 export async function warmUp(where: { readonly directory: string; readonly url: string }, wanted: () => boolean): Promise<void> {
   for (let round = 0; round < ROUNDS && !wanted(); round++) {
-    await fetch(where.url).then((r) => r.text()).catch(() => {});
+    await fetch(where.url)
+      .then((r) => r.text())
+      .catch(() => {});
     if (wanted()) return;
     let directory: string | undefined;
     try {
       directory = await mkdtemp(join(where.directory, 'w'));
-      layOut({ pgdata: join(directory, 'pgdata'), mapPath: join(directory, 'map'), bundle: decodeStartBundle(encodeStartBundle(syntheticBundle())), conf: { postgresql: '', hba: '', ident: '' } });
+      layOut({
+        pgdata: join(directory, 'pgdata'),
+        mapPath: join(directory, 'map'),
+        bundle: decodeStartBundle(encodeStartBundle(syntheticBundle())),
+        conf: { postgresql: '', hba: '', ident: '' },
+      });
     } catch {
       // a warm-up that fails costs time later, nothing else
     } finally {
@@ -30,8 +37,16 @@ export async function warmUp(where: { readonly directory: string; readonly url: 
 function syntheticBundle(): StartBundle {
   const tag = (i: number) => ({ spc: 1663, db: 5, rel: 1_000 + i, fork: 0 as const });
   return {
-    cleanSuspend: false, systemId: 1n, lsn: lsn(0x1500000), prevRecordLsn: lsn(0x14fff00), major: 18, checkpoint: Buffer.alloc(88),
-    files: [{ path: CONTROL_FILE_PATH, bytes: emptyControlFile() }, { path: 'PG_VERSION', bytes: Buffer.from('18\n') }],
+    cleanSuspend: false,
+    systemId: 1n,
+    lsn: lsn(0x1500000),
+    prevRecordLsn: lsn(0x14fff00),
+    major: 18,
+    checkpoint: Buffer.alloc(88),
+    files: [
+      { path: CONTROL_FILE_PATH, bytes: emptyControlFile() },
+      { path: 'PG_VERSION', bytes: Buffer.from('18\n') },
+    ],
     relations: Array.from({ length: RELATIONS }, (_, i) => ({ tag: tag(i), nblocks: 4 })),
     bootPages: Array.from({ length: 40 }, (_, i) => ({ tag: tag(i), block: i % 4, bytes: Buffer.alloc(BLCKSZ) })),
   };

@@ -10,7 +10,10 @@ import type { AgentMessage, AgentRequest, AgentSetup } from '../agent/protocol.t
 const AGENT_MAIN = fileURLToPath(new URL(`../agent-main.${import.meta.url.endsWith('.ts') ? 'ts' : 'js'}`, import.meta.url));
 
 type Body<T extends AgentRequest['type']> = Extract<AgentRequest, { type: T }>['body'];
-interface Waiter { resolve: (body: never) => void; reject: (error: unknown) => void }
+interface Waiter {
+  resolve: (body: never) => void;
+  reject: (error: unknown) => void;
+}
 
 export class AgentProcess {
   readonly #child: ChildProcess;

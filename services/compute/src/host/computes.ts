@@ -14,7 +14,11 @@ import { AgentProcess } from './agent-process.ts';
 const COMPUTE_ID = /^[a-z0-9][a-z0-9-]{0,62}$/;
 const ENDED_KEPT = 200;
 
-interface Compute { readonly agent: AgentProcess; readonly started: Promise<ComputeStatus>; status: ComputeStatus }
+interface Compute {
+  readonly agent: AgentProcess;
+  readonly started: Promise<ComputeStatus>;
+  status: ComputeStatus;
+}
 
 export interface ComputesOptions {
   readonly setup: AgentSetup;
@@ -57,7 +61,15 @@ export class Computes {
     this.#mkdirOwned(socketDir, 0o711);
     const agent = this.#spares.shift() ?? new AgentProcess(this.#options.setup);
     const token = internalToken(this.#options.secret, timelineScope(spec.projectUid, spec.timelineId));
-    const started = agent.request('start', { computeId: id, spec, token, directory, socketDir, logPath: join(this.#logs(), `${spec.endpointId}.log`), lastTerm: this.#terms.get(spec.timelineId) ?? null });
+    const started = agent.request('start', {
+      computeId: id,
+      spec,
+      token,
+      directory,
+      socketDir,
+      logPath: join(this.#logs(), `${spec.endpointId}.log`),
+      lastTerm: this.#terms.get(spec.timelineId) ?? null,
+    });
     const compute: Compute = { agent, started, status: blank(id, spec.endpointId, 'STARTING', null) };
     this.#running.set(id, compute);
     agent.onStatus = (status) => {
@@ -117,12 +129,17 @@ export class Computes {
   #gone(id: string, compute: Compute, directories: readonly string[]): void {
     this.#running.delete(id);
     const { status } = compute;
-    const ended = status.state === 'STOPPED' || status.state === 'FAILED' ? status : { ...status, state: 'FAILED' as const, error: 'the agent process ended', socketDir: null };
+    const ended =
+      status.state === 'STOPPED' || status.state === 'FAILED'
+        ? status
+        : { ...status, state: 'FAILED' as const, error: 'the agent process ended', socketDir: null };
     this.#ended.set(id, ended);
     for (const old of this.#ended.keys()) if (this.#ended.size > ENDED_KEPT) this.#ended.delete(old);
     // Postgres dies with its agent; its last processes may still be leaving the directory.
     for (const dir of directories) {
-      rm(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 }).catch((error: unknown) => this.#options.log.warn({ dir, err: errorMessage(error) }, 'scratch directory not removed; the next start of the host does it'));
+      rm(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 }).catch((error: unknown) =>
+        this.#options.log.warn({ dir, err: errorMessage(error) }, 'scratch directory not removed; the next start of the host does it'),
+      );
     }
   }
 
@@ -152,5 +169,15 @@ export class Computes {
 }
 
 const blank = (computeId: string, endpointId: string, state: ComputeStatus['state'], error: string | null): ComputeStatus => ({
-  computeId, endpointId, state, error, term: null, startLsn: null, socketDir: null, port: COMPUTE_PORT, pid: null, stages: {}, activity: { active: false, lastActiveAt: null, reason: null },
+  computeId,
+  endpointId,
+  state,
+  error,
+  term: null,
+  startLsn: null,
+  socketDir: null,
+  port: COMPUTE_PORT,
+  pid: null,
+  stages: {},
+  activity: { active: false, lastActiveAt: null, reason: null },
 });

@@ -7,24 +7,45 @@ import type { Computes } from './computes.ts';
 const id = Type.Object({ id: Type.String({ maxLength: 63 }) });
 const peer = Type.Object({ id: Type.String(), httpUrl: Type.String(), pgHost: Type.String(), pgPort: Type.Integer() });
 const role = Type.Object({
-  name: Type.String({ minLength: 1, maxLength: 63 }), verifier: Type.Union([Type.String(), Type.Null()]), login: Type.Boolean(), createdb: Type.Optional(Type.Boolean()), createrole: Type.Optional(Type.Boolean()),
-  bypassrls: Type.Optional(Type.Boolean()), memberOf: Type.Optional(Type.Array(Type.String())),
+  name: Type.String({ minLength: 1, maxLength: 63 }),
+  verifier: Type.Union([Type.String(), Type.Null()]),
+  login: Type.Boolean(),
+  createdb: Type.Optional(Type.Boolean()),
+  createrole: Type.Optional(Type.Boolean()),
+  bypassrls: Type.Optional(Type.Boolean()),
+  memberOf: Type.Optional(Type.Array(Type.String())),
 });
 const change = {
-  roles: Type.Array(role), databases: Type.Array(Type.Object({ name: Type.String({ minLength: 1, maxLength: 63 }), owner: Type.String() })),
-  droppedRoles: Type.Optional(Type.Array(Type.String())), droppedDatabases: Type.Optional(Type.Array(Type.String())), settings: Type.Record(Type.String(), Type.String()),
+  roles: Type.Array(role),
+  databases: Type.Array(Type.Object({ name: Type.String({ minLength: 1, maxLength: 63 }), owner: Type.String() })),
+  droppedRoles: Type.Optional(Type.Array(Type.String())),
+  droppedDatabases: Type.Optional(Type.Array(Type.String())),
+  settings: Type.Record(Type.String(), Type.String()),
 };
 const spec = Type.Object({
-  projectUid: Type.String(), timelineId: Type.String(), endpointId: Type.String({ pattern: '^[A-Za-z0-9_-]{1,128}$' }), pgVersion: Type.Integer(), systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
-  safekeepers: Type.Array(peer, { minItems: 1, maxItems: 7 }), pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }), ...change,
+  projectUid: Type.String(),
+  timelineId: Type.String(),
+  endpointId: Type.String({ pattern: '^[A-Za-z0-9_-]{1,128}$' }),
+  pgVersion: Type.Integer(),
+  systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
+  safekeepers: Type.Array(peer, { minItems: 1, maxItems: 7 }),
+  pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }),
+  ...change,
 });
 
 export function routes(app: FastifyInstance, computes: Computes): void {
   app.get('/v1/computes', async () => ({ computes: computes.list() }));
   app.get('/v1/computes/:id', { schema: { params: id } }, async (r) => computes.status((r.params as { id: string }).id));
-  app.put('/v1/computes/:id', { schema: { params: id, body: spec } }, async (r) => computes.start((r.params as { id: string }).id, r.body as ComputeSpec));
-  app.patch('/v1/computes/:id', { schema: { params: id, body: Type.Partial(Type.Object(change)) } }, async (r) => computes.change((r.params as { id: string }).id, r.body as ComputeChange));
-  app.post('/v1/computes/:id/stop', { schema: { params: id, body: Type.Object({ mode: Type.Union([Type.Literal('fast'), Type.Literal('immediate')]) }) } },
-    async (r) => computes.stop((r.params as { id: string }).id, (r.body as { mode: 'fast' | 'immediate' }).mode));
+  app.put('/v1/computes/:id', { schema: { params: id, body: spec } }, async (r) =>
+    computes.start((r.params as { id: string }).id, r.body as ComputeSpec),
+  );
+  app.patch('/v1/computes/:id', { schema: { params: id, body: Type.Partial(Type.Object(change)) } }, async (r) =>
+    computes.change((r.params as { id: string }).id, r.body as ComputeChange),
+  );
+  app.post(
+    '/v1/computes/:id/stop',
+    { schema: { params: id, body: Type.Object({ mode: Type.Union([Type.Literal('fast'), Type.Literal('immediate')]) }) } },
+    async (r) => computes.stop((r.params as { id: string }).id, (r.body as { mode: 'fast' | 'immediate' }).mode),
+  );
   app.get('/v1/computes/:id/roles/:role', async (r) => computes.role((r.params as { id: string }).id, (r.params as { role: string }).role));
 }

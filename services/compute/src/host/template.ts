@@ -19,7 +19,15 @@ const STATEMENTS = [
   `GRANT pg_read_all_data, pg_write_all_data, pg_monitor, pg_signal_backend, pg_create_subscription, pg_maintain, pg_checkpoint TO ${SUPERUSER_GROUP} WITH ADMIN OPTION`,
   `CREATE DATABASE ${DEFAULT_DATABASE} OWNER ${SUPERUSER_GROUP} STRATEGY FILE_COPY`,
 ];
-const SKIPPED = new Set(['pg_wal', 'postgresql.conf', 'postgresql.auto.conf', 'pg_hba.conf', 'pg_ident.conf', 'postmaster.opts', 'pg_stat_tmp']);
+const SKIPPED = new Set([
+  'pg_wal',
+  'postgresql.conf',
+  'postgresql.auto.conf',
+  'pg_hba.conf',
+  'pg_ident.conf',
+  'postmaster.opts',
+  'pg_stat_tmp',
+]);
 
 export interface TemplateOptions {
   readonly installation: PostgresInstallation;
@@ -39,9 +47,25 @@ export async function makeTemplate(options: TemplateOptions): Promise<unknown> {
   try {
     log.info({ major: installation.major }, 'making the template cluster');
     await run(options, 'initdb', [
-      '-D', pgdata, '-U', ADMIN_ROLE, '--auth=peer', '--no-data-checksums', '--encoding=UTF8', '--locale-provider=builtin', '--builtin-locale=C.UTF-8', '--locale=C', '--no-sync', '--no-instructions',
+      '-D',
+      pgdata,
+      '-U',
+      ADMIN_ROLE,
+      '--auth=peer',
+      '--no-data-checksums',
+      '--encoding=UTF8',
+      '--locale-provider=builtin',
+      '--builtin-locale=C.UTF-8',
+      '--locale=C',
+      '--no-sync',
+      '--no-instructions',
     ]);
-    await run(options, 'postgres', ['--single', '-D', pgdata, '-c', 'fsync=off', '-c', 'full_page_writes=off', 'postgres'], `${STATEMENTS.join('\n')}\n`);
+    await run(
+      options,
+      'postgres',
+      ['--single', '-D', pgdata, '-c', 'fsync=off', '-c', 'full_page_writes=off', 'postgres'],
+      `${STATEMENTS.join('\n')}\n`,
+    );
     return await upload(options, pgdata);
   } finally {
     rmSync(pgdata, { recursive: true, force: true });
@@ -52,12 +76,18 @@ function run(options: TemplateOptions, tool: string, args: readonly string[], in
   const { installation, account } = options;
   return new Promise((resolve, reject) => {
     const child = spawn(join(installation.binDir, tool), args, {
-      cwd: '/', env: { PATH: '/usr/bin:/bin', LD_LIBRARY_PATH: installation.libDir, LC_ALL: 'C', TZ: 'UTC' }, stdio: ['pipe', 'pipe', 'pipe'],
+      cwd: '/',
+      env: { PATH: '/usr/bin:/bin', LD_LIBRARY_PATH: installation.libDir, LC_ALL: 'C', TZ: 'UTC' },
+      stdio: ['pipe', 'pipe', 'pipe'],
       ...(account === undefined ? {} : { uid: account.uid, gid: account.gid }),
     });
     let output = '';
-    child.stdout.on('data', (chunk: Buffer) => { output = (output + chunk.toString()).slice(-4_000); });
-    child.stderr.on('data', (chunk: Buffer) => { output = (output + chunk.toString()).slice(-4_000); });
+    child.stdout.on('data', (chunk: Buffer) => {
+      output = (output + chunk.toString()).slice(-4_000);
+    });
+    child.stderr.on('data', (chunk: Buffer) => {
+      output = (output + chunk.toString()).slice(-4_000);
+    });
     child.once('error', reject);
     child.once('close', (code) => {
       // The single-user backend exits 0 even when a statement failed.
@@ -72,12 +102,17 @@ async function upload(options: TemplateOptions, pgdata: string): Promise<unknown
   const tar = pack();
   const url = `${options.pageserverHttpUrl}/v1/templates/${options.installation.major}`;
   const sent = fetch(url, {
-    method: 'PUT', body: Readable.toWeb(Readable.from(tar)) as never, duplex: 'half',
-    headers: { authorization: `Bearer ${options.token}`, 'content-type': 'application/x-tar' }, signal: AbortSignal.timeout(120_000),
+    method: 'PUT',
+    body: Readable.toWeb(Readable.from(tar)) as never,
+    duplex: 'half',
+    headers: { authorization: `Bearer ${options.token}`, 'content-type': 'application/x-tar' },
+    signal: AbortSignal.timeout(120_000),
   } as RequestInit);
   for (const path of files(pgdata, '')) {
     const bytes = readFileSync(join(pgdata, path));
-    await new Promise<void>((resolve, reject) => tar.entry({ name: path, size: bytes.length }, bytes, (error) => (error === null || error === undefined ? resolve() : reject(error))));
+    await new Promise<void>((resolve, reject) =>
+      tar.entry({ name: path, size: bytes.length }, bytes, (error) => (error === null || error === undefined ? resolve() : reject(error))),
+    );
   }
   tar.finalize();
   const response = await sent;
