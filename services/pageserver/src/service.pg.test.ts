@@ -168,16 +168,21 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     const waited = performance.now();
     await assert.rejects(pages.pages(tag, 0, 1, far), (e: unknown) => isCode(e, 'TIMEOUT'));
     assert.ok(performance.now() - waited > 1_900);
-    // It never ends its own side and goes on talking: whoever was refused is cut off all the same.
-    const garbage = connect({ port: server.pagePort, host: '127.0.0.1', allowHalfOpen: true });
-    const dropped = new Promise((resolve) => garbage.on('close', resolve));
-    garbage.on('error', () => {});
-    const talk = (error?: Error | null): void => {
-      if (!error && !garbage.destroyed) garbage.write(Buffer.alloc(65_536, 'GET / HTTP/1.1\r\n'), talk);
+    // Refused, it neither ends its own side nor says more: the server must not keep the socket for it.
+    const connections = async (): Promise<number> => {
+      const text = await (await fetch(`http://127.0.0.1:${server.httpPort}/metrics`)).text();
+      return Number(/^lakebase_page_connections (\d+)$/m.exec(text)?.[1]);
     };
-    talk();
+    const before = await connections();
+    const garbage = connect({ port: server.pagePort, host: '127.0.0.1', allowHalfOpen: true });
+    const refused = new Promise((resolve) => garbage.on('end', resolve));
+    garbage.on('error', () => {});
+    garbage.write('GET / HTTP/1.1\r\n\r\n');
     garbage.resume();
-    await dropped;
+    await refused;
+    const deadline = performance.now() + 5_000;
+    while ((await connections()) > before) assert.ok(performance.now() < deadline, 'the refused connection is still held');
+    garbage.destroy();
     pages.socket.write(Buffer.from([0x7f, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
     await pages.closed;
 
