@@ -6,7 +6,7 @@ import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { FIRST_PAGE_KIND, decodeKey, writeKey } from './key.ts';
 import type { LayerWriter } from './layer-writer.ts';
-import type { SeriesTable } from './series-table.ts';
+import { SeriesTable, type SeriesTableMessage } from './series-table.ts';
 
 const CHUNK_BYTES = 1 << 20;
 /** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
@@ -17,6 +17,28 @@ const NONE = 0xffff_ffff;
 const EMPTY = Buffer.alloc(0);
 /** A writer with this much in memory is drained before it gets more. */
 export const DRAIN_BYTES: number = 512 * 1024;
+
+type U32 = Uint32Array<ArrayBuffer>;
+
+/** See {@link OpenLayer.toMessage}. */
+export interface OpenLayerMessage {
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly chunks: readonly Uint8Array[];
+  readonly entries: {
+    readonly pos: U32;
+    readonly length: U32;
+    readonly lsn: Float64Array<ArrayBuffer>;
+    readonly previous: U32;
+    readonly kind: Uint16Array<ArrayBuffer>;
+  };
+  readonly keys: { readonly series: U32; readonly block: U32; readonly head: U32; readonly entries: U32 };
+  readonly series: SeriesTableMessage;
+}
+
+/** The tables' memory: what may be handed over instead of copied once more. */
+export const transferables = (m: OpenLayerMessage): ArrayBuffer[] =>
+  [...Object.values(m.entries), ...Object.values(m.keys)].map((a) => a.buffer as ArrayBuffer);
 
 export class OpenLayer implements LayerView {
   readonly series: SeriesTable;
@@ -67,7 +89,8 @@ export class OpenLayer implements LayerView {
   append(bytes: Buffer, offset: number, length: number): number {
     if (length === 0) return 0;
     if (this.#chunkUsed + length > this.#chunk.length) {
-      this.#chunk = Buffer.allocUnsafeSlow(Math.max(CHUNK_BYTES, length));
+      // Shared, so that the thread that writes the layer needs no copy.
+      this.#chunk = Buffer.from(new SharedArrayBuffer(Math.max(CHUNK_BYTES, length)));
       this.#chunks.push(this.#chunk);
       this.#chunkUsed = 0;
       assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
@@ -122,6 +145,50 @@ export class OpenLayer implements LayerView {
   freeze(endLsn: Lsn): void {
     this.frozen = true;
     if (endLsn > this.endLsn) this.endLsn = endLsn;
+  }
+
+  /** A frozen layer as a message for another thread: bytes are shared, the tables that lead to them are copied. */
+  toMessage(): OpenLayerMessage {
+    assert(this.frozen, 'only a frozen layer leaves its thread');
+    const { startLsn, endLsn, series, entryCount, keyCount } = this;
+    return {
+      startLsn,
+      endLsn,
+      chunks: this.#chunks.map((c) => new Uint8Array(c.buffer, c.byteOffset, c.length)),
+      entries: {
+        pos: this.#entryPos.slice(0, entryCount),
+        length: this.#entryLength.slice(0, entryCount),
+        lsn: this.#entryLsn.slice(0, entryCount),
+        previous: this.#entryPrevious.slice(0, entryCount),
+        kind: this.#entryKind.slice(0, entryCount),
+      },
+      keys: {
+        series: this.#keySeries.slice(0, keyCount),
+        block: this.#keyBlock.slice(0, keyCount),
+        head: this.#keyHead.slice(0, keyCount),
+        entries: this.#keyEntries.slice(0, keyCount),
+      },
+      series: series.toMessage(),
+    };
+  }
+
+  /** The layer again, in the other thread: good for {@link sortedKeys} and {@link writeRow}; it cannot be searched. */
+  static fromMessage(m: OpenLayerMessage): OpenLayer {
+    const layer = new OpenLayer(SeriesTable.fromMessage(m.series), m.startLsn);
+    layer.#chunks = m.chunks.map((c) => Buffer.from(c.buffer, c.byteOffset, c.length));
+    layer.#entryPos = m.entries.pos;
+    layer.#entryLength = m.entries.length;
+    layer.#entryLsn = m.entries.lsn;
+    layer.#entryPrevious = m.entries.previous;
+    layer.#entryKind = m.entries.kind;
+    layer.#keySeries = m.keys.series;
+    layer.#keyBlock = m.keys.block;
+    layer.#keyHead = m.keys.head;
+    layer.#keyEntries = m.keys.entries;
+    layer.entryCount = m.entries.pos.length;
+    layer.keyCount = m.keys.series.length;
+    layer.freeze(m.endLsn);
+    return layer;
   }
 
   /** The next record changes nothing: the layer still covers it. */

@@ -8,6 +8,13 @@ const growU32 = (a: Uint32Array): Uint32Array => {
   return b;
 };
 
+export interface SeriesTableMessage {
+  readonly kindFork: Uint32Array;
+  readonly spc: Uint32Array;
+  readonly db: Uint32Array;
+  readonly rel: Uint32Array;
+}
+
 export class SeriesTable {
   count = 0;
   #slots: Uint32Array = new Uint32Array(4096);
@@ -58,6 +65,26 @@ export class SeriesTable {
       if (this.rel[id] === rel && this.kindFork[id] === kf && this.db[id] === db && this.spc[id] === spc) return id;
       at = (at + 1) & this.#mask;
     }
+  }
+
+  /** For a thread that only has ids and wants to know what they stand for ({@link get}). */
+  toMessage(): SeriesTableMessage {
+    const n = this.count;
+    return {
+      kindFork: this.kindFork.slice(0, n),
+      spc: this.spc.slice(0, n),
+      db: this.db.slice(0, n),
+      rel: this.rel.slice(0, n),
+    };
+  }
+  static fromMessage(m: SeriesTableMessage): SeriesTable {
+    const table = new SeriesTable();
+    table.count = m.rel.length;
+    table.kindFork = m.kindFork;
+    table.spc = m.spc;
+    table.db = m.db;
+    table.rel = m.rel;
+    return table;
   }
 
   internSeries(s: SeriesId): number {

@@ -3,6 +3,7 @@ export * from './constants.ts';
 export * from './page.ts';
 export * from './record.ts';
 export * from './decode.ts';
+export * from './record-crc.ts';
 export * from './wal-reader.ts';
 export * from './checkpoint.ts';
 export * from './control-file.ts';

@@ -100,11 +100,13 @@ const only = process.env['BENCH_ONLY']?.split(',');
 const wanted = (name: string): boolean => only === undefined || only.includes(name);
 const directory = mkdtempSync(join(values.scratch ?? tmpdir(), 'lb-psbench-'));
 const compactor = new Compactor();
+const flusher = new Compactor();
 const delay = monitorEventLoopDelay({ resolution: 5 });
 try {
   const systemId = String(readControlFile(readFileSync(join(values.template, 'global/pg_control'))).systemId);
-  const config = testConfig(directory);
-  const timeline = await createTimeline(directory, values.template, systemId, config, compactor.run);
+  // What merging costs is not what ingest costs; reads see merged layers.
+  const config = testConfig(directory, wanted('pages') ? {} : { compactionLayers: 1_000 });
+  const timeline = await createTimeline(directory, values.template, systemId, config, compactor.run, flusher.run);
   // What comes before (loading of tables) is ingested but not measured.
   if (values.warm !== undefined) await ingestFiles(timeline, values.wal, parseLsn(values.warm), true);
   await timeline.checkpoint();
@@ -182,5 +184,6 @@ try {
   process.stdout.write(`${JSON.stringify(result, null, 2)}\n`);
 } finally {
   await compactor.close();
+  await flusher.close();
   rmSync(directory, { recursive: true, force: true });
 }

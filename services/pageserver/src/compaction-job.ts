@@ -1,7 +1,16 @@
-/** One piece of background maintenance as a plain message, and how it is run: the same function in a worker thread and inline. */
+/** One piece of background work on layers as a plain message, and how it is run: the same function in a worker thread and inline. */
 import { plainProvider } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
-import { FrameCache, type LayerDescriptor, LayerSet, createImages, mergeDeltas } from '@lakebase/layers';
+import {
+  FrameCache,
+  type LayerDescriptor,
+  LayerSet,
+  OpenLayer,
+  type OpenLayerMessage,
+  createImages,
+  flushLayer,
+  mergeDeltas,
+} from '@lakebase/layers';
 import { pageRedo } from './page-redo.ts';
 
 export interface CompactionJob {
@@ -18,6 +27,24 @@ export interface CompactionJob {
   readonly number: number;
   readonly targetBytes: number;
   readonly maxRecordsPerPage: number;
+}
+
+/** Writing of a frozen layer: the same in a worker thread and inline. */
+export interface FlushJob {
+  readonly kind: 'flush';
+  readonly layer: OpenLayerMessage;
+  readonly directory: string;
+  readonly project: string;
+  readonly timeline: string;
+  readonly generation: number;
+  readonly number: number;
+}
+
+export type StorageJob = CompactionJob | FlushJob;
+
+export async function runJob(job: StorageJob): Promise<LayerDescriptor[]> {
+  if (job.kind !== 'flush') return runCompaction(job);
+  return [await flushLayer(OpenLayer.fromMessage(job.layer), { ...job, ciphers: plainProvider })];
 }
 
 const FRAME_CACHE_BYTES = 16 << 20;

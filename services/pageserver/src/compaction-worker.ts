@@ -1,10 +1,10 @@
-/** Worker thread: runs compaction jobs it is sent, one at a time, and answers each with its result. */
+/** Worker thread: runs the jobs it is sent, one at a time, and answers each with its result. */
 import { parentPort } from 'node:worker_threads';
 import { LakebaseError, errorMessage } from '@lakebase/base';
-import { type CompactionJob, runCompaction } from './compaction-job.ts';
+import { type StorageJob, runJob } from './compaction-job.ts';
 
-parentPort?.on('message', (message: { id: number; job: CompactionJob }) => {
-  runCompaction(message.job).then(
+parentPort?.on('message', (message: { id: number; job: StorageJob }) => {
+  runJob(message.job).then(
     (layers) => parentPort?.postMessage({ id: message.id, layers }),
     (error: unknown) =>
       parentPort?.postMessage({

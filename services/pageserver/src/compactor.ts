@@ -1,9 +1,10 @@
-/** The process's one maintenance worker: jobs of all timelines queue for it, so that compaction never takes more than one core.
- *  A worker that dies fails its jobs (they are repeated after the next flush) and is started again with the next one. */
+/** A worker thread for work on layers: jobs of all timelines queue for it, so that they never take more than one core. The process has one that
+ *  merges and one that flushes, which must not wait for a long merge. A worker that dies fails its jobs (they are repeated after the next
+ *  flush) and is started again with the next one; one without work for a while ends, and its memory with it. */
 import { Worker } from 'node:worker_threads';
 import { LakebaseError, type ErrorCode } from '@lakebase/base';
-import type { LayerDescriptor } from '@lakebase/layers';
-import type { CompactionJob } from './compaction-job.ts';
+import { type LayerDescriptor, transferables } from '@lakebase/layers';
+import type { StorageJob } from './compaction-job.ts';
 
 interface Answer {
   readonly id: number;
@@ -16,19 +17,24 @@ interface Pending {
   reject(error: Error): void;
 }
 
+const IDLE_MS = 60_000;
+
 export class Compactor {
   #worker: Worker | undefined;
   #nextId = 1;
   readonly #pending = new Map<number, Pending>();
 
-  readonly run = (job: CompactionJob): Promise<LayerDescriptor[]> =>
+  #idle: NodeJS.Timeout | undefined;
+
+  readonly run = (job: StorageJob): Promise<LayerDescriptor[]> =>
     new Promise((resolve, reject) => {
       const id = this.#nextId++;
       this.#pending.set(id, { resolve, reject });
-      this.#start().postMessage({ id, job });
+      this.#start().postMessage({ id, job }, job.kind === 'flush' ? transferables(job.layer) : []);
     });
 
   async close(): Promise<void> {
+    clearTimeout(this.#idle);
     const worker = this.#worker;
     this.#worker = undefined;
     this.#failAll(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
@@ -43,16 +49,28 @@ export class Compactor {
     worker.on('message', (answer: Answer) => {
       const pending = this.#pending.get(answer.id);
       this.#pending.delete(answer.id);
+      this.#armIdle(worker);
       if (answer.layers !== undefined) pending?.resolve(answer.layers);
       else pending?.reject(new LakebaseError(answer.code ?? 'INTERNAL', answer.message ?? 'compaction failed'));
     });
     worker.on('error', (error) => this.#failAll(error instanceof Error ? error : new Error(String(error))));
     worker.on('exit', () => {
-      if (this.#worker === worker) this.#worker = undefined;
+      if (this.#worker !== worker) return;
+      this.#worker = undefined;
       this.#failAll(new LakebaseError('INTERNAL', 'the compaction worker ended'));
     });
     this.#worker = worker;
     return worker;
+  }
+
+  #armIdle(worker: Worker): void {
+    clearTimeout(this.#idle);
+    this.#idle = setTimeout(() => {
+      if (this.#pending.size > 0 || this.#worker !== worker) return;
+      this.#worker = undefined;
+      void worker.terminate();
+    }, IDLE_MS);
+    this.#idle.unref();
   }
 
   #failAll(error: Error): void {

@@ -21,15 +21,20 @@ import {
   writeFileDurably,
   writeIndex,
 } from '@lakebase/layers';
-import type { CompactionJob } from './compaction-job.ts';
+import type { CompactionJob, StorageJob } from './compaction-job.ts';
 
 export const INDEX_FILE = 'index';
+/** A layer with less is written by the main thread itself: no worker is started for the trickle of an idle database. */
+const FLUSH_HERE_BYTES = 1 << 20;
 
 export interface StorageOptions {
   readonly compactionLayers: number;
   readonly layerFileBytes: number;
   readonly maxRecordsPerPage: number;
 }
+
+/** Runs a job in a worker thread. */
+export type RunJob = (job: StorageJob) => Promise<LayerDescriptor[]>;
 
 interface Frozen {
   readonly layer: OpenLayer;
@@ -44,6 +49,7 @@ export class TimelineStorage {
   frozen: readonly Frozen[] = [];
   readonly #options: StorageOptions;
   readonly #compact: (job: CompactionJob) => Promise<LayerDescriptor[]>;
+  readonly #flushElsewhere: RunJob | undefined;
   readonly #log: Logger;
   readonly #jobs = new SerialQueue();
   #nextNumber: number;
@@ -57,7 +63,9 @@ export class TimelineStorage {
     options: StorageOptions,
     compact: (job: CompactionJob) => Promise<LayerDescriptor[]>,
     log: Logger,
+    flushElsewhere: RunJob | undefined,
   ) {
+    this.#flushElsewhere = flushElsewhere;
     this.files = files;
     this.index = index;
     this.#nextNumber = index.nextLayerNumber;
@@ -79,10 +87,11 @@ export class TimelineStorage {
     options: StorageOptions,
     compact: (job: CompactionJob) => Promise<LayerDescriptor[]>,
     log: Logger,
+    flushElsewhere?: RunJob,
   ): Promise<TimelineStorage | undefined> {
     const index = readIndex(join(files.directory, INDEX_FILE), files.project, files.timeline, files.ciphers);
     if (index === undefined) return undefined;
-    const storage = new TimelineStorage(files, index, options, compact, log);
+    const storage = new TimelineStorage(files, index, options, compact, log, flushElsewhere);
     for (const layer of storage.set.layers) layer.verifyPresence();
     await storage.#removeUnreferenced();
     return storage;
@@ -110,14 +119,19 @@ export class TimelineStorage {
     return this.#job(async () => {
       for (let oldest = this.frozen.at(-1); oldest !== undefined; oldest = this.frozen.at(-1)) {
         const { layer, prevRecordLsn } = oldest;
-        const add = layer.empty
-          ? []
-          : [await flushLayer(layer, { ...this.files, generation: this.index.generation, number: this.#takeNumber() })];
+        const add = layer.empty ? [] : await this.#writeLayer(layer);
         await this.#publish([], add, { diskConsistentLsn: layer.endLsn, prevRecordLsn });
         this.frozen = this.frozen.slice(0, -1);
       }
       this.#considerCompaction();
     });
+  }
+
+  async #writeLayer(layer: OpenLayer): Promise<LayerDescriptor[]> {
+    const { directory, project, timeline, ciphers } = this.files;
+    const target = { directory, project, timeline, generation: this.index.generation, number: this.#takeNumber() };
+    if (this.#flushElsewhere === undefined || layer.byteCount < FLUSH_HERE_BYTES) return [await flushLayer(layer, { ...target, ciphers })];
+    return this.#flushElsewhere({ kind: 'flush', layer: layer.toMessage(), ...target });
   }
 
   /** Publishes layers written outside (`make` gets a fresh number). */

@@ -52,6 +52,7 @@ export class TimelineStore {
   readonly #cache: FrameCache;
   readonly #budget: CacheBudget;
   readonly #compactor = new Compactor();
+  readonly #flusher = new Compactor();
   readonly #timelines = new Map<string, Attached | Damaged>();
   readonly #queues = new Map<string, SerialQueue>();
 
@@ -91,6 +92,7 @@ export class TimelineStore {
     );
     this.#timelines.clear();
     await this.#compactor.close();
+    await this.#flusher.close();
   }
 
   // --- templates ---
@@ -227,7 +229,7 @@ export class TimelineStore {
     const files = this.#files(project, id);
     const log = this.#log.child({ project, timeline: id });
     try {
-      const storage = await TimelineStorage.open(files, this.#config, this.#compactor.run, log);
+      const storage = await TimelineStorage.open(files, this.#config, this.#compactor.run, log, this.#flusher.run);
       if (storage === undefined) {
         // A creation that was cut short: the caller repeats it.
         await rm(files.directory, { recursive: true, force: true });

@@ -12,7 +12,7 @@ import { pack } from 'tar-stream';
 import { runCompaction } from './compaction-job.ts';
 import { type PageserverConfig, configSchema } from './config.ts';
 import { CacheBudget } from './page-cache.ts';
-import { TimelineStorage } from './storage.ts';
+import { type RunJob, TimelineStorage } from './storage.ts';
 import { TEMPLATE_ID, importTemplate, instantiate } from './template.ts';
 import { Timeline } from './timeline.ts';
 
@@ -55,16 +55,22 @@ export async function createTimeline(
   systemId: string,
   config: PageserverConfig,
   compact = runCompaction,
+  flush?: RunJob,
 ): Promise<Timeline> {
   const template = filesAt(join(directory, 'template'), TEMPLATE_ID, TEMPLATE_ID);
   await importTemplate(tarOf(pgdata), 18, template);
   await instantiate(template, filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE), systemId, {});
-  return openTimeline(directory, config, compact);
+  return openTimeline(directory, config, compact, flush);
 }
 
-export async function openTimeline(directory: string, config: PageserverConfig, compact = runCompaction): Promise<Timeline> {
+export async function openTimeline(
+  directory: string,
+  config: PageserverConfig,
+  compact = runCompaction,
+  flush?: RunJob,
+): Promise<Timeline> {
   const files = filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE);
-  const storage = await TimelineStorage.open(files, config, compact, silentLogger);
+  const storage = await TimelineStorage.open(files, config, compact, silentLogger, flush);
   if (storage === undefined) throw new Error('no timeline');
   return new Timeline(storage, config, new CacheBudget(config.pageCacheBytes), silentLogger);
 }
