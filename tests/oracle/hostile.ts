@@ -66,7 +66,8 @@ export class HostileRecords {
       redo(target, decodeRecord(bytes, 0, bytes.length, record.lsn, record.endLsn, this.#out), blockId, major);
     } catch (error) {
       this.refused++;
-      if (!isCode(error, 'CORRUPT') && !isCode(error, 'UNSUPPORTED')) this.#fail(`${kind}: ${error instanceof Error ? error.stack : String(error)}`);
+      if (!isCode(error, 'CORRUPT') && !isCode(error, 'UNSUPPORTED'))
+        this.#fail(`${kind}: ${error instanceof Error ? error.stack : String(error)}`);
     }
     if (!this.#memory.subarray(0, BLCKSZ).equals(this.#guard) || !this.#memory.subarray(2 * BLCKSZ).equals(this.#guard)) {
       this.#fail(`${kind}: bytes outside the page changed`);

@@ -4,7 +4,7 @@ import { each, type Scene } from './workload.ts';
 export async function brinWorkload({ db, scale }: Scene): Promise<void> {
   await each(db, [
     // One row per heap page and a summary per page.
-    "CREATE TABLE ranges(id int, k int, t text) WITH (fillfactor = 10)",
+    'CREATE TABLE ranges(id int, k int, t text) WITH (fillfactor = 10)',
     'ALTER TABLE ranges ALTER t SET STORAGE PLAIN',
     'CREATE INDEX ranges_k ON ranges USING brin(k) WITH (pages_per_range = 1)',
     `INSERT INTO ranges SELECT i, i * 10, repeat('x', 700) FROM generate_series(1, 300) i`,
@@ -25,7 +25,7 @@ export async function brinWorkload({ db, scale }: Scene): Promise<void> {
     'CREATE TABLE wide_ranges(id int, t text) WITH (fillfactor = 100)',
     'ALTER TABLE wide_ranges ALTER t SET STORAGE PLAIN',
     'CREATE INDEX wide_ranges_t ON wide_ranges USING brin(t) WITH (pages_per_range = 1)',
-    "INSERT INTO wide_ranges SELECT i, chr(65 + i % 26) FROM generate_series(1, 1000) i",
+    'INSERT INTO wide_ranges SELECT i, chr(65 + i % 26) FROM generate_series(1, 1000) i',
     "SELECT brin_summarize_new_values('wide_ranges_t')",
     "UPDATE wide_ranges SET t = 'a' || repeat(md5(id::text), 60) WHERE id % 40 = 0",
     "INSERT INTO wide_ranges SELECT i, 'zz' || repeat(md5(i::text), 50) FROM generate_series(1, 60) i",

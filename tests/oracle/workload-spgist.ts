@@ -16,7 +16,7 @@ export async function spgistWorkload({ db, scale }: Scene): Promise<void> {
     `INSERT INTO radix SELECT i, 'https://example.org/' || md5(i::text) || repeat('/x', 20) FROM generate_series(1, ${500 * scale}) i`,
     "INSERT INTO radix SELECT i, 'https://' || md5(i::text) FROM generate_series(1, 100) i",
     // Inner tuples of the second level begin small on one page, then get more nodes than it has room for, and move.
-    "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(33 + i / 14) || repeat(md5(i::text), 7) FROM generate_series(0, 559) i",
+    'INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(33 + i / 14) || repeat(md5(i::text), 7) FROM generate_series(0, 559) i',
     'CHECKPOINT',
     "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(72 + i / 14) || 't' FROM generate_series(0, 755) i",
     "INSERT INTO radix SELECT i, chr(65 + i % 14) || chr(150 + 64 * (i / 14)) || 't' FROM generate_series(0, 391) i",

@@ -26,7 +26,9 @@ const decode = (bytes: Buffer): DecodedRecord => decodeRecord(bytes, 0, bytes.le
 function withImage(rmid: number, info: number, id: number, page: Buffer, main: Buffer): DecodedRecord {
   const before = Array.from({ length: id }, (_, i) => blockHeader({ id: i }));
   const image = { length: page.length, holeOffset: 0, flags: 2 };
-  return decode(makeRecord(rmid, info, Buffer.concat([...before, blockHeader({ id, image }), Buffer.from([255, main.length]), page, main])));
+  return decode(
+    makeRecord(rmid, info, Buffer.concat([...before, blockHeader({ id, image }), Buffer.from([255, main.length]), page, main])),
+  );
 }
 
 function indexPage(special: number, flags: number): Buffer {
@@ -39,7 +41,10 @@ function indexPage(special: number, flags: number): Buffer {
 describe('fields set over a full-page image', () => {
   test('GiST: the left half of a completed split gets the record as its sequence number', () => {
     // F_LEAF | F_FOLLOW_RIGHT; PAGE_UPDATE names it as block 1, PAGE_SPLIT as block 0.
-    for (const [info, id] of [[0x00, 1], [0x30, 0]] as const) {
+    for (const [info, id] of [
+      [0x00, 1],
+      [0x30, 0],
+    ] as const) {
       const page = Buffer.alloc(8192, 7);
       redo(page, withImage(RM_GIST_ID, info, id, indexPage(16, 9), Buffer.alloc(24)), id, 18);
       assert.equal(page.readUInt16LE(8188), 1);
@@ -67,7 +72,11 @@ describe('fields set over a full-page image', () => {
 });
 
 test('blocks named for their lock only keep their LSN', () => {
-  for (const [info, main] of [[0x70, Buffer.alloc(3)], [0x80, Buffer.alloc(12)], [0x90, Buffer.alloc(2)]] as const) {
+  for (const [info, main] of [
+    [0x70, Buffer.alloc(3)],
+    [0x80, Buffer.alloc(12)],
+    [0x90, Buffer.alloc(2)],
+  ] as const) {
     const page = indexPage(16, 2);
     const before = Buffer.from(page);
     redo(page, decode(simpleRecord({ rmid: RM_HASH_ID, info, blocks: [{ id: 0 }, { id: 1 }], main })), 0, 18);
@@ -76,7 +85,11 @@ test('blocks named for their lock only keep their LSN', () => {
 });
 
 test('records whose pages must come as images say so', () => {
-  for (const [rmid, info] of [[RM_HASH_ID, 0x50], [RM_GIN_ID, 0x30], [RM_GIN_ID, 0x40]] as const) {
+  for (const [rmid, info] of [
+    [RM_HASH_ID, 0x50],
+    [RM_GIN_ID, 0x30],
+    [RM_GIN_ID, 0x40],
+  ] as const) {
     const record = decode(simpleRecord({ rmid, info, blocks: [{ id: 0 }], main: Buffer.alloc(40) }));
     assert.throws(
       () => redo(indexPage(16, 0), record, 0, 18),
@@ -116,7 +129,10 @@ test('SP-GiST: an existing item is replaced only when it is a placeholder', () =
   add(1, 1);
   add(0, 2);
   assert.equal(maxOffset(page), 2);
-  assert.throws(() => add(0, 2), (error) => isCode(error, 'CORRUPT') && /no placeholder/.test(error.message));
+  assert.throws(
+    () => add(0, 2),
+    (error) => isCode(error, 'CORRUPT') && /no placeholder/.test(error.message),
+  );
 });
 
 test('GIN: an uncompressed posting tree is refused with what to do about it', () => {

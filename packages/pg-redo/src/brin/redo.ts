@@ -45,7 +45,8 @@ export function brinRedo(page: Buffer, record: DecodedRecord, blockId: number, _
     case c.XLOG_BRIN_DESUMMARIZE: {
       const main = mainData(record, c.DESUMMARIZE_BYTES);
       const { buf } = record;
-      if (blockId === 0) setRangeTid(page, record, { pagesPerRange: buf.readUInt32LE(main), heapBlock: buf.readUInt32LE(main + 4) }, INVALID_BLOCK, 0);
+      if (blockId === 0)
+        setRangeTid(page, record, { pagesPerRange: buf.readUInt32LE(main), heapBlock: buf.readUInt32LE(main + 4) }, INVALID_BLOCK, 0);
       else if (blockId === 1) removeItem(page, record, buf.readUInt16LE(main + 8));
       else throw noSuchBlock(record, blockId);
       break;

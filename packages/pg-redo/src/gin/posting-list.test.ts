@@ -9,7 +9,12 @@ const corrupt = (error: unknown): boolean => isCode(error, 'CORRUPT');
 test('the bytes of a list: first TID as it is, then distances of 7 bits a byte, padded to two', () => {
   const out = Buffer.alloc(64, 0xff);
   // (1,2), (1,3), (2,1), (70000,1)
-  const items = [[1, 2], [1, 3], [2, 1], [70_000, 1]].map(([block, offset]) => (block as number) * 2048 + (offset as number));
+  const items = [
+    [1, 2],
+    [1, 3],
+    [2, 1],
+    [70_000, 1],
+  ].map(([block, offset]) => (block as number) * 2048 + (offset as number));
   const size = encodeSegment(items, out);
   // 1; 2046 = 0x7e + 15·128; 143355904 = 0x00, 0x60, 0x2d, 0x44 in groups of seven
   assert.equal(out.toString('hex', 0, size), '000001000200' + '0700' + '01' + 'fe0f' + '80e0ad44' + '00');
@@ -63,5 +68,12 @@ test('mangled lists are refused or decoded, never read past their end', () => {
   assert.throws(() => decodeSegment(Buffer.from('000000000100020080800000', 'hex'), 0), corrupt, 'a distance without an end');
   assert.throws(() => decodeSegment(Buffer.from('ffffffffff07080081808080808001ff', 'hex'), 0), corrupt, 'a block beyond the last');
   assert.throws(() => encodeSegment([4100, 4100], Buffer.alloc(64)), corrupt);
-  assert.throws(() => encodeSegment(Array.from({ length: 100 }, (_, i) => 1 + i * 2 ** 36), Buffer.alloc(100)), corrupt);
+  assert.throws(
+    () =>
+      encodeSegment(
+        Array.from({ length: 100 }, (_, i) => 1 + i * 2 ** 36),
+        Buffer.alloc(100),
+      ),
+    corrupt,
+  );
 });

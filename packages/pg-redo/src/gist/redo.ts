@@ -57,7 +57,8 @@ export function gistRedo(page: Buffer, record: DecodedRecord, blockId: number, _
 /** What Postgres does to a page even after it came as an image. */
 export function gistAfterImage(page: Buffer, record: DecodedRecord, blockId: number): void {
   const op = record.info & 0xf0;
-  if ((op === c.XLOG_GIST_PAGE_UPDATE && blockId === 1) || (op === c.XLOG_GIST_PAGE_SPLIT && blockId === 0)) gistRedo(page, record, blockId, 0);
+  if ((op === c.XLOG_GIST_PAGE_UPDATE && blockId === 1) || (op === c.XLOG_GIST_PAGE_SPLIT && blockId === 0))
+    gistRedo(page, record, blockId, 0);
 }
 
 const changeFlags = (page: Buffer, clear: number, set: number): void =>
@@ -119,7 +120,8 @@ function split(page: Buffer, record: DecodedRecord, blockId: number, block: Deco
   const isLast = blockId === pages;
   initPage(page, c.OPAQUE_BYTES);
   page.writeUInt16LE(c.GIST_PAGE_ID, c.OPAQUE_PAGE_ID);
-  if (addTuples(page, record, at + 4, end, 1, tuples) !== end || maxOffset(page) !== tuples) throw corrupt(record, `its data is not ${tuples} tuples`);
+  if (addTuples(page, record, at + 4, end, 1, tuples) !== end || maxOffset(page) !== tuples)
+    throw corrupt(record, `its data is not ${tuples} tuples`);
 
   let rightlink = INVALID_BLOCK;
   if (!isRoot) rightlink = isLast ? buf.readUInt32LE(main + c.SPLIT_RIGHTLINK) : blockNumber(record, blockId + 1);

@@ -1,6 +1,14 @@
 /** Tuples of SP-GiST pages: adding, replacing placeholders, leaving dead tuples behind, following node links.
  *  Invariant: the page's counts of redirections and placeholders move with the tuples, as in spgdoinsert.c. */
-import { type DecodedRecord, checkedItemId, indexMultiDelete, indexTupleDelete, initPage, itemLength, maxOffset } from '@lakebase/pg-format';
+import {
+  type DecodedRecord,
+  checkedItemId,
+  indexMultiDelete,
+  indexTupleDelete,
+  initPage,
+  itemLength,
+  maxOffset,
+} from '@lakebase/pg-format';
 import { addItem, INDEX_TUPLE_HEADER_BYTES, INVALID_BLOCK, indexTupleSize, itemStart, writeTid } from '../index-page.ts';
 import { corrupt } from '../record-error.ts';
 import * as c from './codes.ts';

@@ -5,7 +5,18 @@ import { type DecodedRecord, setPageLsn } from '@lakebase/pg-format';
 import { blockNumber, checkSpecial, hasBlock, noSuchBlock, noSuchOperation, readOffsets } from '../index-page.ts';
 import { corrupt, mainData } from '../record-error.ts';
 import * as c from './codes.ts';
-import { addOrReplace, addToCount, deleteLeaving, formDead, initSpgistPage, innerSize, leafSize, NOWHERE, replaceItem, updateNodeLink } from './page.ts';
+import {
+  addOrReplace,
+  addToCount,
+  deleteLeaving,
+  formDead,
+  initSpgistPage,
+  innerSize,
+  leafSize,
+  NOWHERE,
+  replaceItem,
+  updateNodeLink,
+} from './page.ts';
 import { setNextOffset, vacuumLeaf, vacuumRedirect, vacuumRoot } from './vacuum.ts';
 
 export function spgistRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
