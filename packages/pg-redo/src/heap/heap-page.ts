@@ -12,6 +12,7 @@ import {
   itemOffset,
   LP_NORMAL,
   maxOffset,
+  putU16,
   rmgrName,
 } from '@lakebase/pg-format';
 import { BLCKSZ, formatLsn } from '@lakebase/ids';
@@ -88,7 +89,7 @@ export function tupleAt(page: Buffer, record: DecodedRecord, offnum: number): nu
 
 /** ItemPointerSet on t_ctid of the tuple at `at`. */
 export function setCtid(page: Buffer, at: number, block: number, offnum: number): void {
-  page.writeUInt16LE(block >>> 16, at + T_CTID);
-  page.writeUInt16LE(block & 0xffff, at + T_CTID + 2);
-  page.writeUInt16LE(offnum, at + T_CTID + 4);
+  putU16(page, at + T_CTID, block >>> 16);
+  putU16(page, at + T_CTID + 2, block);
+  putU16(page, at + T_CTID + 4, offnum);
 }

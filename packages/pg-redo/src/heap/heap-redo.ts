@@ -3,7 +3,9 @@
  *  restores it; (3) nothing is changed before the lengths of that step were checked; a record that does not fit the page is CORRUPT. */
 import {
   clearPdFlag,
+  copyBytes,
   type DecodedRecord,
+  getU16,
   initPage,
   isNewPage,
   itemId,
@@ -12,6 +14,8 @@ import {
   PAI_OVERWRITE,
   PD_ALL_VISIBLE,
   pageAddItem,
+  putU16,
+  putU32,
   setPageLsn,
   setPrunable,
 } from '@lakebase/pg-format';
@@ -54,36 +58,36 @@ export function redoVmClear(page: Buffer, record: DecodedRecord, bits: number): 
 
 /** fix_infomask_from_infobits after the bits that go with every new xmax were dropped from the tuple at `at`. */
 export function replaceXmaxBits(page: Buffer, at: number, infobits: number): void {
-  let mask = page.readUInt16LE(at + t.T_INFOMASK) & ~(t.HEAP_XMAX_BITS | t.HEAP_MOVED);
-  let mask2 = page.readUInt16LE(at + t.T_INFOMASK2) & ~t.HEAP_KEYS_UPDATED;
+  let mask = getU16(page, at + t.T_INFOMASK) & ~(t.HEAP_XMAX_BITS | t.HEAP_MOVED);
+  let mask2 = getU16(page, at + t.T_INFOMASK2) & ~t.HEAP_KEYS_UPDATED;
   if ((infobits & c.XLHL_XMAX_IS_MULTI) !== 0) mask |= t.HEAP_XMAX_IS_MULTI;
   if ((infobits & c.XLHL_XMAX_LOCK_ONLY) !== 0) mask |= t.HEAP_XMAX_LOCK_ONLY;
   if ((infobits & c.XLHL_XMAX_EXCL_LOCK) !== 0) mask |= t.HEAP_XMAX_EXCL_LOCK;
   if ((infobits & c.XLHL_XMAX_KEYSHR_LOCK) !== 0) mask |= t.HEAP_XMAX_KEYSHR_LOCK;
   if ((infobits & c.XLHL_KEYS_UPDATED) !== 0) mask2 |= t.HEAP_KEYS_UPDATED;
-  page.writeUInt16LE(mask, at + t.T_INFOMASK);
-  page.writeUInt16LE(mask2, at + t.T_INFOMASK2);
+  putU16(page, at + t.T_INFOMASK, mask);
+  putU16(page, at + t.T_INFOMASK2, mask2);
 }
 
 /** HeapTupleHeaderSetCmax(FirstCommandId): redo forgets command ids. */
 function resetCommandId(page: Buffer, at: number): void {
-  page.writeUInt32LE(0, at + t.T_FIELD3);
-  page.writeUInt16LE(page.readUInt16LE(at + t.T_INFOMASK) & ~t.HEAP_COMBOCID, at + t.T_INFOMASK);
+  putU32(page, at + t.T_FIELD3, 0);
+  putU16(page, at + t.T_INFOMASK, getU16(page, at + t.T_INFOMASK) & ~t.HEAP_COMBOCID);
 }
 
 function setHotUpdated(page: Buffer, at: number, hot: boolean): void {
-  const mask2 = page.readUInt16LE(at + t.T_INFOMASK2);
-  page.writeUInt16LE(hot ? mask2 | t.HEAP_HOT_UPDATED : mask2 & ~t.HEAP_HOT_UPDATED, at + t.T_INFOMASK2);
+  const mask2 = getU16(page, at + t.T_INFOMASK2);
+  putU16(page, at + t.T_INFOMASK2, hot ? mask2 | t.HEAP_HOT_UPDATED : mask2 & ~t.HEAP_HOT_UPDATED);
 }
 
 /** Header of the tuple in the scratch buffer: what WAL stores of it plus what redo knows. */
 function fillHeader(infomask2: number, infomask: number, hoff: number, xmin: number, xmax: number, block: number, offnum: number): void {
-  tuple.writeUInt32LE(xmin, t.T_XMIN);
-  tuple.writeUInt32LE(xmax, t.T_XMAX);
-  tuple.writeUInt32LE(0, t.T_FIELD3);
+  putU32(tuple, t.T_XMIN, xmin);
+  putU32(tuple, t.T_XMAX, xmax);
+  putU32(tuple, t.T_FIELD3, 0);
   t.setCtid(tuple, 0, block, offnum);
-  tuple.writeUInt16LE(infomask2, t.T_INFOMASK2);
-  tuple.writeUInt16LE(infomask & ~t.HEAP_COMBOCID, t.T_INFOMASK);
+  putU16(tuple, t.T_INFOMASK2, infomask2);
+  putU16(tuple, t.T_INFOMASK, infomask & ~t.HEAP_COMBOCID);
   tuple[t.T_HOFF] = hoff;
 }
 
@@ -104,7 +108,7 @@ export function addTupleFromWal(
 ): void {
   if (length < 0 || t.TUPLE_HEADER_BYTES + length > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `a tuple of ${length} bytes`);
   const buf = record.buf;
-  buf.copy(tuple, t.TUPLE_HEADER_BYTES, data, data + length);
+  copyBytes(buf, data, tuple, t.TUPLE_HEADER_BYTES, length);
   fillHeader(buf.readUInt16LE(header), buf.readUInt16LE(header + 2), buf[header + 4] as number, record.xid, 0, block, offnum);
   addTuple(page, record, t.TUPLE_HEADER_BYTES + length, offnum);
 }
@@ -130,8 +134,8 @@ function redoDelete(page: Buffer, record: DecodedRecord): void {
   const at = t.tupleAt(page, record, offnum);
   replaceXmaxBits(page, at, buf[main + 6] as number);
   setHotUpdated(page, at, false);
-  if ((flags & c.XLH_DELETE_IS_SUPER) === 0) page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
-  else page.writeUInt32LE(0, at + t.T_XMIN);
+  if ((flags & c.XLH_DELETE_IS_SUPER) === 0) putU32(page, at + t.T_XMAX, buf.readUInt32LE(main));
+  else putU32(page, at + t.T_XMIN, 0);
   resetCommandId(page, at);
   setPrunable(page, record.xid);
   if ((flags & c.XLH_DELETE_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
@@ -169,7 +173,7 @@ function redoUpdateOld(page: Buffer, record: DecodedRecord, main: number, at: nu
   const buf = record.buf;
   replaceXmaxBits(page, at, buf[main + 6] as number);
   setHotUpdated(page, at, hot);
-  page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
+  putU32(page, at + t.T_XMAX, buf.readUInt32LE(main));
   resetCommandId(page, at);
   t.setCtid(page, at, t.blockOf(record, 0).block, buf.readUInt16LE(main + 12));
   setPrunable(page, record.xid);
@@ -211,14 +215,16 @@ function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTup
     const oldHoff = page[oldTuple + t.T_HOFF] as number;
     if (bitmap < 0 || bitmap > stored || oldHoff + prefix > oldLength)
       throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
-    to += buf.copy(tuple, to, at, at + bitmap);
+    copyBytes(buf, at, tuple, to, bitmap);
     at += bitmap;
-    to += page.copy(tuple, to, oldTuple + oldHoff, oldTuple + oldHoff + prefix);
+    copyBytes(page, oldTuple + oldHoff, tuple, to + bitmap, prefix);
+    to += bitmap + prefix;
   }
-  to += buf.copy(tuple, to, at, end);
+  copyBytes(buf, at, tuple, to, end - at);
+  to += end - at;
   if (suffix > 0) {
     if (suffix > oldLength) throw t.corruptRecord(record, `its suffix of ${suffix} bytes does not fit`);
-    page.copy(tuple, to, oldTuple + oldLength - suffix, oldTuple + oldLength);
+    copyBytes(page, oldTuple + oldLength - suffix, tuple, to, suffix);
   }
   fillHeader(
     buf.readUInt16LE(header),
@@ -256,11 +262,11 @@ function redoLock(page: Buffer, record: DecodedRecord): void {
   const offnum = buf.readUInt16LE(main + 4);
   const at = t.tupleAt(page, record, offnum);
   replaceXmaxBits(page, at, buf[main + 6] as number);
-  if (isLockedOnly(page.readUInt16LE(at + t.T_INFOMASK))) {
+  if (isLockedOnly(getU16(page, at + t.T_INFOMASK))) {
     setHotUpdated(page, at, false);
     t.setCtid(page, at, t.blockOf(record, 0).block, offnum);
   }
-  page.writeUInt32LE(buf.readUInt32LE(main), at + t.T_XMAX);
+  putU32(page, at + t.T_XMAX, buf.readUInt32LE(main));
   resetCommandId(page, at);
   setPageLsn(page, record.endLsn);
 }
