@@ -55,6 +55,7 @@ export class TimelineStorage {
   #nextNumber: number;
   #closed = false;
   #compactionQueued = false;
+  readonly #compactions = new SerialQueue();
   compactions = 0;
 
   private constructor(
@@ -216,8 +217,13 @@ export class TimelineStorage {
       });
   }
 
-  /** Merges what is L0 now; then writes images when enough has gathered since the last. The job queue stays free for flushes meanwhile. */
-  async compact(): Promise<void> {
+  /** Merges what is L0 now; then writes images when enough has gathered since the last. The job queue stays free for flushes meanwhile.
+   *  One at a time: two merges of the same layers would both be published, and changes applied twice. */
+  compact(): Promise<void> {
+    return this.#compactions.run(() => this.#compactOnce());
+  }
+
+  async #compactOnce(): Promise<void> {
     const inputs = this.#level0();
     if (inputs.length > 0) {
       const merged = await this.#compact(this.#compactionJob('merge', inputs));
