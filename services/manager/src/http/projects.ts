@@ -202,7 +202,7 @@ export async function createProject(
         postgresRole: names.OWNER_ROLE,
         authMethod: 'PG_PASSWORD_SCRAM_SHA_256',
         identityType: null,
-        verifier: scramVerifier(password),
+        verifier: await scramVerifier(password),
         createdb: true,
         createrole: true,
         bypassrls: true,

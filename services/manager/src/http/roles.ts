@@ -64,7 +64,7 @@ export const roleRoutes: Routes = (app, c) => {
         postgresRole,
         authMethod,
         identityType: readIdentityType(spec),
-        verifier: password === undefined ? null : scramVerifier(password),
+        verifier: password === undefined ? null : await scramVerifier(password),
         createdb: spec.attributes?.createdb ?? false,
         createrole: spec.attributes?.createrole ?? false,
         bypassrls: spec.attributes?.bypassrls ?? false,
@@ -201,7 +201,7 @@ async function change(
   const target = catalogTarget('role', role.timeline_id, role.role_id);
   // Null leaves the password in the server as it is, whoever set it last; a role that is not applied yet keeps the one it waits with.
   const unapplied = role.applied_revision === 0 ? role.verifier : null;
-  const verifier = password !== undefined ? scramVerifier(password) : unapplied;
+  const verifier = password !== undefined ? await scramVerifier(password) : unapplied;
   if (password !== undefined && isOwner) c.credentials.set(path.project, path.branch, { role: role.postgres_role, password });
   const operation = await c.db.transaction(async (tx) => {
     await catalog.updateRole(tx, role.timeline_id, role.role_id, {

@@ -1,16 +1,9 @@
-/** SCRAM-SHA-256 verifiers (RFC 5803 in Postgres's spelling) and generated passwords. Clear passwords are never stored in the database.
- *  Only for passwords we generate: they are ASCII, so SASLprep is the identity. */
-import { createHash, createHmac, pbkdf2Sync, randomBytes, randomInt } from 'node:crypto';
+/** Passwords we generate, and their SCRAM verifiers. Clear passwords are never stored in the database. */
+import { randomInt } from 'node:crypto';
+import { buildVerifier, formatVerifier } from '@lakebase/pg-wire';
 
-const ITERATIONS = 4096;
-const SALT_BYTES = 16;
-
-export function scramVerifier(password: string, salt: Buffer = randomBytes(SALT_BYTES), iterations: number = ITERATIONS): string {
-  const salted = pbkdf2Sync(password, salt, iterations, 32, 'sha256');
-  const hmac = (text: string): Buffer => createHmac('sha256', salted).update(text).digest();
-  const storedKey = createHash('sha256').update(hmac('Client Key')).digest('base64');
-  return `SCRAM-SHA-256$${iterations}:${salt.toString('base64')}$${storedKey}:${hmac('Server Key').toString('base64')}`;
-}
+export const scramVerifier = async (password: string, salt?: Buffer): Promise<string> =>
+  formatVerifier(await buildVerifier(password, salt === undefined ? {} : { salt }));
 
 /** 24 characters of four classes, all safe in a URL: about 140 bits. */
 export function generatePassword(): string {
