@@ -41,7 +41,9 @@ export interface SuspendState {
 export type BlockRef = { readonly tag: RelTag; readonly block: number };
 
 export function encodeStartBundle(b: StartBundle): Buffer {
-  const w = new ByteWriter(65_536)
+  // Sized once: growing by doubling would copy megabytes of pages several times.
+  const filesBytes = b.files.reduce((n, f) => n + f.path.length + f.bytes.length + 16, 0);
+  const w = new ByteWriter(4_096 + filesBytes + b.relations.length * 20 + b.bootPages.length * (BLCKSZ + 64))
     .u32be(BUNDLE_MAGIC)
     .u16be(1)
     .u16be(b.cleanSuspend ? 1 : 0);

@@ -22,6 +22,7 @@ import { FrameCache, type LayerFiles, openObject, sealObject, syncDirectory } fr
 import type { Readable } from 'node:stream';
 import { readFileSync } from 'node:fs';
 import { BOOT_OBJECT_MAGIC, OBJECT_VERSION, SUSPEND_OBJECT_MAGIC, buildStartBundle } from './bundle.ts';
+import { BundleCache } from './bundle-cache.ts';
 import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
 import { CacheBudget } from './page-cache.ts';
@@ -43,6 +44,7 @@ interface Damaged {
 
 const key = (project: string, timeline: string): string => `${project}/${timeline}`;
 const STOP_FLUSH_MS = 10_000;
+const BUNDLE_CACHE_BYTES = 16 << 20;
 const DELETED_SUFFIX = '.deleted';
 
 export class TimelineStore {
@@ -53,6 +55,7 @@ export class TimelineStore {
   readonly #budget: CacheBudget;
   readonly #compactor = new Compactor();
   readonly #flusher = new Compactor();
+  readonly #bundles = new BundleCache(BUNDLE_CACHE_BYTES);
   readonly #timelines = new Map<string, Attached | Damaged>();
   readonly #queues = new Map<string, SerialQueue>();
 
@@ -166,6 +169,7 @@ export class TimelineStore {
     return this.#queue(key(project, timeline)).run(async () => {
       const found = this.#timelines.get(key(project, timeline));
       this.#timelines.delete(key(project, timeline));
+      this.#bundles.forget(timeline);
       if (found !== undefined && 'timeline' in found) {
         const stopped = found.receiver.stop();
         await found.timeline.close();
@@ -182,7 +186,17 @@ export class TimelineStore {
 
   async startBundle(t: Timeline, lsn: Lsn, waitMs: number): Promise<Buffer> {
     const at = await this.#bundleLsn(t, lsn, waitMs);
-    return buildStartBundle(t, at, this.#attached(t.project, t.id).bootSet);
+    if (at !== t.lastRecordLsn) return buildStartBundle(t, at, this.#attached(t.project, t.id).bootSet);
+    const known = this.#bundles.get(t.id, at);
+    if (known !== undefined) return known;
+    const { bootSet } = this.#attached(t.project, t.id);
+    const { suspend } = t.storage.index;
+    const bundle = await buildStartBundle(t, at, bootSet);
+    // What went into it may have changed while pages were read.
+    const now = this.#timelines.get(key(t.project, t.id));
+    const same = now !== undefined && 'timeline' in now && now.timeline === t && now.bootSet === bootSet && t.storage.index.suspend === suspend;
+    if (same && t.lastRecordLsn === at) this.#bundles.set(t.id, at, bundle);
+    return bundle;
   }
   async #bundleLsn(t: Timeline, lsn: Lsn, waitMs: number): Promise<Lsn> {
     if (lsn === Number.MAX_SAFE_INTEGER) return t.lastRecordLsn;
@@ -204,6 +218,8 @@ export class TimelineStore {
     await t.checkpoint();
     const sealed = sealObject(SUSPEND_OBJECT_MAGIC, OBJECT_VERSION, project, body, t.storage.files.ciphers);
     await t.storage.putObject('suspend', sealed, (file) => ({ suspend: { lsn: state.lsn, file } }));
+    this.#bundles.forget(t.id);
+    this.#buildAhead(t);
   }
 
   async putBootSet(project: ProjectUid, timeline: TimelineId, body: Buffer): Promise<void> {
@@ -212,6 +228,16 @@ export class TimelineStore {
     const sealed = sealObject(BOOT_OBJECT_MAGIC, OBJECT_VERSION, project, encodeBootSet(blocks), attached.timeline.storage.files.ciphers);
     await attached.timeline.storage.putObject('bootset', sealed, (file) => ({ bootSet: file }));
     attached.bootSet = blocks;
+    this.#bundles.forget(timeline);
+  }
+
+  /** The next thing to happen to a suspended timeline is a start from here. */
+  #buildAhead(t: Timeline): void {
+    setImmediate(() => {
+      this.startBundle(t, t.lastRecordLsn, 1).catch((error: unknown) =>
+        t.log.warn({ err: errorMessage(error) }, 'the next start bundle cannot be built ahead'),
+      );
+    });
   }
 
   /** For metrics and health. */
