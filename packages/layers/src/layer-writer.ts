@@ -168,6 +168,7 @@ export class LayerWriter {
     const at = this.#offset - this.#pendingBytes;
     this.#pending = [];
     this.#pendingBytes = 0;
+    this.#hash.update(bytes);
     await writeFully(this.#handle, bytes, at, this.#path);
   }
 
@@ -268,7 +269,6 @@ export class LayerWriter {
   }
 
   #emit(bytes: Buffer): void {
-    this.#hash.update(bytes);
     this.#pending.push(bytes);
     this.#pendingBytes += bytes.length;
     this.#offset += bytes.length;

@@ -13,6 +13,8 @@ const CHUNK_BYTES = 1 << 20;
 export const OPEN_LAYER_ENTRIES_MAX: number = 1 << 21;
 /** Below this a loop beats Buffer.copy, which makes views of both sides. */
 const LOOP_BYTES = 320;
+/** A smaller rest is not worth copying at once. */
+const SOURCE_BYTES_MIN = 1_024;
 const NONE = 0xffff_ffff;
 const EMPTY = Buffer.alloc(0);
 /** A writer with this much in memory is drained before it gets more. */
@@ -53,6 +55,10 @@ export class OpenLayer implements LayerView {
   #chunks: Buffer[] = [];
   #chunk: Buffer = Buffer.alloc(0);
   #chunkUsed = 0;
+  /** See {@link appendFrom}: the buffer copied last, from where, and the position its start would have. */
+  #source: Buffer | undefined;
+  #sourceFrom = 0;
+  #sourcePosition = 0;
 
   #entryPos = new Uint32Array(65536);
   #entryLength = new Uint32Array(65536);
@@ -88,13 +94,7 @@ export class OpenLayer implements LayerView {
   /** Copies bytes into the layer; the position is good for several {@link file} calls. */
   append(bytes: Buffer, offset: number, length: number): number {
     if (length === 0) return 0;
-    if (this.#chunkUsed + length > this.#chunk.length) {
-      // Shared, so that the thread that writes the layer needs no copy.
-      this.#chunk = Buffer.from(new SharedArrayBuffer(Math.max(CHUNK_BYTES, length)));
-      this.#chunks.push(this.#chunk);
-      this.#chunkUsed = 0;
-      assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
-    }
+    if (this.#chunkUsed + length > this.#chunk.length) this.#addChunk(Math.max(CHUNK_BYTES, length));
     const at = this.#chunkUsed;
     if (length < LOOP_BYTES) {
       const chunk = this.#chunk;
@@ -105,6 +105,34 @@ export class OpenLayer implements LayerView {
     this.#chunkUsed = at + length;
     this.byteCount += length;
     return (this.#chunks.length - 1) * CHUNK_BYTES + at;
+  }
+
+  /** {@link append} for one of many records that lie in one buffer: the rest of the buffer is copied at once, and the records after this one
+   *  are found there. The buffer must stay as it is until {@link forgetSource}, and one that is filled anew must come through append. */
+  appendFrom(bytes: Buffer, offset: number, length: number): number {
+    if (bytes !== this.#source || offset < this.#sourceFrom) {
+      const rest = bytes.length - offset;
+      if (rest < SOURCE_BYTES_MIN || rest > CHUNK_BYTES / 4) return this.append(bytes, offset, length);
+      if (this.#chunkUsed + rest > this.#chunk.length) this.#addChunk(CHUNK_BYTES);
+      bytes.copy(this.#chunk, this.#chunkUsed, offset);
+      this.#source = bytes;
+      this.#sourceFrom = offset;
+      this.#sourcePosition = (this.#chunks.length - 1) * CHUNK_BYTES + this.#chunkUsed - offset;
+      this.#chunkUsed += rest;
+    }
+    this.byteCount += length;
+    return this.#sourcePosition + offset;
+  }
+  forgetSource(): void {
+    this.#source = undefined;
+  }
+
+  #addChunk(bytes: number): void {
+    // Shared, so that the thread that writes the layer needs no copy.
+    this.#chunk = Buffer.from(new SharedArrayBuffer(bytes));
+    this.#chunks.push(this.#chunk);
+    this.#chunkUsed = 0;
+    assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
   }
 
   /** Files an entry whose bytes lie at `pos`. Returns how many entries a read of this page has to apply now. */
@@ -144,6 +172,7 @@ export class OpenLayer implements LayerView {
 
   freeze(endLsn: Lsn): void {
     this.frozen = true;
+    this.#source = undefined;
     if (endLsn > this.endLsn) this.endLsn = endLsn;
   }
 

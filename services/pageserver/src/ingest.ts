@@ -106,7 +106,12 @@ export class Ingest implements EffectSink {
       }
       catalog.extend(id, b.block + 1, this.#lsn, this.#file);
     }
-    if (this.#position < 0) this.#position = this.layer.append(record.buf, record.offset, record.length);
+    // A record put together from pieces begins its buffer, which is used again for the next such record.
+    if (this.#position < 0)
+      this.#position =
+        record.offset === 0
+          ? this.layer.append(record.buf, 0, record.length)
+          : this.layer.appendFrom(record.buf, record.offset, record.length);
     const pending = this.layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
     if (pending >= this.#hotRecords) this.#count(id, b.block, pending);
   }

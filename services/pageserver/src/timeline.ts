@@ -128,6 +128,8 @@ export class Timeline {
    *  `behind`: much more WAL is waiting, so hot pages are left for later unless they are very hot. */
   async ingestFrom(decoder: WalDecoder, behind = false): Promise<void> {
     if (this.#broken !== undefined) throw this.#broken;
+    // The caller may have filled a buffer anew since the last call.
+    this.#open.forgetSource();
     let sliceStart = performance.now();
     for (let n = 1; ; n++) {
       const record = decoder.next();

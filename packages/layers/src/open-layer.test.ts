@@ -1,0 +1,69 @@
+/** The in-memory layer: records found in a buffer copied as a whole, and the layer as another thread sees it. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { plainProvider } from '@lakebase/envelope';
+import type { Lsn } from '@lakebase/ids';
+import { ENTRY_RECORD, type Entry, FrameCache, KIND_REL_PAGE, LayerHandle, OpenLayer, SeriesTable, encodeKey, flushLayer } from './index.ts';
+
+const relation = { kind: KIND_REL_PAGE, spc: 1663, db: 5, rel: 7, fork: 0 };
+
+/** Bytes that tell where in which buffer they were. */
+const source = (seed: number, length: number): Buffer => Buffer.from(Array.from({ length }, (_, i) => (seed * 31 + i * 7) & 255));
+
+/** Files pieces of 40 bytes from several buffers, some of them too small or too large to be copied whole. */
+function fill(layer: OpenLayer, series: number): Map<number, Buffer> {
+  const expected = new Map<number, Buffer>();
+  let lsn = 100;
+  for (const [seed, length] of [[1, 130_000], [2, 700], [3, 400_000], [4, 260_000], [5, 262_000], [6, 131_072]] as const) {
+    const bytes = source(seed, length);
+    for (let at = 8; at + 40 <= length; at += 4_000) {
+      layer.file(series, lsn % 17, ENTRY_RECORD, 0, lsn as Lsn, layer.appendFrom(bytes, at, 40), 40);
+      expected.set(lsn, Buffer.from(bytes.subarray(at, at + 40)));
+      lsn += 8;
+    }
+    // The same buffer, filled anew: what was filed stays.
+    bytes.fill(0xee);
+    layer.forgetSource();
+    if (length > 48) {
+      layer.file(series, lsn % 17, ENTRY_RECORD, 0, lsn as Lsn, layer.appendFrom(bytes, 8, 40), 40);
+      expected.set(lsn, Buffer.alloc(40, 0xee));
+      lsn += 8;
+    }
+  }
+  return expected;
+}
+
+function found(view: { collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean }): Map<number, Buffer> {
+  const all = new Map<number, Buffer>();
+  for (let block = 0; block < 17; block++) {
+    const entries: Entry[] = [];
+    view.collect(encodeKey(relation, block), 1e9 as Lsn, 0 as Lsn, entries);
+    for (const e of entries) all.set(e.lsn, Buffer.from(e.bytes));
+  }
+  return all;
+}
+const sorted = (m: Map<number, Buffer>): [number, string][] => [...m].sort((a, b) => a[0] - b[0]).map(([k, v]) => [k, v.toString('hex')]);
+
+test('records are found where they were in buffers copied as a whole, in memory and flushed from another thread', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'open-layer-'));
+  try {
+    const series = new SeriesTable();
+    const layer = new OpenLayer(series, 0 as Lsn);
+    const expected = sorted(fill(layer, series.internSeries(relation)));
+    assert.ok(expected.length > 250);
+    assert.deepEqual(sorted(found(layer)), expected);
+    layer.freeze(1e6 as Lsn);
+    const files = { directory, ciphers: plainProvider, cache: new FrameCache(1 << 20), project: 'a'.repeat(32), timeline: 'b'.repeat(32) };
+    // As a worker gets it: shared chunks, cloned tables.
+    const descriptor = await flushLayer(OpenLayer.fromMessage(structuredClone(layer.toMessage())), { ...files, generation: 0, number: 1 });
+    const handle = new LayerHandle(descriptor, files);
+    assert.deepEqual(sorted(found(handle.reader())), expected);
+    assert.deepEqual(sorted(found(layer)), expected, 'the layer itself stays readable');
+    handle.close();
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
