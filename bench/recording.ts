@@ -39,8 +39,18 @@ export interface RecordingOptions {
 export async function record(options: RecordingOptions): Promise<Recording> {
   const server = StockPostgres.create({
     settings: {
-      shared_buffers: '256MB', max_connections: '50', fsync: 'off', synchronous_commit: 'off', full_page_writes: options.fullPageWrites ? 'on' : 'off',
-      wal_level: 'replica', max_wal_senders: '0', max_wal_size: '32GB', wal_keep_size: '16GB', checkpoint_timeout: '1h', autovacuum: 'on', log_checkpoints: 'off',
+      shared_buffers: '256MB',
+      max_connections: '50',
+      fsync: 'off',
+      synchronous_commit: 'off',
+      full_page_writes: options.fullPageWrites ? 'on' : 'off',
+      wal_level: 'replica',
+      max_wal_senders: '0',
+      max_wal_size: '32GB',
+      wal_keep_size: '16GB',
+      checkpoint_timeout: '1h',
+      autovacuum: 'on',
+      log_checkpoints: 'off',
     },
   });
   try {
@@ -56,7 +66,14 @@ export async function record(options: RecordingOptions): Promise<Recording> {
     rmSync(join(server.pgdata, 'postmaster.pid'), { force: true });
     const walDir = join(server.pgdata, 'pg_wal');
     const counted = count(walDir, start);
-    return { template, walDir, start, ...counted, recover: () => recover(server), [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+    return {
+      template,
+      walDir,
+      start,
+      ...counted,
+      recover: () => recover(server),
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    };
   } catch (error) {
     await server[Symbol.asyncDispose]();
     throw error;
@@ -94,4 +111,3 @@ async function recover(source: StockPostgres): Promise<Recovery> {
   if (done === null) throw new Error(`no recovery in the log of ${copy.logPath}:\n${log.slice(-2_000)}`);
   return { cpuSeconds: Number(done[1]) + Number(done[2]), elapsedSeconds: Number(done[3]) };
 }
-

@@ -11,8 +11,16 @@ import { findPgbench } from './pgbench.ts';
 import { type Recording, record } from './recording.ts';
 import { type Report, format } from './report.ts';
 
-interface Rate { readonly perSecond: number; readonly perCpuSecond: number }
-interface Pages { readonly requests: number; readonly perSecond: number; readonly medianUs: number; readonly p99Us: number }
+interface Rate {
+  readonly perSecond: number;
+  readonly perCpuSecond: number;
+}
+interface Pages {
+  readonly requests: number;
+  readonly perSecond: number;
+  readonly medianUs: number;
+  readonly p99Us: number;
+}
 interface StorageFigures {
   readonly decode: Rate;
   readonly decodeAndIndex: Rate;
@@ -25,7 +33,18 @@ const run = promisify(execFile);
 const program = join(import.meta.dirname, '..', 'services', 'pageserver', 'src', 'bench.ts');
 
 async function measure(recording: Recording, parts: string): Promise<StorageFigures> {
-  const args = ['--conditions=lakebase-source', program, '--template', recording.template, '--wal', recording.walDir, '--warm', formatLsn(recording.start), '--end', formatLsn(recording.end)];
+  const args = [
+    '--conditions=lakebase-source',
+    program,
+    '--template',
+    recording.template,
+    '--wal',
+    recording.walDir,
+    '--warm',
+    formatLsn(recording.start),
+    '--end',
+    formatLsn(recording.end),
+  ];
   const { stdout } = await run(process.execPath, args, { maxBuffer: 1 << 24, env: { ...process.env, BENCH_ONLY: parts } });
   return JSON.parse(stdout) as StorageFigures;
 }
@@ -35,19 +54,31 @@ export async function storageCases(plan: Plan, report: Report): Promise<void> {
   if (binary === undefined) return report.note('storage cases need pgbench');
   for (const fullPageWrites of [false, true]) {
     const name = fullPageWrites ? 'with full-page images' : 'without full-page images';
-    await using recording = await record({ pgbench: binary, scale: Math.min(10, Math.ceil(plan.scale / 4)), seconds: Math.min(plan.seconds * 2, 20), fullPageWrites });
+    await using recording = await record({
+      pgbench: binary,
+      scale: Math.min(10, Math.ceil(plan.scale / 4)),
+      seconds: Math.min(plan.seconds * 2, 20),
+      fullPageWrites,
+    });
     const megabytes = (recording.end - recording.start) / (1 << 20);
     report.note(`WAL ${name}: ${recording.records} records, ${format(megabytes)} MB, of pgbench TPC-B`);
     for (let round = 0; round < plan.rounds; round++) await compare(recording, name, report);
     if (!fullPageWrites) await getPages(recording, report);
   }
-  report.note(`storage: load average at the end ${loadavg().map((n) => n.toFixed(1)).join(' ')}; a CPU second is one of any thread; merging of layers is not in these figures`);
+  report.note(
+    `storage: load average at the end ${loadavg()
+      .map((n) => n.toFixed(1))
+      .join(' ')}; a CPU second is one of any thread; merging of layers is not in these figures`,
+  );
 }
 
 async function compare(recording: Recording, name: string, report: Report): Promise<void> {
   const ours = await measure(recording, 'decode,index,redo,ingest');
   const stock = await recording.recover();
-  const theirs = { perSecond: recording.records / stock.elapsedSeconds, perCpuSecond: recording.records / Math.max(0.01, stock.cpuSeconds) };
+  const theirs = {
+    perSecond: recording.records / stock.elapsedSeconds,
+    perCpuSecond: recording.records / Math.max(0.01, stock.cpuSeconds),
+  };
   const add = (what: string, mine: number, his: number, unit: string): void => {
     report.add({ id: `${what}, ${name} (stock column: crash recovery)`, unit, arm: 'lakebase', value: mine, higher: true });
     report.add({ id: `${what}, ${name} (stock column: crash recovery)`, unit, arm: 'stock', value: his, higher: true });
@@ -68,13 +99,20 @@ async function getPages(recording: Recording, report: Report): Promise<void> {
   for (const records of [0, 1, 10, 100]) {
     const figures = getPage[`records${records}`] as Pages | undefined;
     if (figures === undefined) continue;
-    report.add({ id: `GetPage depth 1, ${records} records to apply, median`, unit: 'µs', arm: 'lakebase', value: figures.medianUs, higher: false });
+    report.add({
+      id: `GetPage depth 1, ${records} records to apply, median`,
+      unit: 'µs',
+      arm: 'lakebase',
+      value: figures.medianUs,
+      higher: false,
+    });
     times.push(`${records} records p50 ${figures.medianUs} µs p99 ${figures.p99Us} µs (${figures.requests} pages)`);
   }
   report.note(`GetPage over TCP at depth 1, pages not in the cache: ${times.join('; ')}`);
   const cold = getPage['coldDepth64'] as Pages | undefined;
   const hot = getPage['hotDepth64'] as Pages | undefined;
-  if (cold !== undefined) report.add({ id: 'GetPage depth 64, pages from layers', unit: 'pages/s', arm: 'lakebase', value: cold.perSecond, higher: true });
-  if (hot !== undefined) report.add({ id: 'GetPage depth 64, pages mostly cached', unit: 'pages/s', arm: 'lakebase', value: hot.perSecond, higher: true });
+  if (cold !== undefined)
+    report.add({ id: 'GetPage depth 64, pages from layers', unit: 'pages/s', arm: 'lakebase', value: cold.perSecond, higher: true });
+  if (hot !== undefined)
+    report.add({ id: 'GetPage depth 64, pages mostly cached', unit: 'pages/s', arm: 'lakebase', value: hot.perSecond, higher: true });
 }
-

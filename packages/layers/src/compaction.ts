@@ -178,9 +178,7 @@ class PageImager {
   }
 
   #cut(): boolean {
-    return (
-      this.#series.kind === KIND_REL_PAGE && floorOf(this.#reader.floors(this.#series, this.#lsn), this.#block) > this.#baseLsn
-    );
+    return this.#series.kind === KIND_REL_PAGE && floorOf(this.#reader.floors(this.#series, this.#lsn), this.#block) > this.#baseLsn;
   }
 
   #imageWhenDue(): void {

@@ -6,7 +6,17 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { plainProvider } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
-import { ENTRY_RECORD, type Entry, FrameCache, KIND_REL_PAGE, LayerHandle, OpenLayer, SeriesTable, encodeKey, flushLayer } from './index.ts';
+import {
+  ENTRY_RECORD,
+  type Entry,
+  FrameCache,
+  KIND_REL_PAGE,
+  LayerHandle,
+  OpenLayer,
+  SeriesTable,
+  encodeKey,
+  flushLayer,
+} from './index.ts';
 
 const relation = { kind: KIND_REL_PAGE, spc: 1663, db: 5, rel: 7, fork: 0 };
 
@@ -17,7 +27,14 @@ const source = (seed: number, length: number): Buffer => Buffer.from(Array.from(
 function fill(layer: OpenLayer, series: number): Map<number, Buffer> {
   const expected = new Map<number, Buffer>();
   let lsn = 100;
-  for (const [seed, length] of [[1, 130_000], [2, 700], [3, 400_000], [4, 260_000], [5, 262_000], [6, 131_072]] as const) {
+  for (const [seed, length] of [
+    [1, 130_000],
+    [2, 700],
+    [3, 400_000],
+    [4, 260_000],
+    [5, 262_000],
+    [6, 131_072],
+  ] as const) {
     const bytes = source(seed, length);
     for (let at = 8; at + 40 <= length; at += 4_000) {
       layer.file(series, lsn % 17, ENTRY_RECORD, 0, lsn as Lsn, layer.appendFrom(bytes, at, 40), 40);

@@ -298,7 +298,7 @@ test('a record without redo breaks only what follows it: named in the error, ear
     const timeline = await createTimeline(directory, server.pgdata, String(controlOf(server.pgdata).systemId), config);
     await server.start();
     const tag = await withClient(server, 'postgres', async (c) => {
-      await c.query("create table t (a int); insert into t values (1)");
+      await c.query('create table t (a int); insert into t values (1)');
       await c.query("select pg_logical_emit_message(false, 'lakebase', 'the record that becomes a stranger')");
       await c.query('insert into t select generate_series(1, 500)');
       const { rows } = await c.query(
@@ -337,7 +337,8 @@ function makeForeign(walDir: string, text: string): void {
     // Headers: record 24, long or short data header, then the message's own 32 and its prefix with the zero.
     for (let offset = (at & ~7) - 128; offset < at; offset += 8) {
       const length = bytes.readUInt32LE(offset);
-      if (length < at - offset || length > 200 || bytes[offset + 17] !== RM_LOGICALMSG_ID || !recordCrcMatches(bytes, offset, length)) continue;
+      if (length < at - offset || length > 200 || bytes[offset + 17] !== RM_LOGICALMSG_ID || !recordCrcMatches(bytes, offset, length))
+        continue;
       bytes[offset + 17] = 200;
       bytes.writeUInt32LE(recordCrc(bytes, offset, length), offset + 20);
       writeFileSync(join(walDir, name), bytes);

@@ -194,7 +194,8 @@ export class TimelineStore {
     const bundle = await buildStartBundle(t, at, bootSet);
     // What went into it may have changed while pages were read.
     const now = this.#timelines.get(key(t.project, t.id));
-    const same = now !== undefined && 'timeline' in now && now.timeline === t && now.bootSet === bootSet && t.storage.index.suspend === suspend;
+    const same =
+      now !== undefined && 'timeline' in now && now.timeline === t && now.bootSet === bootSet && t.storage.index.suspend === suspend;
     if (same && t.lastRecordLsn === at) this.#bundles.set(t.id, at, bundle);
     return bundle;
   }

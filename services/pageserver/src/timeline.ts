@@ -67,6 +67,8 @@ export class Timeline {
   #closed = false;
   #idleTimer: NodeJS.Timeout | undefined;
   #flushing: Promise<void> | undefined;
+  /** Of ingest, over calls: a caller that has many small pieces at hand may not turn the event loop between them. */
+  #lastTurn = 0;
   /** Aborted at close: ends retries. */
   readonly #stop = new AbortController();
 
@@ -130,7 +132,6 @@ export class Timeline {
     if (this.#broken !== undefined) throw this.#broken;
     // The caller may have filled a buffer anew since the last call.
     this.#open.forgetSource();
-    let sliceStart = performance.now();
     for (let n = 1; ; n++) {
       const record = decoder.next();
       if (record === undefined) break;
@@ -143,10 +144,10 @@ export class Timeline {
         while (this.storage.frozen.length > FROZEN_LAYERS_MAX && !this.#closed) await this.#flushing;
         if (this.#closed) throw new LakebaseError('CLOSED', 'the timeline is shutting down');
       }
-      if ((n & 255) === 0 && performance.now() - sliceStart > SLICE_MS) {
+      if ((n & 255) === 0 && performance.now() - this.#lastTurn > SLICE_MS) {
         this.#waiters.advance(this.#lastRecordLsn);
         await nextTurn();
-        sliceStart = performance.now();
+        this.#lastTurn = performance.now();
       }
     }
     this.#waiters.advance(this.#lastRecordLsn);
