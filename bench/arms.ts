@@ -3,7 +3,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ComputeHostClient, internalToken } from '@lakebase/api';
-import { must } from '@lakebase/base';
+import { must, sleep } from '@lakebase/base';
 import { Cluster, StockPostgres, eventually } from '@lakebase/testkit';
 import pg from 'pg';
 
@@ -11,6 +11,8 @@ export interface Arm extends AsyncDisposable {
   readonly name: 'lakebase' | 'stock' | 'sync';
   /** Host (socket directory), port, user and database of the server itself. */
   connection(): Promise<{ host: string; port: number; user: string; database: string }>;
+  /** After bulk work: a checkpoint, and no background work of storage left. */
+  settle(): Promise<void>;
   /** Leaves nothing of the database in the server's memory: a fresh compute, or a restarted server. */
   cold(): Promise<void>;
 }
@@ -46,6 +48,9 @@ class StockArm implements Arm {
   }
   async connection() {
     return this.server.clientConfig;
+  }
+  settle(): Promise<void> {
+    return query(this, 'CHECKPOINT');
   }
   async cold(): Promise<void> {
     await this.server.stop();
@@ -129,6 +134,17 @@ export class LakebaseArm implements Arm {
     await client.end();
   }
 
+  /** The pageserver merges what a load brought: until it used less than a tenth of a core for two seconds. */
+  async settle(): Promise<void> {
+    await query(this, 'CHECKPOINT');
+    const ticks = (): number => this.cluster.pids('pageserver').reduce((n, pid) => n + cpuTicks(pid), 0);
+    for (let tries = 0; tries < SETTLE_TRIES_MAX; tries++) {
+      const before = ticks();
+      await sleep(2_000);
+      if (ticks() - before < 20) return;
+    }
+  }
+
   async suspend(): Promise<void> {
     const { code, stderr } = await this.cluster.cli(['suspend']);
     if (code !== 0) throw new Error(`lakebase suspend: ${stderr}`);
@@ -155,4 +171,13 @@ export function dropCaches(): void {
   } catch {
     // not root: the cold cases then measure a warm operating system cache on every arm
   }
+}
+
+const SETTLE_TRIES_MAX = 45;
+
+/** utime + stime of a process in hundredths of a second (proc_pid_stat(5), fields 14 and 15). */
+function cpuTicks(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return Number(fields[11]) + Number(fields[12]);
 }

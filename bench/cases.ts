@@ -23,6 +23,7 @@ const ordered = (arms: readonly Arm[], round: number): readonly Arm[] => (round 
 
 export async function throughput(binary: string, arms: readonly Arm[], plan: Plan, report: Report): Promise<void> {
   for (const arm of arms) await pgbench(binary, await arm.connection(), ['-i', '-q', '-s', String(plan.scale)]);
+  for (const arm of arms) await arm.settle();
   for (let round = 0; round < plan.rounds; round++) {
     for (const clients of CLIENTS) {
       for (const arm of ordered(arms, round)) {
@@ -111,6 +112,7 @@ export async function bulk(arms: readonly Arm[], plan: Plan, report: Report): Pr
 
 export async function coldScan(arms: readonly Arm[], plan: Plan, report: Report): Promise<void> {
   for (const arm of arms) await query(arm, 'VACUUM ANALYZE bulk');
+  for (const arm of arms) await arm.settle();
   for (let round = 0; round < plan.rounds; round++) {
     for (const arm of ordered(arms, round).filter((a) => a.name !== 'sync')) {
       await arm.cold();

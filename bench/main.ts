@@ -18,7 +18,7 @@ if (values.help === true) {
 const plan: Plan =
   values.quick === true
     ? { seconds: 5, rounds: 1, scale: 20, hotScale: 5, copyRows: 500_000, resumes: 8 }
-    : { seconds: 15, rounds: 3, scale: 40, hotScale: 5, copyRows: 2_000_000, resumes: 40 };
+    : { seconds: 10, rounds: 3, scale: 70, hotScale: 5, copyRows: 2_000_000, resumes: 40 };
 const only = values.only?.split(',');
 const wanted = (name: string): boolean => only === undefined || only.includes(name);
 

@@ -4,10 +4,10 @@ import { BOOT_SET_MAX, type BlockRef } from '@lakebase/api';
 import type { RelTag } from '@lakebase/ids';
 
 /** Faults later than this after the start belong to the workload, not to starting. */
-const WINDOW_MS = 3_000;
+const WINDOW_MS = 1_500;
 /** A run longer than this is a scan. */
 const RUN_MAX = 8;
-const BLOCKS_MAX = 512;
+const BLOCKS_MAX = 256;
 
 export class BootSet {
   readonly #blocks = new Map<string, BlockRef>();

@@ -18,7 +18,7 @@ import {
   encodeBootSet,
   encodeSuspendState,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, errorMessage, must } from '@lakebase/base';
+import { LakebaseError, type Logger, errorMessage, must, sleep } from '@lakebase/base';
 import { formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { Client } from 'pg';
@@ -42,6 +42,7 @@ const READY_MS = 60_000;
 const STOP_MS = 60_000;
 const ACTIVITY_POLL_MS = 2_000;
 const BOOT_SET_AFTER_MS = 4_000;
+const OWN_CONNECTION_AFTER_MS = 250;
 
 export class Compute {
   readonly #setup: AgentSetup;
@@ -137,10 +138,11 @@ export class Compute {
         onFenced: (term) => this.#fenced(term),
       });
       this.#subscriptions.start();
-      const catalog = this.#openCatalog();
+      const work = hasWork(this.#catalog());
+      // With nothing to apply, clients neither wait for our own connection nor share the processor with its start.
+      const catalog = work ? this.#openCatalog() : sleep(OWN_CONNECTION_AFTER_MS).then(() => this.#openCatalog());
       this.#sql = catalog;
-      // Clients need not wait for our own connection when there is nothing to apply.
-      if (hasWork(this.#catalog())) await catalog;
+      if (work) await catalog;
       else catalog.catch((error: unknown) => this.#log.warn({ err: errorMessage(error) }, 'no connection for activity and roles'));
       this.#stage('catalog');
       this.#enter('RUNNING');
@@ -249,6 +251,7 @@ export class Compute {
 
   /** One connection for our own work, kept for the compute's life. */
   async #openCatalog(): Promise<Client> {
+    if (this.#stopping !== undefined) throw new LakebaseError('CLOSED', 'the compute is stopping');
     const sql = new Client({
       host: this.#start.socketDir,
       port: COMPUTE_PORT,

@@ -180,10 +180,15 @@ export class EndpointController {
       throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
     this.#setRunning(status);
     this.#log.info({ compute: computeId, ms: Date.now() - startedAt, stages: status.stages }, 'compute started');
-    // Bookkeeping after the client can go on: a kill in between only repeats idempotent work.
-    await setActive(this.#c.db, this.uid, computeId);
-    await this.#markApplied(row, pending);
-    this.#c.started(row);
+    // The client can go on meanwhile: a kill in between only repeats idempotent work. The queue keeps the order of what is written.
+    void this.#queue
+      .run(async () => {
+        if (this.#computeId !== computeId) return;
+        await setActive(this.#c.db, this.uid, computeId);
+        await this.#markApplied(row, pending);
+        this.#c.started(row);
+      })
+      .catch((error) => this.#log.warn({ err: errorMessage(error) }, 'cannot record the start; the next look repeats it'));
     return this.#woken();
   }
 
