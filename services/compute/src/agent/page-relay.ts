@@ -1,11 +1,12 @@
 /** The agent's side of the shim protocol (docs/protocols/shim-agent.md): Postgres processes ask for blocks of a segment file, we ask the
  *  page service at the start LSN. A page this compute never changed is the same at every LSN from the start on, so one LSN serves for good.
  *  Invariants: answers on one connection keep the order of its requests' arrival (the shim has one in flight); an error is an errno for
- *  that read only; nothing here is cached, the file is the cache. */
+ *  that read only; nothing is cached here beyond what is read ahead of a scan: the file is the cache. */
 import { type Server, type Socket, createServer } from 'node:net';
 import { type Logger, errorMessage, isCode } from '@lakebase/base';
 import { BLCKSZ, type Lsn, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
 import type { PageClient } from './page-client.ts';
+import { ReadAhead } from './read-ahead.ts';
 
 const REQUEST_MAGIC = 0x4c425251;
 const ANSWER_MAGIC = 0x4c425253;
@@ -36,9 +37,11 @@ export class PageRelay {
   readonly #options: PageRelayOptions;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  readonly #ahead: ReadAhead;
 
   constructor(options: PageRelayOptions) {
     this.#options = options;
+    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, options.lsn));
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
@@ -87,7 +90,7 @@ export class PageRelay {
       if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
         throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
       const first = entry.segment * RELSEG_BLOCKS + block;
-      body = await this.#options.pages.getPages(entry.source, first, count, this.#options.lsn);
+      body = await this.#ahead.get(entry.source, first, count);
       head.writeUInt32LE(body.length / BLCKSZ, 16);
       this.#options.onFault?.(entry.tag, first, count);
     } catch (error) {

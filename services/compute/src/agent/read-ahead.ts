@@ -1,0 +1,82 @@
+/** Reads ahead of a sequential scan: while Postgres works on one run of blocks, the next ones are already on their way from the page service.
+ *  A page is asked for at one LSN only, so bytes read ahead can never be stale.
+ *
+ *  Invariants: at most {@link RUNS_MAX} runs of {@link RUN_BLOCKS} blocks are held, for the relations scanned last; what is not taken within
+ *  {@link KEEP_MS} is dropped; a run that fails is forgotten and its blocks are asked for again when they are needed. */
+import { BLCKSZ, type RelTag } from '@lakebase/ids';
+
+export const RUN_BLOCKS = 128;
+const RUNS_MAX = 16;
+/** Runs ahead of one scan. */
+const DEPTH = 2;
+/** A request shorter than this is no scan. */
+const SCAN_BLOCKS_MIN = 16;
+const KEEP_MS = 2_000;
+
+export type Fetch = (tag: RelTag, block: number, count: number) => Promise<Buffer>;
+
+interface Run {
+  readonly key: string;
+  readonly first: number;
+  readonly pages: Promise<Buffer>;
+  readonly expires: number;
+}
+
+export class ReadAhead {
+  readonly #fetch: Fetch;
+  readonly #now: () => number;
+  /** Where the last request of a relation ended. */
+  readonly #ends = new Map<string, number>();
+  #runs: Run[] = [];
+
+  constructor(fetch: Fetch, now: () => number = () => performance.now()) {
+    this.#fetch = fetch;
+    this.#now = now;
+  }
+
+  async get(tag: RelTag, first: number, count: number): Promise<Buffer> {
+    const key = `${tag.spc}/${tag.db}/${tag.rel}/${tag.fork}`;
+    const sequential = this.#ends.get(key) === first && count >= SCAN_BLOCKS_MIN;
+    this.#remember(key, first + count);
+    const run = this.#runs.find((r) => r.key === key && r.first <= first && first + count <= r.first + RUN_BLOCKS);
+    const pages = run === undefined ? this.#fetch(tag, first, count) : this.#take(run, tag, first, count);
+    if (sequential) this.#startRuns(key, tag, first + count);
+    return pages;
+  }
+
+  async #take(run: Run, tag: RelTag, first: number, count: number): Promise<Buffer> {
+    try {
+      const from = (first - run.first) * BLCKSZ;
+      return (await run.pages).subarray(from, from + count * BLCKSZ);
+    } catch {
+      return this.#fetch(tag, first, count);
+    }
+  }
+
+  #startRuns(key: string, tag: RelTag, from: number): void {
+    const now = this.#now();
+    this.#runs = this.#runs.filter((r) => r.expires > now && !(r.key === key && r.first + RUN_BLOCKS <= from));
+    const ahead = this.#runs.filter((r) => r.key === key);
+    let next = Math.max(from, ...ahead.map((r) => r.first + RUN_BLOCKS));
+    for (let i = ahead.length; i < DEPTH; i++, next += RUN_BLOCKS) {
+      const run: Run = { key, first: next, pages: this.#fetch(tag, next, RUN_BLOCKS), expires: now + KEEP_MS };
+      run.pages.catch(() => {
+        this.#runs = this.#runs.filter((r) => r !== run);
+      });
+      this.#runs.push(run);
+    }
+    if (this.#runs.length > RUNS_MAX) this.#runs.splice(0, this.#runs.length - RUNS_MAX);
+    setTimeout(() => {
+      this.#runs = this.#runs.filter((r) => r.expires > this.#now());
+    }, KEEP_MS + 10).unref();
+  }
+
+  #remember(key: string, end: number): void {
+    this.#ends.delete(key);
+    this.#ends.set(key, end);
+    for (const old of this.#ends.keys()) {
+      if (this.#ends.size <= RUNS_MAX) break;
+      this.#ends.delete(old);
+    }
+  }
+}
