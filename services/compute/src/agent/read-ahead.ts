@@ -11,6 +11,7 @@ const RUNS_MAX = 16;
 const DEPTH = 2;
 /** A request shorter than this is no scan. */
 const SCAN_BLOCKS_MIN = 16;
+const SKEW_BLOCKS = 64;
 const KEEP_MS = 2_000;
 
 export type Fetch = (tag: RelTag, block: number, count: number) => Promise<Buffer>;
@@ -36,8 +37,10 @@ export class ReadAhead {
 
   async get(tag: RelTag, first: number, count: number): Promise<Buffer> {
     const key = `${tag.spc}/${tag.db}/${tag.rel}/${tag.fork}`;
-    const sequential = this.#ends.get(key) === first && count >= SCAN_BLOCKS_MIN;
-    this.#remember(key, first + count);
+    // I/O workers share a scan, so its requests come in nearly, not exactly, the order of their blocks.
+    const end = this.#ends.get(key);
+    const sequential = end !== undefined && Math.abs(first - end) <= SKEW_BLOCKS && count >= SCAN_BLOCKS_MIN;
+    this.#remember(key, sequential ? Math.max(end, first + count) : first + count);
     const run = this.#runs.find((r) => r.key === key && r.first <= first && first + count <= r.first + RUN_BLOCKS);
     const pages = run === undefined ? this.#fetch(tag, first, count) : this.#take(run, tag, first, count);
     if (sequential) this.#startRuns(key, tag, first + count);
@@ -55,8 +58,8 @@ export class ReadAhead {
 
   #startRuns(key: string, tag: RelTag, from: number): void {
     const now = this.#now();
-    this.#runs = this.#runs.filter((r) => r.expires > now && !(r.key === key && r.first + RUN_BLOCKS <= from));
-    const ahead = this.#runs.filter((r) => r.key === key);
+    this.#runs = this.#runs.filter((r) => r.expires > now && !(r.key === key && r.first + RUN_BLOCKS + SKEW_BLOCKS <= from));
+    const ahead = this.#runs.filter((r) => r.key === key && r.first + RUN_BLOCKS > from);
     let next = Math.max(from, ...ahead.map((r) => r.first + RUN_BLOCKS));
     for (let i = ahead.length; i < DEPTH; i++, next += RUN_BLOCKS) {
       const run: Run = { key, first: next, pages: this.#fetch(tag, next, RUN_BLOCKS), expires: now + KEEP_MS };
