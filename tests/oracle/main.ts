@@ -3,7 +3,13 @@ import { parseArgs } from 'node:util';
 import { failures, formatReport, runOracle } from './run.ts';
 
 const { values } = parseArgs({
-  options: { smoke: { type: 'boolean' }, only: { type: 'string', multiple: true }, postgres: { type: 'string' }, major: { type: 'string' }, keep: { type: 'boolean' } },
+  options: {
+    smoke: { type: 'boolean' },
+    only: { type: 'string', multiple: true },
+    postgres: { type: 'string' },
+    major: { type: 'string' },
+    keep: { type: 'boolean' },
+  },
 });
 const report = await runOracle({
   long: values.smoke !== true,

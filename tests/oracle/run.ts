@@ -177,7 +177,9 @@ export function formatReport(report: OracleReport): string {
     `${report.records} records, ${Math.round(report.walBytes / 1e6)} MB of WAL, ${report.mismatchCount} pages differ from their image, ${report.missingBlocks} blocks missing`,
     `standby: ${c.relations} forks, ${c.pages} pages (${c.vmPages} VM, ${c.fsmPages} FSM), ${c.slruPages} SLRU pages, ${c.relmaps} relmaps, ${c.twophase} prepared, ${c.origins} origins: ${c.differenceCount} differences`,
   );
-  lines.push(`mangled records: ${report.hostile.attempts}, of which redo refused ${report.hostile.refused}; ${report.hostile.failures.length} other outcomes`);
+  lines.push(
+    `mangled records: ${report.hostile.attempts}, of which redo refused ${report.hostile.refused}; ${report.hostile.failures.length} other outcomes`,
+  );
   for (const failure of report.hostile.failures) lines.push(`HOSTILE ${failure}`);
   for (const m of report.counterMismatches) lines.push(`COUNTER ${m.where}: ${m.detail}`);
   for (const name of report.blind) lines.push(`BLIND ${name}: a bit made wrong on purpose went unnoticed`);

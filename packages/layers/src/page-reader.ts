@@ -112,7 +112,8 @@ export class PageReader {
       const e = entries[i] as Entry;
       if (e.kind === ENTRY_FSM_HINT) {
         // Rare: the rest of the page's changes, hints and all.
-        for (const _ of this.#applyHinted(s, entries.slice(0, i + 1), page)) void _;
+        const turns = this.#applyHinted(s, entries.slice(0, i + 1), page);
+        while (turns.next().done !== true) continue;
         return page;
       }
       this.#step(s, e, page);
