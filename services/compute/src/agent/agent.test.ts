@@ -21,10 +21,10 @@ describe('settings', () => {
   it('the agent has the last word', () => {
     const conf = postgresqlConf({
       ...input,
-      settings: { fsync: 'on', work_mem: '8MB', 'bad name; x': '1', statement_timeout: "5s'\nfsync = on" },
+      settings: { fsync: 'on', io_method: 'io_uring', work_mem: '8MB', 'bad name; x': '1', statement_timeout: "5s'\nfsync = on" },
     });
     assert.match(conf, /^work_mem = '8MB'$/m);
-    assert.doesNotMatch(conf, /fsync = 'on'|fsync = on|bad name/);
+    assert.doesNotMatch(conf, /io_uring|fsync = 'on'|fsync = on|bad name/);
     assert.match(conf, /^synchronous_standby_names = 'ANY 2 \("sk1","sk2","sk3"\)'$/m);
     assert.match(conf, /^lakebase\.term = '7'$/m);
     assert.match(conf, /'\/tmp\/o''dd'/);

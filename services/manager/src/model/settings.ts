@@ -4,6 +4,7 @@ import { badRequest, invalid } from './api-error.ts';
 const OWNED = new Set([
   'fsync',
   'full_page_writes',
+  'debug_io_direct',
   'data_checksums',
   'synchronous_standby_names',
   'synchronous_commit',
