@@ -1,8 +1,7 @@
 /** Runs pgbench and reads its summary. pgbench is not in the npm build of Postgres: it comes from the machine. */
 import { execFile } from 'node:child_process';
-import { existsSync, globSync } from 'node:fs';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { findTool } from '@lakebase/testkit';
 import type { Arm } from './arms.ts';
 
 export interface PgbenchResult {
@@ -10,14 +9,7 @@ export interface PgbenchResult {
   readonly latencyMs: number;
 }
 
-export function findPgbench(): string | undefined {
-  const places = [
-    ...globSync('/opt/pg18/bin'),
-    ...globSync('/usr/lib/postgresql/*/bin').sort().reverse(),
-    ...(process.env['PATH'] ?? '').split(':'),
-  ];
-  return places.map((dir) => join(dir, 'pgbench')).find((path) => existsSync(path));
-}
+export const findPgbench = (): string | undefined => findTool('pgbench');
 
 const run = promisify(execFile);
 

@@ -2,7 +2,7 @@
  *  records lead to a page, CORRUPT or UNSUPPORTED, never to anything else. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { isCode } from '@lakebase/base';
@@ -20,9 +20,10 @@ import {
   WalDecoder,
 } from '@lakebase/pg-format';
 import { emitEffects, redo } from '@lakebase/pg-redo';
+import { findTool } from '@lakebase/testkit';
 import { OracleServer } from '../oracle/server.ts';
 
-const WALDUMP = '/opt/pg18/bin/pg_waldump';
+const WALDUMP = findTool('pg_waldump', 18);
 
 const WORKLOAD = [
   'create table t (id serial primary key, k int, v text)',
@@ -123,8 +124,8 @@ describe('WAL of a stock Postgres', () => {
       assert.ok((counts.get(name) ?? 0) > 0, name);
   });
 
-  test('the list of records is pg_waldump’s', { skip: existsSync(WALDUMP) ? false : `${WALDUMP} is not on this machine` }, () => {
-    const text = execFileSync(WALDUMP, ['-p', walDir(), '-s', '0/1000000', '-e', formatLsn(endOfRecord(shutdownLsn, 114))], {
+  test('the list of records is pg_waldump’s', { skip: WALDUMP === undefined ? 'no pg_waldump of major 18 on this machine' : false }, () => {
+    const text = execFileSync(WALDUMP as string, ['-p', walDir(), '-s', '0/1000000', '-e', formatLsn(endOfRecord(shutdownLsn, 114))], {
       encoding: 'utf8',
       maxBuffer: 1 << 30,
     });

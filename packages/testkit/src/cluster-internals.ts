@@ -1,5 +1,5 @@
 /** What tests and benchmarks need of a cluster's inside: internal clients, the default branch's storage identity, its running compute. */
-import { existsSync, globSync, readFileSync, readdirSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   ComputeHostClient,
@@ -82,17 +82,4 @@ export class ClusterInternals {
       settings: {},
     };
   }
-}
-
-/** A Postgres client program of the machine, newest first; undefined when there is none of at least that major. */
-export function findTool(name: string, atLeastMajor = 0): string | undefined {
-  const places = [
-    '/opt/pg18/bin',
-    ...globSync('/usr/lib/postgresql/*/bin').sort().reverse(),
-    ...(atLeastMajor === 0 ? (process.env['PATH'] ?? '').split(':') : []),
-  ];
-  return places
-    .filter((dir) => Number(/(\d+)\/bin$/.exec(dir)?.[1] ?? /pg(\d+)\/bin/.exec(dir)?.[1] ?? 0) >= atLeastMajor)
-    .map((dir) => join(dir, name))
-    .find((path) => existsSync(path));
 }

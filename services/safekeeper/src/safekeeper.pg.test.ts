@@ -1,7 +1,7 @@
 /** Three safekeepers as synchronous standbys of a stock Postgres: what is acknowledged survives, and only the newest term is. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -10,6 +10,7 @@ import { type Logger, isCode, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, formatLsn, parseLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { PgConnection, PgError } from '@lakebase/pg-wire';
 import { createLogger } from '@lakebase/service-kit';
+import { findTool } from '@lakebase/testkit';
 import type { SafekeeperConfig } from './config.ts';
 import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
 
@@ -294,9 +295,10 @@ test('a full disk: that member stops acknowledging, keeps serving, and goes on w
   }
 });
 
-const TOOLS = '/opt/pg18/bin';
+const RECEIVEWAL = findTool('pg_receivewal', 18);
+const WALDUMP = findTool('pg_waldump', 18);
 test('stock pg_receivewal and pg_waldump work', {
-  skip: existsSync(join(TOOLS, 'pg_receivewal')) ? false : 'pg_receivewal is not installed here',
+  skip: RECEIVEWAL === undefined || WALDUMP === undefined ? 'no pg_receivewal and pg_waldump of major 18 on this machine' : false,
 }, async () => {
   await using r = await running();
   const { quorum, sql } = r;
@@ -314,7 +316,7 @@ test('stock pg_receivewal and pg_waldump work', {
   const start = parseLsn((await quorum.status(0)).startLsn);
   // IDENTIFY_SYSTEM gives the present position, and pg_receivewal begins at that segment's start: first the end, then the whole.
   writeFileSync(join(dir, `${walFileName(segmentNumber(start) - 1)}`), Buffer.alloc(16 * 1024 * 1024));
-  const child = spawn(join(TOOLS, 'pg_receivewal'), ['-D', dir, '-d', url, '--endpos', formatLsn(end), '--no-loop', '-v'], {
+  const child = spawn(RECEIVEWAL as string, ['-D', dir, '-d', url, '--endpos', formatLsn(end), '--no-loop', '-v'], {
     env,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -324,7 +326,7 @@ test('stock pg_receivewal and pg_waldump work', {
   assert.equal(code, 0, said);
   const partial = join(dir, `${walFileName(segmentNumber(end))}.partial`);
   execFileSync('cp', [partial, partial.replace('.partial', '')]);
-  const dump = execFileSync(join(TOOLS, 'pg_waldump'), ['-p', dir, '-s', formatLsn(start), '-e', formatLsn(end)], {
+  const dump = execFileSync(WALDUMP as string, ['-p', dir, '-s', formatLsn(start), '-e', formatLsn(end)], {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'pipe'],
   });
