@@ -17,6 +17,7 @@ export interface Plan {
 }
 
 const CLIENTS = [1, 8, 32];
+const SELECT_ONLY = ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2'];
 
 /** ABBA: the order turns round every round, so that drift of the machine hits every arm alike. */
 const ordered = (arms: readonly Arm[], round: number): readonly Arm[] => (round % 2 === 0 ? arms : [...arms].reverse());
@@ -42,18 +43,7 @@ export async function throughput(binary: string, arms: readonly Arm[], plan: Pla
       }
     }
     for (const arm of ordered(arms, round)) {
-      const out = await pgbench(binary, await arm.connection(), [
-        '-n',
-        '-S',
-        '-M',
-        'prepared',
-        '-c',
-        '8',
-        '-j',
-        '2',
-        '-T',
-        String(plan.seconds),
-      ]);
+      const out = await pgbench(binary, await arm.connection(), [...SELECT_ONLY, '-T', String(plan.seconds)]);
       report.add({
         id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers, c=8`,
         unit: 'tps',
@@ -70,22 +60,11 @@ export async function hotSelect(binary: string, arms: readonly Arm[], plan: Plan
   for (const arm of arms) {
     const connection = await arm.connection();
     await pgbench(binary, connection, ['-i', '-q', '-s', String(plan.hotScale)]);
-    await pgbench(binary, connection, ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2', '-T', '3']);
+    await pgbench(binary, connection, [...SELECT_ONLY, '-T', '3']);
   }
   for (let round = 0; round < plan.rounds; round++) {
     for (const arm of ordered(arms, round)) {
-      const out = await pgbench(binary, await arm.connection(), [
-        '-n',
-        '-S',
-        '-M',
-        'prepared',
-        '-c',
-        '8',
-        '-j',
-        '2',
-        '-T',
-        String(plan.seconds),
-      ]);
+      const out = await pgbench(binary, await arm.connection(), [...SELECT_ONLY, '-T', String(plan.seconds)]);
       report.add({ id: 'select-only hot c=8', unit: 'tps', arm: arm.name, value: parsePgbench(out).tps, higher: true });
     }
   }

@@ -8,3 +8,4 @@ export * from './compute.ts';
 export * from './manager-internal.ts';
 export * from './page-service.ts';
 export * from './start-bundle.ts';
+export * from './owned-settings.ts';

@@ -1,43 +1,12 @@
 /** The configuration files of a compute. Agent-owned settings come last, so nothing a user asks for overrides them.
  *  Local files are scratch: no fsync, no torn-page protection, no checksums; durability is the quorum's (synchronous standbys). */
+import { AGENT_OWNED_SETTINGS } from '@lakebase/api';
 import type { Term } from '@lakebase/ids';
 
 /** Role the agent, safekeepers and proxy connect as for their own work; made by initdb in the template. */
 export const ADMIN_ROLE = 'lakebase_admin';
 /** Directory-local port: only names the socket file. */
 export const COMPUTE_PORT = 5432;
-
-/** Settings a user may not set: storage depends on them. The Manager refuses them too. */
-export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
-  'fsync',
-  'full_page_writes',
-  'data_checksums',
-  'synchronous_standby_names',
-  'listen_addresses',
-  'unix_socket_directories',
-  'unix_socket_permissions',
-  'port',
-  'hba_file',
-  'ident_file',
-  'data_directory',
-  'restart_after_crash',
-  'archive_mode',
-  'io_method',
-  'debug_io_direct',
-  'lakebase.term',
-  'external_pid_file',
-  'config_file',
-  'max_wal_senders',
-  'wal_keep_size',
-  'shared_preload_library_path',
-  'ssl',
-  'wal_sync_method',
-  'wal_log_hints',
-  'unix_socket_group',
-  'primary_conninfo',
-  'restore_command',
-  'recovery_target',
-]);
 
 export interface PostgresConfInput {
   readonly term: Term;

@@ -1,47 +1,7 @@
 /** Postgres settings asked for by users. What storage depends on is the agent's and is refused here, where the user sees why. */
+import { AGENT_OWNED_SETTINGS } from '@lakebase/api';
 import { badRequest, invalid } from './api-error.ts';
 
-const OWNED = new Set([
-  'fsync',
-  'full_page_writes',
-  'debug_io_direct',
-  'data_checksums',
-  'synchronous_standby_names',
-  'synchronous_commit',
-  'listen_addresses',
-  'port',
-  'hba_file',
-  'ident_file',
-  'config_file',
-  'data_directory',
-  'external_pid_file',
-  'restart_after_crash',
-  'wal_level',
-  'max_wal_senders',
-  'wal_keep_size',
-  'wal_sender_timeout',
-  'wal_sync_method',
-  'wal_log_hints',
-  'wal_init_zero',
-  'wal_segment_size',
-  'hot_standby',
-  'primary_conninfo',
-  'primary_slot_name',
-  'restore_command',
-  'shared_preload_libraries',
-  'session_preload_libraries',
-  'local_preload_libraries',
-  'dynamic_library_path',
-  'log_destination',
-  'logging_collector',
-  'log_directory',
-  'log_filename',
-  'allow_alter_system',
-  'allow_in_place_tablespaces',
-  'temp_tablespaces',
-  'password_encryption',
-  'io_method',
-]);
 const OWNED_PREFIXES = ['unix_socket_', 'archive_', 'recovery_', 'ssl', 'krb_', 'lakebase.', 'event_source', 'bonjour', 'syslog_'];
 const NAME = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/;
 const SETTINGS_MAX = 200;
@@ -56,7 +16,7 @@ export function checkPgSettings(value: unknown): Record<string, string> {
   for (const [rawName, v] of entries) {
     const name = rawName.toLowerCase();
     if (!NAME.test(name)) throw invalid(`${JSON.stringify(rawName.slice(0, 80))} is not the name of a Postgres setting`);
-    if (OWNED.has(name) || OWNED_PREFIXES.some((p) => name.startsWith(p)))
+    if (AGENT_OWNED_SETTINGS.has(name) || OWNED_PREFIXES.some((p) => name.startsWith(p)))
       throw badRequest(`setting ${name} belongs to Lakebase and cannot be changed: storage depends on it`);
     if (typeof v !== 'string' && typeof v !== 'number' && typeof v !== 'boolean') throw invalid(`setting ${name} must be a string`);
     const text = String(v);
