@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -93,32 +94,49 @@ static bool send_all(int fd, const char *bytes, size_t length, size_t part)
     return true;
 }
 
-static void *serve_connection(void *argument)
+/* Answers one request; false when the connection is over. */
+static bool serve_request(int fd, char *answer)
 {
-    int fd = (int)(intptr_t)argument;
-    char *answer = malloc(24 + 128 * BLCKSZ);
     uint32_t request[8];
-    while (recv(fd, request, sizeof request, MSG_WAITALL) == (ssize_t)sizeof request) {
-        uint32_t count = request[3] & 0xffff;
-        CHECK(request[0] == 0x4C425251u && count >= 1 && count <= 128);
-        atomic_fetch_add(&knobs->requests, 1);
-        atomic_store(&knobs->last_first, request[2]);
-        atomic_store(&knobs->last_count, count);
-        uint32_t left = atomic_load(&knobs->hang_up);
-        if (left > 0 && atomic_compare_exchange_strong(&knobs->hang_up, &left, left - 1))
-            break;
-        uint32_t error = atomic_load(&knobs->error);
-        uint32_t sent = error != 0 ? 0 : count - atomic_load(&knobs->short_by);
-        uint32_t head[6] = {0x4C425253u, error, request[4], request[5], sent, 0};
-        memcpy(answer, head, 24);
-        for (uint32_t i = 0; i < sent; i++)
-            fill_page(answer + 24 + (size_t)i * BLCKSZ, pattern(request[1], request[2] + i, 0));
-        if (!send_all(fd, answer, 24 + (size_t)sent * BLCKSZ, atomic_load(&knobs->slow_parts) ? 1000 : SIZE_MAX))
-            break;
+    if (recv(fd, request, sizeof request, MSG_WAITALL) != (ssize_t)sizeof request)
+        return false;
+    uint32_t count = request[3] & 0xffff;
+    CHECK(request[0] == 0x4C425251u && count >= 1 && count <= 128);
+    atomic_fetch_add(&knobs->requests, 1);
+    atomic_store(&knobs->last_first, request[2]);
+    atomic_store(&knobs->last_count, count);
+    uint32_t left = atomic_load(&knobs->hang_up);
+    if (left > 0 && atomic_compare_exchange_strong(&knobs->hang_up, &left, left - 1))
+        return false;
+    uint32_t error = atomic_load(&knobs->error);
+    uint32_t sent = error != 0 ? 0 : count - atomic_load(&knobs->short_by);
+    uint32_t head[6] = {0x4C425253u, error, request[4], request[5], sent, 0};
+    memcpy(answer, head, 24);
+    for (uint32_t i = 0; i < sent; i++)
+        fill_page(answer + 24 + (size_t)i * BLCKSZ, pattern(request[1], request[2] + i, 0));
+    return send_all(fd, answer, 24 + (size_t)sent * BLCKSZ, atomic_load(&knobs->slow_parts) ? 1000 : SIZE_MAX);
+}
+
+/* One thread for all connections: the thread sanitizer's runtime aborts at times when a forked child makes threads ("dup thread with used id"). */
+static void serve(int listener)
+{
+    static char answer[24 + 128 * BLCKSZ];
+    static struct pollfd fds[1024];
+    nfds_t n = 1;
+    fds[0] = (struct pollfd){.fd = listener, .events = POLLIN};
+    for (;;) {
+        CHECK(poll(fds, n, -1) > 0 || errno == EINTR);
+        for (nfds_t i = n - 1; i > 0; i--)
+            if (fds[i].revents != 0 && !serve_request(fds[i].fd, answer)) {
+                close(fds[i].fd);
+                fds[i] = fds[--n];
+            }
+        if (fds[0].revents != 0 && n < sizeof fds / sizeof *fds) {
+            int fd = accept(listener, NULL, NULL);
+            if (fd >= 0)
+                fds[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+        }
     }
-    close(fd);
-    free(answer);
-    return NULL;
 }
 
 __attribute__((unused)) static void start_agent(void)
@@ -132,12 +150,7 @@ __attribute__((unused)) static void start_agent(void)
     CHECK(agent_pid >= 0);
     if (agent_pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nothing behind */
-        for (;;) {
-            int fd = accept(listener, NULL, NULL);
-            pthread_t thread;
-            if (fd >= 0 && pthread_create(&thread, NULL, serve_connection, (void *)(intptr_t)fd) == 0)
-                pthread_detach(thread);
-        }
+        serve(listener);
     }
     close(listener);
 }
