@@ -9,3 +9,4 @@ export * from './manager-internal.ts';
 export * from './page-service.ts';
 export * from './start-bundle.ts';
 export * from './owned-settings.ts';
+export * from './key-manager.ts';

@@ -16,6 +16,7 @@ export const ERROR_CODES = {
   UNSUPPORTED: 'a legal input this version does not handle yet',
   RESOURCE_EXHAUSTED: 'a limit was reached: disk, memory or connections',
   CLOSED: 'the object is closed or shutting down',
+  KEY_REVOKED: "the project's customer-managed key may not be used: revoked, shredded, or unreachable longer than its grace",
   CONFIG: 'the configuration is wrong; the message says which key and what to do',
   INTERNAL: 'a defect of ours',
 } as const;
@@ -51,6 +52,7 @@ export const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   UNSUPPORTED: 501,
   RESOURCE_EXHAUSTED: 429,
   CLOSED: 503,
+  KEY_REVOKED: 403,
   CONFIG: 500,
   INTERNAL: 500,
 };

@@ -1,0 +1,177 @@
+/** Key manager HTTP surface (services/keymanager; docs/flows/key-path.md). JSON; keys and references as base64. Token: `service`.
+ *
+ *    PUT    /v1/projects/:project            CreateProjectKey   -> ProjectKeyStatus    (idempotent; makes KEK version 1)
+ *    GET    /v1/projects/:project            -> ProjectKeyStatus
+ *    GET    /v1/projects                     -> { projects: ProjectKeyStatus[] }
+ *    DELETE /v1/projects/:project            { actor }          -> ShredReport         (destroys every wrapped KEK)
+ *    PUT    /v1/projects/:project/binding    RebindRequest      -> ProjectKeyStatus    (another CMK; KEKs wrapped again, no data touched)
+ *    POST   /v1/projects/:project/rotate     { actor }          -> ProjectKeyStatus    (new KEK version)
+ *    POST   /v1/projects/:project/rewrap-kek { actor }          -> ProjectKeyStatus    (wrap the KEKs with the CMK's newest version)
+ *    POST   /v1/projects/:project/probe      -> ProjectKeyStatus                       (probe now)
+ *    POST   /v1/projects/:project/deks       { count }          -> { keys: FreshDek[] }          count 1..256
+ *    POST   /v1/projects/:project/unwrap     { references }     -> { deks: string[] }            up to 4096
+ *    POST   /v1/projects/:project/rewrap     { references }     -> { references: string[] }      under the newest KEK; up to 16384
+ *    POST   /v1/projects/:project/retire     { service, below } -> ProjectKeyStatus    `service` holds no reference of a KEK version < below
+ *    POST   /v1/check                        CheckRequest       -> CheckResult         (live wrap and unwrap with a throw-away key; stores nothing)
+ *    GET    /v1/watch                        NDJSON of WatchLine, see there
+ *    GET    /v1/audit?after=N                NDJSON of audit lines (services/keymanager/src/audit.ts)
+ *    POST   /v1/audit                        AuditEntry         -> { sequence }        (others record what they did: terminations, binds) */
+import type { ProjectUid } from '@lakebase/ids';
+import { HttpClient, type HttpClientOptions } from './http-client.ts';
+
+/** `LOCAL` is the installation root key. */
+export type KmsProvider = 'AWS_KMS' | 'AZURE_KEY_VAULT' | 'GCP_KMS' | 'VAULT_TRANSIT' | 'LOCAL';
+
+/** Where a CMK is and how to reach it. `options` are provider-specific (docs/operating/kms.md); secrets in them are write-only at the public API. */
+export interface KmsKeyConfig {
+  readonly provider: KmsProvider;
+  /** AWS: key ARN. Azure: key URL, with or without version. Google: cryptoKeys resource name. Vault: `<mount>/<key>`. Local: path of a key file, or `root`. */
+  readonly key: string;
+  readonly options?: Readonly<Record<string, string>>;
+}
+
+export type KeyState = 'ACTIVE' | 'UNREACHABLE' | 'SUSPENDED' | 'REVOKED' | 'SHREDDED';
+/** May storage serve a project whose key is in this state? */
+export const keyUsable = (state: KeyState): boolean => state === 'ACTIVE' || state === 'UNREACHABLE';
+
+export interface CreateProjectKey {
+  readonly account: string;
+  /** Id of the account's key configuration; null: the installation root key. */
+  readonly configurationId: string | null;
+  readonly kms: KmsKeyConfig;
+  readonly actor: string;
+  /** Seconds an unreachable KMS is ridden out; default 600. */
+  readonly graceSeconds?: number;
+}
+export interface RebindRequest extends CreateProjectKey {}
+
+export interface KekVersionStatus {
+  readonly version: number;
+  readonly createTime: string;
+  /** What wrapped it, as the provider names it. */
+  readonly keyId: string;
+  readonly keyVersion: string;
+  readonly state: 'CURRENT' | 'OLD' | 'DESTROYED';
+}
+export interface KeyStateChange {
+  readonly time: string;
+  readonly state: KeyState;
+  readonly reason: string;
+}
+export interface ProjectKeyStatus {
+  readonly project: ProjectUid;
+  readonly account: string;
+  readonly configurationId: string | null;
+  readonly provider: KmsProvider;
+  readonly key: string;
+  readonly state: KeyState;
+  /** Why it is not ACTIVE; empty when it is. */
+  readonly reason: string;
+  readonly keks: readonly KekVersionStatus[];
+  readonly lastCheck: string | null;
+  readonly lastSuccess: string | null;
+  /** Newest last, at most 50. */
+  readonly history: readonly KeyStateChange[];
+  readonly graceSeconds: number;
+}
+
+export interface FreshDek {
+  /** 32 bytes. */
+  readonly dek: string;
+  /** docs/formats/envelope.md */
+  readonly reference: string;
+}
+export interface CheckRequest {
+  readonly account: string;
+  readonly kms: KmsKeyConfig;
+  readonly actor: string;
+}
+export interface CheckResult {
+  readonly ok: boolean;
+  readonly outcome: 'OK' | 'DENIED' | 'UNREACHABLE' | 'INVALID';
+  /** What is wrong and which permission or state is missing. */
+  readonly message: string;
+  readonly keyId: string;
+  readonly keyVersion: string;
+}
+export interface ShredReport {
+  readonly project: ProjectUid;
+  readonly time: string;
+  readonly destroyedKeks: readonly {
+    readonly version: number;
+    readonly keyId: string;
+    readonly keyVersion: string;
+    readonly sha256: string;
+  }[];
+  readonly statement: string;
+}
+
+/** First line: `snapshot`; afterwards `change` when a project's state, KEK version or existence changes; `heartbeat` every second. */
+export type WatchLine =
+  | { readonly kind: 'snapshot'; readonly projects: readonly WatchedProject[]; readonly leaseSeconds: number }
+  | ({ readonly kind: 'change' } & WatchedProject)
+  | { readonly kind: 'heartbeat' };
+export interface WatchedProject {
+  readonly project: ProjectUid;
+  readonly state: KeyState;
+  readonly reason: string;
+  readonly kekVersion: number;
+}
+
+export interface AuditEntry {
+  readonly actor: string;
+  readonly action: string;
+  readonly account: string;
+  readonly subject: string;
+  readonly result: 'OK' | 'DENIED' | 'UNREACHABLE' | 'FAILED';
+  readonly detail: string;
+}
+
+export class KeyManagerClient {
+  readonly http: HttpClient;
+  constructor(options: HttpClientOptions) {
+    this.http = new HttpClient(options);
+  }
+  createProject(p: ProjectUid, body: CreateProjectKey): Promise<ProjectKeyStatus> {
+    return this.http.call('PUT', `/v1/projects/${p}`, body);
+  }
+  status(p: ProjectUid): Promise<ProjectKeyStatus> {
+    return this.http.call('GET', `/v1/projects/${p}`);
+  }
+  projects(): Promise<{ projects: readonly ProjectKeyStatus[] }> {
+    return this.http.call('GET', '/v1/projects');
+  }
+  shred(p: ProjectUid, actor: string): Promise<ShredReport> {
+    return this.http.call('DELETE', `/v1/projects/${p}`, { actor });
+  }
+  rebind(p: ProjectUid, body: RebindRequest): Promise<ProjectKeyStatus> {
+    return this.http.call('PUT', `/v1/projects/${p}/binding`, body);
+  }
+  rotate(p: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/rotate`, { actor });
+  }
+  rewrapKek(p: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/rewrap-kek`, { actor });
+  }
+  probe(p: ProjectUid): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/probe`, {});
+  }
+  deks(p: ProjectUid, count: number): Promise<{ keys: readonly FreshDek[] }> {
+    return this.http.call('POST', `/v1/projects/${p}/deks`, { count });
+  }
+  unwrap(p: ProjectUid, references: readonly string[]): Promise<{ deks: readonly string[] }> {
+    return this.http.call('POST', `/v1/projects/${p}/unwrap`, { references });
+  }
+  rewrap(p: ProjectUid, references: readonly string[]): Promise<{ references: readonly string[] }> {
+    return this.http.call('POST', `/v1/projects/${p}/rewrap`, { references });
+  }
+  retire(p: ProjectUid, service: string, below: number): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/retire`, { service, below });
+  }
+  check(body: CheckRequest): Promise<CheckResult> {
+    return this.http.call('POST', '/v1/check', body);
+  }
+  audit(entry: AuditEntry): Promise<{ sequence: number }> {
+    return this.http.call('POST', '/v1/audit', entry);
+  }
+}

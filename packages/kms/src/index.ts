@@ -1,0 +1,2 @@
+/** Made in issue 4. */
+export {};
