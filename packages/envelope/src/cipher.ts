@@ -1,56 +1,46 @@
-/** One cipher per object (segment, layer, index). `seal` and `open` work on one frame.
- *  Invariants: a nonce is never used twice under one key (it is the frame's number in its object); associated data binds the object's
- *  identity, so a frame moved to another place does not open. The plain cipher only checks integrity (CRC-32C in the tag's first bytes). */
-import { LakebaseError } from '@lakebase/base';
-import { crc32c } from '@lakebase/bytes';
+/** The cipher seam: how an object (layer, index version, WAL segment …) is sealed frame by frame. docs/formats/envelope.md
+ *  Invariants: a nonce is used once under one frame key; a frame key belongs to one writer epoch of one object; associated data binds the
+ *  object's identity, so a frame that was moved elsewhere does not open; nothing of a frame leaves before its tag was checked. */
 
 export const NONCE_BYTES = 12;
 export const TAG_BYTES = 16;
-/** Largest wrapped key reference a header holds. */
+export const EPOCH_BYTES = 16;
+/** Largest key reference a header holds. */
 export const KEY_REFERENCE_BYTES_MAX = 512;
+/** Integrity only; test builds only. */
 export const CIPHER_PLAIN = 0;
 export const CIPHER_AES_256_GCM = 1;
 
+/** Seals and opens frames of one writer epoch. */
 export interface FrameCipher {
+  /** @deprecated Of {@link ObjectKey}. */
   readonly algorithm: number;
-  /** Wrapped DEK and the key that wraps it; empty for the plain cipher. */
+  /** @deprecated Of {@link ObjectKey}. */
   readonly keyReference: Buffer;
-  /** Returns the stored bytes (same length as `plain`; may alias it) and the tag. */
+  /** The stored bytes (as many as `plain`; the plain cipher returns `plain` itself) and the tag. */
   seal(plain: Buffer, nonce: Buffer, associatedData: Buffer): { bytes: Buffer; tag: Buffer };
-  /** Throws CORRUPT when the tag does not match. May return a view of `stored`. */
+  /** Throws CORRUPT when the tag does not match, KEY_REVOKED when the key was wiped. May return a view of `stored`. */
   open(stored: Buffer, nonce: Buffer, tag: Buffer, associatedData: Buffer): Buffer;
 }
 
-export interface CipherProvider {
-  /** A cipher with a fresh key for a new object of this project. */
-  create(project: string): FrameCipher;
-  /** The cipher that opens an object with this header. */
-  restore(project: string, algorithm: number, keyReference: Buffer): FrameCipher;
+/** The key of one object. */
+export interface ObjectKey extends FrameCipher {
+  readonly algorithm: number;
+  /** Stored in or beside the object: what its key is restored from. */
+  readonly keyReference: Buffer;
+  /** Cipher of one writer epoch ({@link EPOCH_BYTES}): a write-once object's id, or fresh random bytes at each opening for writing. */
+  frames(epoch: Buffer): FrameCipher;
 }
 
-const plainTag = (bytes: Buffer, nonce: Buffer, associatedData: Buffer): Buffer => {
-  const tag = Buffer.alloc(TAG_BYTES);
-  tag.writeUInt32BE(crc32c(bytes, crc32c(associatedData, crc32c(nonce))), 0);
-  return tag;
-};
-
-export const plainCipher: FrameCipher = {
-  algorithm: CIPHER_PLAIN,
-  keyReference: Buffer.alloc(0),
-  seal: (plain, nonce, associatedData) => ({ bytes: plain, tag: plainTag(plain, nonce, associatedData) }),
-  open: (stored, nonce, tag, associatedData) => {
-    if (!plainTag(stored, nonce, associatedData).equals(tag)) throw new LakebaseError('CORRUPT', 'frame checksum is wrong');
-    return stored;
-  },
-};
-
-export const plainProvider: CipherProvider = {
-  create: () => plainCipher,
-  restore: (_project, algorithm) => {
-    if (algorithm !== CIPHER_PLAIN) throw new LakebaseError('UNSUPPORTED', `cipher algorithm ${algorithm} is not known to this version`);
-    return plainCipher;
-  },
-};
+/** Keys for the objects of one project. Both calls are synchronous; they throw KEY_REVOKED while the project is locked and UNAVAILABLE
+ *  when nothing is reserved (create) or the reference was not loaded (restore). */
+export interface CipherProvider {
+  /** A fresh key for a new object. (The argument is the old form's and goes away.) */
+  create(project?: string): ObjectKey;
+  restore(algorithm: number, keyReference: Buffer): ObjectKey;
+  /** @deprecated */
+  restore(project: string, algorithm: number, keyReference: Buffer): ObjectKey;
+}
 
 /** Nonce of frame `n`: 4 zero bytes, then n big-endian. */
 export function frameNonce(n: number): Buffer {

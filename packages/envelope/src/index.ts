@@ -1,3 +1,6 @@
-/** The cipher seam. Everything persistent is written as frames through a {@link FrameCipher}; a later issue adds AES-256-GCM under a DEK
- *  wrapped by the project's KEK. Formats already carry the wrapped key reference, nonce and tag. */
+/** The cipher seam: everything persistent is sealed as frames under a data key of its own, which is stored only wrapped. docs/formats/envelope.md */
 export * from './cipher.ts';
+export * from './plain.ts';
+export * from './secret.ts';
+export * from './dek-reference.ts';
+export * from './aes.ts';
