@@ -11,7 +11,7 @@ const program = new Command('lakebase')
   .showHelpAfterError('(add --help for what is possible)')
   .addHelpText(
     'after',
-    '\nEnvironment: LAKEBASE_HOME (default .lakebase), LAKEBASE_PG_PORT (55432), LAKEBASE_HTTP_PORT (58080), LAKEBASE_LISTEN (127.0.0.1),\n  LAKEBASE_DATABASE_URL, LAKEBASE_POSTGRES, LAKEBASE_SUSPEND_SECONDS, LAKEBASE_LOG_LEVEL, LAKEBASE_TLS_CERT, LAKEBASE_TLS_KEY, LAKEBASE_TOKEN, LAKEBASE_API_URL',
+    '\nEnvironment: LAKEBASE_HOME (default .lakebase), LAKEBASE_PG_PORT (55432), LAKEBASE_HTTP_PORT (58080), LAKEBASE_LISTEN (127.0.0.1),\n  LAKEBASE_DATABASE_URL, LAKEBASE_POSTGRES (prefix of an installation; LAKEBASE_POSTGRES_17, _16),\n  LAKEBASE_SUSPEND_SECONDS, LAKEBASE_LOG_LEVEL, LAKEBASE_TLS_CERT, LAKEBASE_TLS_KEY, LAKEBASE_TOKEN, LAKEBASE_API_URL',
   )
   .enablePositionalOptions();
 const context = createContext(process.env, process.cwd());

@@ -10,8 +10,10 @@ export const computeHostConfig = Type.Object(
     /** Short directory for Unix sockets: a socket path may have 107 bytes. */
     runtimeDir: Type.String(),
     pageserverHttpUrl: Type.String(),
-    /** Prefix of a Postgres installation; null: the npm package of this platform. */
+    /** Prefix of an installation of the default major; null: the npm package of this platform. */
     postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
+    /** Prefixes of installations by major, {"17": "/usr/lib/postgresql/17"}; majors that are not here come from npm. */
+    postgresInstallations: Type.Record(Type.String({ pattern: '^[0-9]{2}$' }), Type.String(), { default: {} }),
     /** The preload shim, native/pgshim/build/pgshim.so. */
     shimPath: Type.String(),
     /** Agent processes kept ready so that a start does not wait for Node. */

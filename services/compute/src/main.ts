@@ -3,8 +3,9 @@ import { createHash } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { internalToken } from '@lakebase/api';
-import { LakebaseError } from '@lakebase/base';
 import {
+  DEFAULT_POSTGRES_MAJOR,
+  type PostgresInstallation,
   accountName,
   createHttpServer,
   enterableByOthers,
@@ -20,7 +21,6 @@ import { Computes } from './host/computes.ts';
 import { routes } from './host/routes.ts';
 import { makeTemplate } from './host/template.ts';
 
-const DEFAULT_MAJOR = 18;
 const config = loadConfig('lakebase-compute', computeHostConfig, process.argv.slice(2));
 
 await runService(config.id, config.logLevel, async ({ log, teardown }) => {
@@ -29,7 +29,14 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   const dataDir = scratchDir(config);
   mkdirSync(dataDir, { recursive: true, mode: 0o755 });
   if (dataDir !== config.dataDir) log.info({ dataDir }, 'the configured directory is closed to other accounts; scratch goes here');
-  const installation = findPostgres(DEFAULT_MAJOR, config.postgresPrefix);
+  const installations = new Map<number, PostgresInstallation>();
+  /** Found once; the default major at our start, so that a machine without it says so at once. */
+  const postgres = (major: number): PostgresInstallation => {
+    const known = installations.get(major) ?? findPostgres(major, configured(config, major));
+    installations.set(major, known);
+    return known;
+  };
+  postgres(DEFAULT_POSTGRES_MAJOR);
   const own = accountName(process.getuid?.() ?? 0);
   const computes = new Computes({
     secret,
@@ -37,9 +44,8 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
     runtimeDir: config.runtimeDir,
     spareAgents: config.spareAgents,
     log,
+    postgres,
     setup: {
-      binDir: installation.binDir,
-      libDir: installation.libDir,
       shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)),
       sharedBuffers: config.sharedBuffers,
       trustedAccounts: [own, account?.name ?? own],
@@ -57,10 +63,8 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   routes(app, computes);
   app.post('/v1/templates/:major', async (request) => {
     const major = Number((request.params as { major: string }).major);
-    if (major !== DEFAULT_MAJOR)
-      throw new LakebaseError('UNSUPPORTED', `Postgres ${major} is not supported by this version; use ${DEFAULT_MAJOR}`);
     return makeTemplate({
-      installation,
+      installation: postgres(major),
       account,
       dataDir,
       pageserverHttpUrl: config.pageserverHttpUrl,
@@ -72,6 +76,10 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   teardown.add('http', () => app.close());
   log.info({ port: config.httpPort }, 'compute host is ready');
 });
+
+function configured(c: ComputeHostConfig, major: number): string | null {
+  return c.postgresInstallations[String(major)] ?? (major === DEFAULT_POSTGRES_MAJOR ? c.postgresPrefix : null);
+}
 
 /** Where computes live: as configured, or, when we are root and the configured place is private, a directory Postgres's account can enter. */
 function scratchDir(c: ComputeHostConfig): string {

@@ -1,5 +1,5 @@
 /** Configuration of the Manager. One Manager per installation: a lock in the metadata database keeps a second one out. */
-import { commonConfig } from '@lakebase/service-kit';
+import { POSTGRES_MAJORS, commonConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const peer = Type.Object(
@@ -20,6 +20,10 @@ export const managerConfig = Type.Object(
     computeHostUrl: Type.String(),
     pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }, { additionalProperties: false }),
     safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),
+    /** The key manager; null only where nothing asks for keys (tests). */
+    keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
+    /** Where key files of `local_key_info` lie; the key manager reads them. */
+    localKeysDir: Type.String({ default: '/nonexistent' }),
     /** Where clients reach the proxy: for connection strings and endpoint hosts. */
     proxyHost: Type.String({ default: 'localhost' }),
     proxyPort: Type.Integer({ minimum: 0, maximum: 65535 }),
@@ -31,7 +35,7 @@ export const managerConfig = Type.Object(
     adminUser: Type.String({ default: 'admin@localhost' }),
     suspendTimeoutSeconds: Type.Integer({ minimum: 1, default: 300 }),
     /** Major versions projects may be created with; the first is the default. */
-    pgVersions: Type.Array(Type.Integer({ minimum: 14, maximum: 99 }), { default: [18], minItems: 1 }),
+    pgVersions: Type.Array(Type.Integer({ minimum: 14, maximum: 99 }), { default: [...POSTGRES_MAJORS], minItems: 1 }),
     /** Stop all computes on an ordered stop of the Manager. After a crash they are adopted instead. */
     suspendOnStop: Type.Boolean({ default: true }),
   },

@@ -32,13 +32,17 @@ function projects(program: Command, c: Context): void {
       .command('create <project>')
       .description('make a project with branch production, endpoint primary and database databricks_postgres')
       .option('--name <text>', 'display name')
+      .option('--pg-version <major>', 'Postgres 18 (default), 17 or 16', Number)
       .option('--suspend-timeout <seconds>', 'suspend computes after this long without activity'),
-  ).action(async (id: string, o: { json?: boolean; name?: string; suspendTimeout?: string }) => {
+  ).action(async (id: string, o: { json?: boolean; name?: string; pgVersion?: number; suspendTimeout?: string }) => {
     const settings =
       o.suspendTimeout === undefined ? {} : { default_endpoint_settings: { suspend_timeout_duration: `${o.suspendTimeout}s` } };
-    const { response } = await c
-      .api()
-      .run('POST', `projects?project_id=${enc(id)}`, { spec: { ...(o.name === undefined ? {} : { display_name: o.name }), ...settings } });
+    const spec = {
+      ...(o.name === undefined ? {} : { display_name: o.name }),
+      ...(o.pgVersion === undefined ? {} : { pg_version: o.pgVersion }),
+      ...settings,
+    };
+    const { response } = await c.api().run('POST', `projects?project_id=${enc(id)}`, { spec });
     show(c, o.json, response);
   });
   withJson(group.command('rename <project> <name>').description('change the display name')).action(

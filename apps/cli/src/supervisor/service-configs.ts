@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { tmpdir } from 'node:os';
 import { LakebaseError } from '@lakebase/base';
 import type { PeerAddress } from '@lakebase/api';
+import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
@@ -35,6 +36,8 @@ export interface Settings {
   readonly listenHost: string;
   readonly databaseUrl: string | null;
   readonly postgresPrefix: string | null;
+  /** By major: of the others than the default. */
+  readonly postgresInstallations: Readonly<Record<string, string>>;
   readonly logLevel: string;
   readonly suspendTimeoutSeconds: number;
   readonly tls: { readonly certFile: string; readonly keyFile: string } | null;
@@ -59,6 +62,12 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     listenHost: some('LAKEBASE_LISTEN') ?? LOOPBACK,
     databaseUrl: some('LAKEBASE_DATABASE_URL'),
     postgresPrefix: some('LAKEBASE_POSTGRES'),
+    postgresInstallations: Object.fromEntries(
+      POSTGRES_MAJORS.flatMap((major) => {
+        const prefix = some(`LAKEBASE_POSTGRES_${major}`);
+        return prefix === null ? [] : [[String(major), prefix]];
+      }),
+    ),
     logLevel: level,
     suspendTimeoutSeconds: suspend,
     tls: certFile === null || keyFile === null ? null : { certFile, keyFile },
@@ -103,6 +112,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       runtimeDir: runtimeDir(home),
       pageserverHttpUrl: http(ports.pageserverHttp),
       postgresPrefix: s.postgresPrefix,
+      postgresInstallations: s.postgresInstallations,
       shimPath: join(root, 'native', 'pgshim', 'build', 'pgshim.so'),
     },
     manager: {

@@ -217,6 +217,7 @@ export class Compute {
 
   #conf(election: ElectionResult): string {
     return postgresqlConf({
+      major: this.#spec.pgVersion,
       term: election.term,
       socketDir: this.#start.socketDir,
       safekeeperNames: this.#spec.safekeepers.map((s) => s.id),
@@ -232,8 +233,7 @@ export class Compute {
 
   async #startPostgres(): Promise<void> {
     this.#postgres = PostgresProcess.start({
-      binDir: this.#setup.binDir,
-      libDir: this.#setup.libDir,
+      ...this.#start.postgres,
       pgdata: this.#pgdata,
       logPath: this.#start.logPath,
       env: {

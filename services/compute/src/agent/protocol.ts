@@ -3,8 +3,6 @@ import type { ComputeChange, ComputeSpec, ComputeStatus, RoleSecret } from '@lak
 
 /** What the host tells a fresh agent before its compute is known. */
 export interface AgentSetup {
-  readonly binDir: string;
-  readonly libDir: string;
   readonly shimPath: string;
   readonly sharedBuffers: string;
   /** OS accounts that may connect as any role: the services' and the agent's own. */
@@ -18,6 +16,8 @@ export interface AgentSetup {
 
 export interface AgentStart {
   readonly computeId: string;
+  /** The installation of the project's major. */
+  readonly postgres: { readonly binDir: string; readonly libDir: string };
   readonly spec: ComputeSpec;
   /** Token of the timeline's scope: all an agent may do in storage. */
   readonly token: string;

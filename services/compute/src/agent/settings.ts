@@ -9,6 +9,7 @@ export const ADMIN_ROLE = 'lakebase_admin';
 export const COMPUTE_PORT = 5432;
 
 export interface PostgresConfInput {
+  readonly major: number;
   readonly term: Term;
   readonly socketDir: string;
   readonly safekeeperNames: readonly string[];
@@ -43,8 +44,8 @@ export function postgresqlConf(input: PostgresConfInput): string {
     ['fsync', 'off'],
     ['full_page_writes', 'off'],
     ['wal_init_zero', 'off'],
-    // io_uring and direct I/O would read past the shim, from sparse files whose pages were never fetched.
-    ['io_method', 'worker'],
+    // io_uring and direct I/O would read past the shim, from sparse files whose pages were never fetched. Before 18 all I/O is pread's.
+    ...(input.major >= 18 ? [['io_method', 'worker'] as [string, string]] : []),
     ['debug_io_direct', ''],
     ['synchronous_commit', 'on'],
     ['synchronous_standby_names', `ANY ${quorum} (${input.safekeeperNames.map((name) => `"${name}"`).join(',')})`],

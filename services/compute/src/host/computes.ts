@@ -22,6 +22,8 @@ interface Compute {
 
 export interface ComputesOptions {
   readonly setup: AgentSetup;
+  /** The installation of a major; throws when there is none. */
+  readonly postgres: (major: number) => { readonly binDir: string; readonly libDir: string };
   readonly secret: string;
   readonly dataDir: string;
   readonly runtimeDir: string;
@@ -55,6 +57,7 @@ export class Computes {
     if (known !== undefined) return known.started;
     if (this.#ended.has(id)) throw new LakebaseError('CONFLICT', `compute ${id} has ended; every start takes a fresh id`);
     if (this.#closing) throw new LakebaseError('CLOSED', 'the compute host is stopping');
+    const { binDir, libDir } = this.#options.postgres(spec.pgVersion);
     const directory = join(this.#scratch(), id);
     const socketDir = join(this.#options.runtimeDir, createHash('sha256').update(id).digest('hex').slice(0, 10));
     this.#mkdirOwned(directory);
@@ -63,6 +66,7 @@ export class Computes {
     const token = internalToken(this.#options.secret, timelineScope(spec.projectUid, spec.timelineId));
     const started = agent.request('start', {
       computeId: id,
+      postgres: { binDir, libDir },
       spec,
       token,
       directory,

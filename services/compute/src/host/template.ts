@@ -14,9 +14,9 @@ export const DEFAULT_DATABASE = 'databricks_postgres';
 
 /** Run by the single-user backend: one statement a line. No REPLICATION for users: Postgres counts any walsender that calls itself `sk1` towards
  *  the quorum, so a role that may open replication connections could acknowledge commits that no safekeeper has. */
-const STATEMENTS = [
+const statements = (major: number): string[] => [
   `CREATE ROLE ${SUPERUSER_GROUP} NOLOGIN CREATEDB CREATEROLE BYPASSRLS`,
-  `GRANT pg_read_all_data, pg_write_all_data, pg_monitor, pg_signal_backend, pg_create_subscription, pg_maintain, pg_checkpoint TO ${SUPERUSER_GROUP} WITH ADMIN OPTION`,
+  `GRANT pg_read_all_data, pg_write_all_data, pg_monitor, pg_signal_backend, pg_create_subscription, pg_checkpoint${major >= 17 ? ', pg_maintain' : ''} TO ${SUPERUSER_GROUP} WITH ADMIN OPTION`,
   `CREATE DATABASE ${DEFAULT_DATABASE} OWNER ${SUPERUSER_GROUP} STRATEGY FILE_COPY`,
 ];
 const SKIPPED = new Set([
@@ -52,11 +52,8 @@ export async function makeTemplate(options: TemplateOptions): Promise<unknown> {
       '-U',
       ADMIN_ROLE,
       '--auth=peer',
-      '--no-data-checksums',
       '--encoding=UTF8',
-      '--locale-provider=builtin',
-      '--builtin-locale=C.UTF-8',
-      '--locale=C',
+      ...initdbByMajor(installation.major),
       '--no-sync',
       '--no-instructions',
     ]);
@@ -64,13 +61,20 @@ export async function makeTemplate(options: TemplateOptions): Promise<unknown> {
       options,
       'postgres',
       ['--single', '-D', pgdata, '-c', 'fsync=off', '-c', 'full_page_writes=off', 'postgres'],
-      `${STATEMENTS.join('\n')}\n`,
+      `${statements(installation.major).join('\n')}\n`,
     );
     return await upload(options, pgdata);
   } finally {
     rmSync(pgdata, { recursive: true, force: true });
   }
 }
+
+/** Checksums are off everywhere: they would put a page image into WAL for every hint bit; initdb 18 is the first that has them on.
+ *  Strings compare by bytes and change case by Unicode, the same on every machine: the builtin provider, or libc's C.UTF-8 for case before 17. */
+const initdbByMajor = (major: number): string[] => [
+  ...(major >= 18 ? ['--no-data-checksums'] : []),
+  ...(major >= 17 ? ['--locale-provider=builtin', '--builtin-locale=C.UTF-8', '--locale=C'] : ['--locale=C', '--lc-ctype=C.UTF-8']),
+];
 
 function run(options: TemplateOptions, tool: string, args: readonly string[], input = ''): Promise<void> {
   const { installation, account } = options;
