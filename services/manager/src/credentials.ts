@@ -4,6 +4,7 @@ import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSy
 import { dirname } from 'node:path';
 import { LakebaseError } from '@lakebase/base';
 import type { Queryable } from './metadata/database.ts';
+import { DEFAULT_WORKSPACE } from './model/names.ts';
 import { generatePassword } from './model/scram.ts';
 import { ADMIN_PREFIX, newToken, setAdminToken } from './store/tokens.ts';
 
@@ -11,6 +12,9 @@ export interface OwnerCredential {
   readonly role: string;
   readonly password: string;
 }
+/** Projects of the default workspace go by their own id. */
+const keyOf = (workspace: string, project: string, branch: string): string =>
+  `${workspace === DEFAULT_WORKSPACE ? '' : `${workspace}:`}${project}/${branch}`;
 type File = Record<string, OwnerCredential>;
 
 export class Credentials {
@@ -20,23 +24,23 @@ export class Credentials {
     this.#path = path;
   }
 
-  get(project: string, branch: string): OwnerCredential | undefined {
-    return this.#read()[`${project}/${branch}`];
+  get(workspace: string, project: string, branch: string): OwnerCredential | undefined {
+    return this.#read()[keyOf(workspace, project, branch)];
   }
 
   /** The password kept for this branch's owner, made now when there is none. */
-  ensure(project: string, branch: string, role: string): OwnerCredential {
-    const known = this.get(project, branch);
-    return known?.role === role ? known : this.set(project, branch, { role, password: generatePassword() });
+  ensure(workspace: string, project: string, branch: string, role: string): OwnerCredential {
+    const known = this.get(workspace, project, branch);
+    return known?.role === role ? known : this.set(workspace, project, branch, { role, password: generatePassword() });
   }
 
-  set(project: string, branch: string, credential: OwnerCredential): OwnerCredential {
-    this.#write({ ...this.#read(), [`${project}/${branch}`]: credential });
+  set(workspace: string, project: string, branch: string, credential: OwnerCredential): OwnerCredential {
+    this.#write({ ...this.#read(), [keyOf(workspace, project, branch)]: credential });
     return credential;
   }
 
-  removeProject(project: string): void {
-    const rest = Object.entries(this.#read()).filter(([key]) => !key.startsWith(`${project}/`));
+  removeProject(workspace: string, project: string): void {
+    const rest = Object.entries(this.#read()).filter(([key]) => !key.startsWith(keyOf(workspace, project, '')));
     this.#write(Object.fromEntries(rest));
   }
 

@@ -1,5 +1,5 @@
 /** The services the Manager drives, as typed clients. */
-import { ComputeHostClient, PageserverClient, type PeerAddress, SafekeeperClient, internalToken } from '@lakebase/api';
+import { ComputeHostClient, KeyManagerClient, PageserverClient, type PeerAddress, SafekeeperClient, internalToken } from '@lakebase/api';
 import { isCode } from '@lakebase/base';
 
 export interface FarEnd {
@@ -7,6 +7,7 @@ export interface FarEnd {
   readonly pageserver: PageserverClient;
   readonly pageserverAddress: { readonly httpUrl: string; readonly pageHost: string; readonly pagePort: number };
   readonly safekeepers: readonly PeerAddress[];
+  readonly keys: KeyManagerClient;
   safekeeper(id: string): SafekeeperClient | undefined;
 }
 
@@ -14,6 +15,7 @@ export interface FarEndAddresses {
   readonly computeHostUrl: string;
   readonly pageserver: FarEnd['pageserverAddress'];
   readonly safekeepers: readonly PeerAddress[];
+  readonly keyManagerUrl: string | null;
 }
 
 export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
@@ -24,6 +26,7 @@ export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
     pageserver: new PageserverClient({ baseUrl: a.pageserver.httpUrl, token }),
     pageserverAddress: a.pageserver,
     safekeepers: a.safekeepers,
+    keys: new KeyManagerClient({ baseUrl: a.keyManagerUrl ?? 'http://127.0.0.1:1', token }),
     safekeeper: (id) => members.get(id),
   };
 }

@@ -1,13 +1,16 @@
 /** Puts the Manager together and runs it: metadata database, reconcilers, HTTP surface, first start. Stops in reverse order. */
 import { createHmac } from 'node:crypto';
+import { internalToken } from '@lakebase/api';
 import { LakebaseError, type Logger, isCode } from '@lakebase/base';
 import { Gauge, Teardown, createMetricsRegistry, readSecret } from '@lakebase/service-kit';
 import type { FastifyInstance } from 'fastify';
 import type { ManagerConfig } from './config.ts';
 import { Credentials, ensureAdminToken } from './credentials.ts';
 import { type FarEnd, connectFarEnd } from './far-end.ts';
+import { accountRoutes } from './http/accounts.ts';
 import type { ApiContext } from './http/api-context.ts';
 import { databaseRoutes } from './http/databases.ts';
+import { encryptionRoutes } from './http/encryption.ts';
 import { endpointRoutes } from './http/endpoints.ts';
 import { internalRoutes } from './http/internal.ts';
 import { miscRoutes } from './http/misc.ts';
@@ -49,6 +52,11 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
   });
   endpoints = new Endpoints({ db, far, log, whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX) });
   const context: ApiContext = {
+    workspace: DEFAULT_WORKSPACE,
+    in: (request) => ({ ...context, workspace: request.workspace }),
+    keys: far.keys,
+    secret,
+    serviceToken: internalToken(secret, 'service'),
     db,
     config,
     log,
@@ -73,7 +81,8 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     metrics,
     health: () => ({ service: 'manager', active: endpoints.activeCount }),
   });
-  for (const routes of [projectRoutes, endpointRoutes, roleRoutes, databaseRoutes, miscRoutes]) routes(app, context);
+  for (const routes of [projectRoutes, endpointRoutes, roleRoutes, databaseRoutes, miscRoutes, accountRoutes, encryptionRoutes])
+    routes(app, context);
   internalRoutes(app, context);
 
   await firstStart(context);

@@ -1,4 +1,5 @@
 /** What the routes of the public API share: lookups that answer 404 in one wording, masks, pages, operations. */
+import type { KeyManagerClient } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ManagerConfig } from '../config.ts';
@@ -21,6 +22,12 @@ export interface ApiContext extends ViewContext {
   readonly endpoints: Endpoints;
   readonly projects: ProjectReconciler;
   readonly credentials: Credentials;
+  readonly keys: KeyManagerClient;
+  /** The installation's secret, hex. */
+  readonly secret: string;
+  readonly serviceToken: string;
+  /** The context of the workspace the request speaks for. */
+  in(request: FastifyRequest): ApiContext;
 }
 export type Routes = (app: FastifyInstance, c: ApiContext) => void;
 
@@ -31,13 +38,13 @@ export interface BranchParams {
 export type ChildParams = BranchParams & { readonly id: string };
 
 export async function requireProject(c: ApiContext, id: string): Promise<ProjectRow> {
-  const row = await projectById(c.db, id);
+  const row = await projectById(c.db, c.workspace, id);
   if (row === undefined) throw notFound('project id not found');
   return row;
 }
 export async function requireBranch(c: ApiContext, p: BranchParams): Promise<BranchRow> {
   await requireProject(c, p.project);
-  const row = await branchByPath(c.db, p.project, p.branch);
+  const row = await branchByPath(c.db, c.workspace, p.project, p.branch);
   if (row === undefined) throw notFound('branch id not found');
   return row;
 }

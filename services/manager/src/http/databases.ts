@@ -45,7 +45,7 @@ export const databaseRoutes: Routes = (app, c) => {
     },
     async (request, reply) => {
       const path = request.params as BranchParams;
-      const branch = await requireBranch(c, path);
+      const branch = await requireBranch(c.in(request), path);
       const spec = (request.body as { spec?: DatabaseSpec } | undefined)?.spec ?? {};
       const given = (request.query as { database_id?: string }).database_id;
       const id = names.requireId('database_id', given ?? spec.postgres_database?.toLowerCase().replaceAll('_', '-'));
@@ -58,6 +58,7 @@ export const databaseRoutes: Routes = (app, c) => {
         operation = await c.db.transaction(async (tx) => {
           await catalog.insertDatabase(tx, branch.timeline_id, id, name, owner);
           return insertOperation(tx, {
+            workspace: request.workspace,
             resource: names.childName(path, 'databases', id),
             kind: 'CREATE_DATABASE',
             target: catalogTarget('database', branch.timeline_id, id),
@@ -67,12 +68,12 @@ export const databaseRoutes: Routes = (app, c) => {
         throw isDuplicate(error) ? new ApiError('ALREADY_EXISTS', 'ALREADY_EXISTS', 'database with that name already exists') : error;
       }
       await settled(c.endpoints.catalogChanged(branch.timeline_id, 'database', id, false), INLINE_MS);
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
   app.get(BASE, { schema: { tags: ['databases'], params: schemas.branchParams, querystring: schemas.listQuery } }, async (request) => {
     const path = request.params as BranchParams;
-    const branch = await requireBranch(c, path);
+    const branch = await requireBranch(c.in(request), path);
     const cut = page(
       request,
       (await catalog.listDatabases(c.db, branch.timeline_id)).filter((d) => !d.deleting),
@@ -85,7 +86,7 @@ export const databaseRoutes: Routes = (app, c) => {
     { schema: { tags: ['databases'], params: schemas.childParams, response: { 200: schemas.database } } },
     async (request) => {
       const path = request.params as ChildParams;
-      return databaseView(path, await requireDatabase(c, path));
+      return databaseView(path, await requireDatabase(c.in(request), path));
     },
   );
   app.patch(
@@ -101,7 +102,7 @@ export const databaseRoutes: Routes = (app, c) => {
     },
     async (request, reply) => {
       const path = request.params as ChildParams;
-      const database = await requireDatabase(c, path);
+      const database = await requireDatabase(c.in(request), path);
       const spec = (request.body as { spec?: DatabaseSpec } | undefined)?.spec ?? {};
       const fields = maskedFields(request, spec, ['postgres_database', 'role']);
       if (fields.has('postgres_database') && spec.postgres_database !== undefined && spec.postgres_database !== database.postgres_database)
@@ -110,13 +111,14 @@ export const databaseRoutes: Routes = (app, c) => {
       const operation = await c.db.transaction(async (tx) => {
         if (owner !== database.owner_role_id) await catalog.updateDatabaseOwner(tx, database.timeline_id, database.database_id, owner);
         return insertOperation(tx, {
+          workspace: request.workspace,
           resource: names.childName(path, 'databases', path.id),
           kind: 'UPDATE_DATABASE',
           target: catalogTarget('database', database.timeline_id, path.id),
         });
       });
       await settled(c.endpoints.catalogChanged(database.timeline_id, 'database', path.id, false), INLINE_MS);
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
   app.delete(
@@ -124,17 +126,18 @@ export const databaseRoutes: Routes = (app, c) => {
     { schema: { tags: ['databases'], params: schemas.childParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
       const path = request.params as ChildParams;
-      const database = await requireDatabase(c, path);
+      const database = await requireDatabase(c.in(request), path);
       const operation = await c.db.transaction(async (tx) => {
         await catalog.setDeleting(tx, 'database', database.timeline_id, path.id, true);
         return insertOperation(tx, {
+          workspace: request.workspace,
           resource: names.childName(path, 'databases', path.id),
           kind: 'DELETE_DATABASE',
           target: catalogTarget('database', database.timeline_id, path.id),
         });
       });
       await settled(c.endpoints.catalogChanged(database.timeline_id, 'database', path.id, true), INLINE_MS);
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
 };

@@ -31,7 +31,7 @@ const INLINE_MS = 1_000;
 export const endpointRoutes: Routes = (app, c) => {
   const BASE = `${API}/projects/:project/branches/:branch/endpoints`;
   app.get(BASE, { schema: { tags: ['endpoints'], params: schemas.branchParams, querystring: schemas.listQuery } }, async (request) => {
-    const branch = await requireBranch(c, request.params as BranchParams);
+    const branch = await requireBranch(c.in(request), request.params as BranchParams);
     const cut = page(request, await listEndpoints(c.db, branch.timeline_id), (e) => e.endpoint_id);
     return { endpoints: cut.items.map((e) => endpointView(e, c.controllerOf(e.uid), c.config)), next_page_token: cut.next_page_token };
   });
@@ -39,7 +39,7 @@ export const endpointRoutes: Routes = (app, c) => {
     `${BASE}/:id`,
     { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.endpoint } } },
     async (request) => {
-      const row = await requireEndpoint(c, request.params as ChildParams);
+      const row = await requireEndpoint(c.in(request), request.params as ChildParams);
       return endpointView(row, c.controllerOf(row.uid), c.config);
     },
   );
@@ -55,7 +55,7 @@ export const endpointRoutes: Routes = (app, c) => {
       },
     },
     async (request, reply) => {
-      const row = await requireEndpoint(c, request.params as ChildParams);
+      const row = await requireEndpoint(c.in(request), request.params as ChildParams);
       const spec = (request.body as { spec?: EndpointSpec } | undefined)?.spec ?? {};
       const change = changeOf(row, spec, maskedFields(request, spec, FIELDS));
       await updateEndpoint(c.db, row.uid, change);
@@ -66,23 +66,23 @@ export const endpointRoutes: Routes = (app, c) => {
         else if (JSON.stringify(change.pgSettings) !== JSON.stringify(row.pg_settings))
           await c.endpoints.settingsChanged((await endpointByUid(c.db, row.uid)) as EndpointRow);
       });
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
   app.post(
     `${BASE}/:id/start`,
     { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
-      const row = await requireEndpoint(c, request.params as ChildParams);
-      await replyOperation(c, reply, await start(c, row, 'START_ENDPOINT', async () => void (await c.endpoints.wake(row.uid))));
+      const row = await requireEndpoint(c.in(request), request.params as ChildParams);
+      await replyOperation(c.in(request), reply, await start(c, row, 'START_ENDPOINT', async () => void (await c.endpoints.wake(row.uid))));
     },
   );
   app.post(
     `${BASE}/:id/suspend`,
     { schema: { tags: ['endpoints'], params: schemas.childParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
-      const row = await requireEndpoint(c, request.params as ChildParams);
-      await replyOperation(c, reply, await start(c, row, 'SUSPEND_ENDPOINT', () => c.endpoints.suspend(row.uid)));
+      const row = await requireEndpoint(c.in(request), request.params as ChildParams);
+      await replyOperation(c.in(request), reply, await start(c, row, 'SUSPEND_ENDPOINT', () => c.endpoints.suspend(row.uid)));
     },
   );
   app.post(BASE, { schema: { hide: true } }, async () => {
@@ -93,7 +93,7 @@ export const endpointRoutes: Routes = (app, c) => {
     );
   });
   app.delete(`${BASE}/:id`, { schema: { hide: true } }, async (request) => {
-    const row = await requireEndpoint(c, request.params as ChildParams);
+    const row = await requireEndpoint(c.in(request), request.params as ChildParams);
     throw badRequest(`Cannot delete read-write endpoint '${row.endpoint_id}'. Read-write endpoints cannot be deleted.`, [managedByParent]);
   });
 };
@@ -116,7 +116,7 @@ function changeOf(row: EndpointRow, spec: EndpointSpec, fields: ReadonlySet<stri
 /** Records the operation, runs its work, and returns its id once it is done or a moment has passed. */
 async function start(c: ApiContext, row: EndpointRow, kind: OperationKind, work: () => Promise<void>): Promise<string> {
   const name = childName({ project: row.project_id, branch: row.branch_id }, 'endpoints', row.endpoint_id);
-  const id = await insertOperation(c.db, { resource: name, kind, target: `endpoint:${row.uid}` });
+  const id = await insertOperation(c.db, { workspace: row.workspace_id, resource: name, kind, target: `endpoint:${row.uid}` });
   await settled(c.endpoints.runEndpointOperation(id, work), INLINE_MS);
   return id;
 }

@@ -2,7 +2,7 @@
 import type { ResolveRequest, ResolvedEndpoint, RoleLookup, RoleSecret, TokenCheck, TokenIdentity } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { DEFAULT_BRANCH, DEFAULT_ENDPOINT, DEFAULT_PROJECT, isReservedRole } from '../model/names.ts';
+import { DEFAULT_BRANCH, DEFAULT_ENDPOINT, DEFAULT_PROJECT, DEFAULT_WORKSPACE, isReservedRole } from '../model/names.ts';
 import * as catalog from '../store/catalog.ts';
 import { type EndpointRow, endpointByUid, listAllEndpoints } from '../store/endpoints.ts';
 import { findToken } from '../store/tokens.ts';
@@ -58,7 +58,7 @@ async function requireRow(c: Context, uid: unknown): Promise<EndpointRow> {
 
 /** No name given: the endpoint every installation starts with; when that is gone, the only one there is. */
 async function defaultEndpoint(c: Context): Promise<EndpointRow | undefined> {
-  const all = await listAllEndpoints(c.db);
+  const all = (await listAllEndpoints(c.db)).filter((e) => e.workspace_id === DEFAULT_WORKSPACE);
   const first = all.find((e) => e.project_id === DEFAULT_PROJECT && e.branch_id === DEFAULT_BRANCH && e.endpoint_id === DEFAULT_ENDPOINT);
   return first ?? (all.length === 1 ? all[0] : undefined);
 }
@@ -66,7 +66,9 @@ async function defaultEndpoint(c: Context): Promise<EndpointRow | undefined> {
 /** By uid (`ep-…`), or by resource path as the CLI prints it. */
 async function namedEndpoint(c: Context, name: string): Promise<EndpointRow | undefined> {
   if (!name.includes('/')) return endpointByUid(c.db, name.toLowerCase());
-  return (await listAllEndpoints(c.db)).find((e) => `projects/${e.project_id}/branches/${e.branch_id}/endpoints/${e.endpoint_id}` === name);
+  return (await listAllEndpoints(c.db)).find(
+    (e) => e.workspace_id === DEFAULT_WORKSPACE && `projects/${e.project_id}/branches/${e.branch_id}/endpoints/${e.endpoint_id}` === name,
+  );
 }
 
 /** The running server is the truth; what it last said is the next best. A role nobody has heard of may have been made with SQL in a

@@ -20,8 +20,9 @@ export const miscRoutes: Routes = (app, c) => {
       async (request, reply) => {
         const { operation: id } = request.params as { operation: string };
         const row = UUID.test(id) ? await operationById(c.db, id) : undefined;
-        if (row === undefined || !request.url.startsWith(`${API}/${row.resource}/operations/`)) throw notFound('operation not found');
-        await replyOperation(c, reply, id);
+        if (row?.workspace_id !== request.workspace || !request.url.startsWith(`${API}/${row.resource}/operations/`))
+          throw notFound('operation not found');
+        await replyOperation(c.in(request), reply, id);
       },
     );
   }
@@ -33,7 +34,7 @@ export const miscRoutes: Routes = (app, c) => {
       const body = (request.body ?? {}) as { endpoint?: string; expire_time?: string | null; ttl?: string | null };
       if (body.endpoint === undefined || body.endpoint === '')
         throw invalid(`Field 'endpoint' is required, expected non-default value (not "")!`);
-      const endpoint = await requireEndpoint(c, parseChild('endpoints', body.endpoint, 'endpoint'));
+      const endpoint = await requireEndpoint(c.in(request), parseChild('endpoints', body.endpoint, 'endpoint'));
       const now = Date.now();
       let seconds = TTL_SECONDS_DEFAULT;
       if (typeof body.ttl === 'string') seconds = parseDuration('ttl', body.ttl, TTL_SECONDS);

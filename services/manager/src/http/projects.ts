@@ -8,6 +8,7 @@ import { scramVerifier } from '../model/scram.ts';
 import { insertDatabase, insertRole } from '../store/catalog.ts';
 import { insertEndpoint } from '../store/endpoints.ts';
 import { completeOperation, insertOperation, openOperations } from '../store/operations.ts';
+import { workspaceByKey } from '../store/accounts.ts';
 import * as store from '../store/projects.ts';
 import { API, type ApiContext, type Routes, maskedFields, page, replyOperation, requireBranch, requireProject } from './api-context.ts';
 import { type SettingsInput, mergeDefaults } from './endpoint-settings.ts';
@@ -31,14 +32,19 @@ export const projectRoutes: Routes = (app, c) => {
     { schema: { tags: ['projects'], querystring: queryOf('project_id'), body: schemas.projectBody, response: { 200: schemas.operation } } },
     async (request, reply) => {
       const id = names.requireId('project_id', (request.query as { project_id?: string }).project_id);
-      const operation = await createProject(c, id, (request.body as { spec?: ProjectSpec } | undefined)?.spec ?? {}, request.identity);
-      await replyOperation(c, reply, operation);
+      const operation = await createProject(
+        c.in(request),
+        id,
+        (request.body as { spec?: ProjectSpec } | undefined)?.spec ?? {},
+        request.identity,
+      );
+      await replyOperation(c.in(request), reply, operation);
     },
   );
   app.get(`${API}/projects`, { schema: { tags: ['projects'], querystring: schemas.listQuery } }, async (request) => {
     const cut = page(
       request,
-      (await store.listProjects(c.db)).filter((p) => p.state !== 'DELETING'),
+      (await store.listProjects(c.db, request.workspace)).filter((p) => p.state !== 'DELETING'),
       (p) => p.project_id,
     );
     return { projects: cut.items.map((p) => projectView(p, names.DEFAULT_BRANCH)), next_page_token: cut.next_page_token };
@@ -46,7 +52,8 @@ export const projectRoutes: Routes = (app, c) => {
   app.get(
     `${API}/projects/:project`,
     { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.project } } },
-    async (request) => projectView(await requireProject(c, (request.params as { project: string }).project), names.DEFAULT_BRANCH),
+    async (request) =>
+      projectView(await requireProject(c.in(request), (request.params as { project: string }).project), names.DEFAULT_BRANCH),
   );
   app.patch(
     `${API}/projects/:project`,
@@ -60,7 +67,7 @@ export const projectRoutes: Routes = (app, c) => {
       },
     },
     async (request, reply) => {
-      const project = await requireProject(c, (request.params as { project: string }).project);
+      const project = await requireProject(c.in(request), (request.params as { project: string }).project);
       const spec = (request.body as { spec?: ProjectSpec }).spec ?? {};
       const fields = maskedFields(request, spec, [
         'display_name',
@@ -84,6 +91,7 @@ export const projectRoutes: Routes = (app, c) => {
           [project.uid, displayName, retention, JSON.stringify(defaults)],
         );
         const op = await insertOperation(tx, {
+          workspace: project.workspace_id,
           resource: names.projectName(project.project_id),
           kind: 'UPDATE_PROJECT',
           target: `project-update:${project.uid}`,
@@ -91,14 +99,14 @@ export const projectRoutes: Routes = (app, c) => {
         await completeOperation(tx, op, { response: {} });
         return op;
       });
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
   app.delete(
     `${API}/projects/:project`,
     { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
-      const project = await requireProject(c, (request.params as { project: string }).project);
+      const project = await requireProject(c.in(request), (request.params as { project: string }).project);
       const operation = await c.db.transaction(async (tx) => {
         const target = `project:${project.uid}`;
         const running = (await openOperations(tx, target)).find((o) => o.kind === 'DELETE_PROJECT');
@@ -108,31 +116,36 @@ export const projectRoutes: Routes = (app, c) => {
             error: { error_code: 'RESOURCE_CONFLICT', message: 'the project was deleted', details: [] },
           });
         await store.markProjectDeleting(tx, project.uid);
-        return insertOperation(tx, { resource: names.projectName(project.project_id), kind: 'DELETE_PROJECT', target });
+        return insertOperation(tx, {
+          workspace: project.workspace_id,
+          resource: names.projectName(project.project_id),
+          kind: 'DELETE_PROJECT',
+          target,
+        });
       });
-      c.credentials.removeProject(project.project_id);
+      c.credentials.removeProject(project.workspace_id, project.project_id);
       c.projects.kick(project.uid);
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
 
   const BRANCHES = `${API}/projects/:project/branches`;
   app.get(BRANCHES, { schema: { tags: ['branches'], params: schemas.projectParams, querystring: schemas.listQuery } }, async (request) => {
     const { project } = request.params as { project: string };
-    await requireProject(c, project);
-    const cut = page(request, await store.listBranches(c.db, project), (b) => b.branch_id);
+    const { uid } = await requireProject(c.in(request), project);
+    const cut = page(request, await store.listBranches(c.db, uid), (b) => b.branch_id);
     return { branches: cut.items.map(branchView), next_page_token: cut.next_page_token };
   });
   app.get(
     `${BRANCHES}/:branch`,
     { schema: { tags: ['branches'], params: schemas.branchParams, response: { 200: schemas.branch } } },
-    async (request) => branchView(await requireBranch(c, request.params as { project: string; branch: string })),
+    async (request) => branchView(await requireBranch(c.in(request), request.params as { project: string; branch: string })),
   );
   app.post(BRANCHES, { schema: { hide: true } }, async () => {
     throw new ApiError('UNSUPPORTED', 'NOT_IMPLEMENTED', 'creating branches is not available in this version');
   });
   app.delete(`${BRANCHES}/:branch`, { schema: { hide: true } }, async (request) => {
-    const b = await requireBranch(c, request.params as { project: string; branch: string });
+    const b = await requireBranch(c.in(request), request.params as { project: string; branch: string });
     throw badRequest(`cannot delete root branch '${b.branch_id}': delete the project instead`, [managedByParent]);
   });
 };
@@ -144,12 +157,12 @@ const queryOf = (name: string): object => ({
 
 /** Returns the id of the operation. */
 export async function createProject(
-  c: Pick<ApiContext, 'db' | 'config' | 'credentials' | 'projects'>,
+  c: Pick<ApiContext, 'workspace' | 'db' | 'config' | 'credentials' | 'projects'>,
   id: string,
   spec: ProjectSpec,
   owner: string,
 ): Promise<string> {
-  const { config } = c;
+  const { config, workspace } = c;
   const pgVersion = spec.pg_version ?? (config.pgVersions[0] as number);
   if (!config.pgVersions.includes(pgVersion))
     throw invalid(`Field spec.pg_version must be one of ${config.pgVersions.join(', ')}, got ${pgVersion}`);
@@ -162,18 +175,18 @@ export async function createProject(
     spec.default_endpoint_settings,
   );
   const exists = new ApiError('ALREADY_EXISTS', 'ALREADY_EXISTS', 'project with such id already exists in the workspace');
-  if ((await store.projectById(c.db, id)) !== undefined) throw exists;
-  if ((await store.listProjects(c.db)).length >= PROJECTS_MAX)
+  if ((await store.projectById(c.db, workspace, id)) !== undefined) throw exists;
+  if ((await store.listProjects(c.db, workspace)).length >= PROJECTS_MAX)
     throw new ApiError('RESOURCE_EXHAUSTED', 'QUOTA_EXCEEDED', `a workspace has at most ${PROJECTS_MAX} projects`);
   const uid = newProjectUid();
   const timeline = newTimelineId();
-  const { password } = c.credentials.ensure(id, names.DEFAULT_BRANCH, names.OWNER_ROLE);
+  const { password } = c.credentials.ensure(workspace, id, names.DEFAULT_BRANCH, names.OWNER_ROLE);
   let operation: string;
   try {
     operation = await c.db.transaction(async (tx: Queryable) => {
       await store.insertProject(tx, {
         uid,
-        workspace: names.DEFAULT_WORKSPACE,
+        workspace_id: workspace,
         project_id: id,
         display_name: spec.display_name ?? id,
         owner,
@@ -181,6 +194,7 @@ export async function createProject(
         system_id: names.newSystemId(),
         retention_seconds: retention,
         default_endpoint_settings: defaults,
+        managed_key_id: (await workspaceByKey(tx, workspace))?.managed_services_key_id ?? null,
       });
       await store.insertBranch(tx, { timeline, project: uid, id: names.DEFAULT_BRANCH, uid: names.newUid('br') });
       await store.insertWalMembers(
@@ -209,7 +223,7 @@ export async function createProject(
         membershipRoles: ['DATABRICKS_SUPERUSER'],
       });
       await insertDatabase(tx, timeline, names.DEFAULT_DATABASE_ID, names.DEFAULT_DATABASE, names.OWNER_ROLE);
-      return insertOperation(tx, { resource: names.projectName(id), kind: 'CREATE_PROJECT', target: `project:${uid}` });
+      return insertOperation(tx, { workspace, resource: names.projectName(id), kind: 'CREATE_PROJECT', target: `project:${uid}` });
     });
   } catch (error) {
     throw isDuplicate(error) ? exists : error;

@@ -53,7 +53,7 @@ export const roleRoutes: Routes = (app, c) => {
     },
     async (request, reply) => {
       const path = request.params as BranchParams;
-      const branch = await requireBranch(c, path);
+      const branch = await requireBranch(c.in(request), path);
       const spec = (request.body as { spec?: RoleSpec } | undefined)?.spec ?? {};
       const given = (request.query as { role_id?: string }).role_id;
       const id = names.requireId('role_id', given ?? spec.postgres_role?.toLowerCase().replaceAll('_', '-'));
@@ -78,18 +78,18 @@ export const roleRoutes: Routes = (app, c) => {
       try {
         operation = await c.db.transaction(async (tx) => {
           await catalog.insertRole(tx, branch.timeline_id, id, write);
-          return insertOperation(tx, { resource, kind: 'CREATE_ROLE', target });
+          return insertOperation(tx, { workspace: request.workspace, resource, kind: 'CREATE_ROLE', target });
         });
       } catch (error) {
         throw isDuplicate(error) ? badRequest('role with that name already exists') : error;
       }
       await settled(c.endpoints.catalogChanged(branch.timeline_id, 'role', id, false), INLINE_MS);
-      await replyOperation(c, reply, operation, password === undefined ? {} : { password });
+      await replyOperation(c.in(request), reply, operation, password === undefined ? {} : { password });
     },
   );
   app.get(BASE, { schema: { tags: ['roles'], params: schemas.branchParams, querystring: schemas.listQuery } }, async (request) => {
     const path = request.params as BranchParams;
-    const branch = await requireBranch(c, path);
+    const branch = await requireBranch(c.in(request), path);
     const cut = page(
       request,
       (await catalog.listRoles(c.db, branch.timeline_id)).filter((r) => !r.deleting),
@@ -99,7 +99,7 @@ export const roleRoutes: Routes = (app, c) => {
   });
   app.get(`${BASE}/:id`, { schema: { tags: ['roles'], params: schemas.childParams, response: { 200: schemas.role } } }, async (request) => {
     const path = request.params as ChildParams;
-    return roleView(path, await requireRole(c, path));
+    return roleView(path, await requireRole(c.in(request), path));
   });
   app.patch(
     `${BASE}/:id`,
@@ -114,7 +114,7 @@ export const roleRoutes: Routes = (app, c) => {
     },
     async (request, reply) => {
       const path = request.params as ChildParams;
-      const role = await requireRole(c, path);
+      const role = await requireRole(c.in(request), path);
       const spec = (request.body as { spec?: RoleSpec } | undefined)?.spec ?? {};
       const fields = maskedFields(request, spec, ['auth_method', 'attributes', 'membership_roles', 'postgres_role', 'identity_type']);
       if (fields.has('postgres_role') && spec.postgres_role !== undefined && spec.postgres_role !== role.postgres_role)
@@ -126,7 +126,7 @@ export const roleRoutes: Routes = (app, c) => {
         throw badRequest('taking a membership away is done with SQL: REVOKE databricks_superuser FROM …');
       const needsPassword = authMethod === 'PG_PASSWORD_SCRAM_SHA_256' && role.verifier === null;
       await change(
-        c,
+        c.in(request),
         reply,
         path,
         role,
@@ -146,10 +146,10 @@ export const roleRoutes: Routes = (app, c) => {
     { schema: { tags: ['roles'], params: schemas.childParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
       const path = request.params as ChildParams;
-      const role = await requireRole(c, path);
+      const role = await requireRole(c.in(request), path);
       if (role.auth_method !== 'PG_PASSWORD_SCRAM_SHA_256') throw badRequest(`role ${role.role_id} does not log in with a password`);
       await change(
-        c,
+        c.in(request),
         reply,
         path,
         role,
@@ -169,7 +169,7 @@ export const roleRoutes: Routes = (app, c) => {
     { schema: { tags: ['roles'], params: schemas.childParams, response: { 200: schemas.operation } } },
     async (request, reply) => {
       const path = request.params as ChildParams;
-      const role = await requireRole(c, path);
+      const role = await requireRole(c.in(request), path);
       if ((request.query as { reassign_owned_to?: string }).reassign_owned_to !== undefined)
         throw new ApiError('UNSUPPORTED', 'NOT_IMPLEMENTED', 'reassign_owned_to is not available: use REASSIGN OWNED in SQL');
       const owned = (await catalog.listDatabases(c.db, role.timeline_id)).find((d) => d.owner_role_id === role.role_id && !d.deleting);
@@ -177,10 +177,15 @@ export const roleRoutes: Routes = (app, c) => {
       const target = catalogTarget('role', role.timeline_id, role.role_id);
       const operation = await c.db.transaction(async (tx) => {
         await catalog.setDeleting(tx, 'role', role.timeline_id, role.role_id, true);
-        return insertOperation(tx, { resource: names.childName(path, 'roles', role.role_id), kind: 'DELETE_ROLE', target });
+        return insertOperation(tx, {
+          workspace: request.workspace,
+          resource: names.childName(path, 'roles', role.role_id),
+          kind: 'DELETE_ROLE',
+          target,
+        });
       });
       await settled(c.endpoints.catalogChanged(role.timeline_id, 'role', role.role_id, true), INLINE_MS);
-      await replyOperation(c, reply, operation);
+      await replyOperation(c.in(request), reply, operation);
     },
   );
 };
@@ -196,19 +201,19 @@ async function change(
   newPassword: boolean,
 ): Promise<void> {
   const password = newPassword ? generatePassword() : undefined;
-  const isOwner = c.credentials.get(path.project, path.branch)?.role === role.postgres_role;
+  const isOwner = c.credentials.get(c.workspace, path.project, path.branch)?.role === role.postgres_role;
   const resource = names.childName(path, 'roles', role.role_id);
   const target = catalogTarget('role', role.timeline_id, role.role_id);
   // Null leaves the password in the server as it is, whoever set it last; a role that is not applied yet keeps the one it waits with.
   const unapplied = role.applied_revision === 0 ? role.verifier : null;
   const verifier = password !== undefined ? await scramVerifier(password) : unapplied;
-  if (password !== undefined && isOwner) c.credentials.set(path.project, path.branch, { role: role.postgres_role, password });
+  if (password !== undefined && isOwner) c.credentials.set(c.workspace, path.project, path.branch, { role: role.postgres_role, password });
   const operation = await c.db.transaction(async (tx) => {
     await catalog.updateRole(tx, role.timeline_id, role.role_id, {
       ...write,
       verifier: write.authMethod === 'PG_PASSWORD_SCRAM_SHA_256' ? (verifier ?? role.verifier) : null,
     });
-    return insertOperation(tx, { resource, kind: 'UPDATE_ROLE', target });
+    return insertOperation(tx, { workspace: c.workspace, resource, kind: 'UPDATE_ROLE', target });
   });
   await settled(c.endpoints.catalogChanged(role.timeline_id, 'role', role.role_id, false), INLINE_MS);
   await replyOperation(c, reply, operation, password === undefined ? {} : { password });

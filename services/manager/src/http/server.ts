@@ -7,7 +7,7 @@ import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify }
 import { type Registry, createMetricsRegistry } from '@lakebase/service-kit';
 import type { Database } from '../metadata/database.ts';
 import { ApiError, badRequest, publicError } from '../model/api-error.ts';
-import { findToken } from '../store/tokens.ts';
+import { WORKSPACE_HEADER, findPrincipal } from '../store/principals.ts';
 
 export interface ServerOptions {
   readonly log: Logger;
@@ -21,6 +21,12 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** Who the personal access token speaks as. */
     identity: string;
+    /** Account of the token. */
+    account: string;
+    /** May manage the account: keys, workspaces, users. */
+    accountAdmin: boolean;
+    /** Workspace the request works in; empty where the token is for the account only. */
+    workspace: string;
   }
 }
 
@@ -32,6 +38,9 @@ function storable(key: string, value: unknown): unknown {
     if (typeof text === 'string' && (text.includes('\0') || !text.isWellFormed())) throw badRequest(UNSTORABLE);
   return value;
 }
+
+const ME_PATH = '/api/2.0/preview/scim/v2/Me';
+const denied = (message: string): ApiError => new ApiError('PERMISSION_DENIED', 'PERMISSION_DENIED', message);
 
 const OPEN = new Set(['/healthz', '/metrics', '/openapi.json']);
 
@@ -49,6 +58,9 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
   });
   const metrics = o.metrics ?? createMetricsRegistry();
   app.decorateRequest('identity', '');
+  app.decorateRequest('account', '');
+  app.decorateRequest('accountAdmin', false);
+  app.decorateRequest('workspace', '');
   await app.register(swagger, {
     openapi: {
       info: {
@@ -75,14 +87,19 @@ export async function createManagerServer(o: ServerOptions): Promise<FastifyInst
         throw new LakebaseError('UNAUTHENTICATED', 'a valid internal token is needed');
       return;
     }
-    const token = await findToken(o.db, 'ADMIN', presented);
-    if (token === undefined)
+    const principal = await findPrincipal(o.db, presented, request.headers[WORKSPACE_HEADER]);
+    if (principal === undefined)
       throw new ApiError(
         'UNAUTHENTICATED',
         'UNAUTHENTICATED',
         'Credential was not sent or is not valid: send "Authorization: Bearer <token>"',
       );
-    request.identity = token.identity;
+    Object.assign(request, principal);
+    // Two separate powers: whoever manages keys needs no data, whoever works with data manages no keys.
+    if (path.startsWith('/api/2.0/accounts/')) {
+      if (!principal.accountAdmin) throw denied('this needs a token of an account admin');
+    } else if (principal.workspace === '' && path !== ME_PATH)
+      throw denied('this token is for the account, not for a workspace: it cannot reach projects');
   });
   // A DELETE or an empty POST with a JSON content type is common among generated clients.
   app.removeContentTypeParser('application/json');

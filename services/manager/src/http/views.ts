@@ -143,6 +143,8 @@ export function databaseView(p: { project: string; branch: string }, d: catalog.
 }
 
 export interface ViewContext {
+  /** Names of projects are unique in a workspace. */
+  readonly workspace: string;
   readonly db: Queryable;
   readonly config: Pick<ManagerConfig, 'proxyHost' | 'proxyPort'>;
   controllerOf(uid: string): EndpointController | undefined;
@@ -151,10 +153,10 @@ export interface ViewContext {
 /** The resource as it is now, by name; undefined when it is gone. */
 export async function resourceView(c: ViewContext, name: string): Promise<Json | undefined> {
   const [, project = '', , branch, kind, id = ''] = name.split('/');
-  const p = await projectById(c.db, project);
+  const p = await projectById(c.db, c.workspace, project);
   if (p === undefined) return undefined;
   if (branch === undefined) return projectView(p, 'production');
-  const b = await branchByPath(c.db, project, branch);
+  const b = await branchByPath(c.db, c.workspace, project, branch);
   if (b === undefined) return undefined;
   const path = { project, branch };
   if (kind === undefined) return branchView(b);

@@ -148,4 +148,65 @@ CREATE TABLE tokens (
   create_time timestamptz NOT NULL DEFAULT now()
 );`,
   },
+  {
+    number: 2,
+    name: 'accounts and keys',
+    sql: `
+CREATE TABLE accounts (
+  id text PRIMARY KEY,
+  display_name text NOT NULL,
+  create_time timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO accounts (id, display_name) VALUES ('default', 'Default account');
+CREATE TABLE customer_managed_keys (
+  id uuid PRIMARY KEY,
+  account_id text NOT NULL REFERENCES accounts,
+  use_cases text[] NOT NULL,
+  provider text NOT NULL,
+  kms_key text NOT NULL,
+  -- As it was given and is shown; without secrets.
+  key_info jsonb NOT NULL,
+  -- Provider options, secrets among them: sealed under a key of the installation's secret.
+  sealed_options bytea NOT NULL,
+  create_time timestamptz NOT NULL DEFAULT now()
+);
+ALTER TABLE workspaces
+  ADD COLUMN account_id text NOT NULL DEFAULT 'default' REFERENCES accounts,
+  ADD COLUMN workspace_id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+  ADD COLUMN display_name text NOT NULL DEFAULT 'Default workspace',
+  ADD COLUMN pricing_tier text NOT NULL DEFAULT 'ENTERPRISE' CHECK (pricing_tier IN ('STANDARD', 'PREMIUM', 'ENTERPRISE')),
+  ADD COLUMN managed_services_key_id uuid REFERENCES customer_managed_keys;
+ALTER TABLE projects ADD COLUMN managed_key_id uuid REFERENCES customer_managed_keys;
+ALTER TABLE operations ADD COLUMN workspace_id text NOT NULL DEFAULT 'default';
+CREATE TABLE users (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  account_id text NOT NULL REFERENCES accounts,
+  user_name text NOT NULL,
+  account_admin boolean NOT NULL,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (account_id, user_name)
+);
+CREATE TABLE workspace_users (
+  workspace_id text NOT NULL REFERENCES workspaces ON DELETE CASCADE,
+  user_id bigint NOT NULL REFERENCES users ON DELETE CASCADE,
+  PRIMARY KEY (workspace_id, user_id)
+);
+ALTER TABLE tokens
+  DROP CONSTRAINT tokens_kind_check,
+  ADD CONSTRAINT tokens_kind_check CHECK (kind IN ('ADMIN', 'USER', 'CREDENTIAL')),
+  ADD COLUMN id uuid UNIQUE,
+  ADD COLUMN user_id bigint REFERENCES users ON DELETE CASCADE,
+  -- Null for a user's token: the account, not a workspace.
+  ADD COLUMN workspace_id text REFERENCES workspaces ON DELETE CASCADE,
+  ADD COLUMN comment text;
+-- What was destroyed when a project was deleted; outlives the project's rows.
+CREATE TABLE shred_reports (
+  project_uid text PRIMARY KEY,
+  account_id text NOT NULL REFERENCES accounts,
+  workspace_id text NOT NULL,
+  project_id text NOT NULL,
+  report jsonb NOT NULL,
+  create_time timestamptz NOT NULL DEFAULT now()
+);`,
+  },
 ];

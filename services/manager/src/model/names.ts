@@ -3,6 +3,8 @@ import { randomBytes } from 'node:crypto';
 import { RESOURCE_ID } from '@lakebase/ids';
 import { ApiError, invalid } from './api-error.ts';
 
+/** Account of an installation. */
+export const DEFAULT_ACCOUNT = 'default';
 export const DEFAULT_WORKSPACE = 'default';
 export const DEFAULT_PROJECT = 'default';
 export const DEFAULT_BRANCH = 'production';

@@ -95,7 +95,12 @@ export class ProjectReconciler {
       if (project?.state !== 'CREATING') return;
       await completeTarget(tx, `project:${uid}`, { error: publicError(error) });
       await markProjectDeleting(tx, uid);
-      await insertOperation(tx, { resource: `projects/${project.project_id}`, kind: 'DELETE_PROJECT', target: `project:${uid}` });
+      await insertOperation(tx, {
+        workspace: project.workspace_id,
+        resource: `projects/${project.project_id}`,
+        kind: 'DELETE_PROJECT',
+        target: `project:${uid}`,
+      });
     });
   }
 

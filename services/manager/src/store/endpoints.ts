@@ -22,6 +22,7 @@ export interface EndpointRow {
   readonly update_time: Date;
   readonly branch_id: string;
   readonly project_id: string;
+  readonly workspace_id: string;
   readonly project_uid: ProjectUid;
   readonly project_state: 'CREATING' | 'READY' | 'DELETING';
   readonly project_error: string | null;
@@ -29,7 +30,7 @@ export interface EndpointRow {
   readonly system_id: string;
 }
 
-const SELECT = `SELECT e.*, b.branch_id, p.project_id, p.uid AS project_uid, p.state AS project_state, p.error AS project_error, p.pg_version, p.system_id
+const SELECT = `SELECT e.*, b.branch_id, p.project_id, p.workspace_id, p.uid AS project_uid, p.state AS project_state, p.error AS project_error, p.pg_version, p.system_id
   FROM endpoints e JOIN branches b ON b.timeline_id = e.timeline_id JOIN projects p ON p.uid = b.project_uid`;
 
 export const listAllEndpoints = (q: Queryable): Promise<EndpointRow[]> =>

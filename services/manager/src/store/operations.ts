@@ -5,6 +5,7 @@ import type { PublicErrorBody } from '../model/api-error.ts';
 
 export interface OperationRow {
   readonly id: string;
+  readonly workspace_id: string;
   /** Name of the resource it works on: the prefix of the operation's own name. */
   readonly resource: string;
   readonly kind: OperationKind;
@@ -31,9 +32,22 @@ export type OperationKind =
 
 export const EMPTY_RESPONSE = { '@type': 'type.googleapis.com/google.protobuf.Empty' };
 
-export async function insertOperation(q: Queryable, o: { resource: string; kind: OperationKind; target: string }): Promise<string> {
+export interface NewOperation {
+  readonly workspace: string;
+  readonly resource: string;
+  readonly kind: OperationKind;
+  readonly target: string;
+}
+
+export async function insertOperation(q: Queryable, o: NewOperation): Promise<string> {
   const id = randomUUID();
-  await q.query('INSERT INTO operations (id, resource, kind, target) VALUES ($1, $2, $3, $4)', [id, o.resource, o.kind, o.target]);
+  await q.query('INSERT INTO operations (id, workspace_id, resource, kind, target) VALUES ($1, $2, $3, $4, $5)', [
+    id,
+    o.workspace,
+    o.resource,
+    o.kind,
+    o.target,
+  ]);
   return id;
 }
 

@@ -11,6 +11,7 @@ export interface EndpointDefaults {
 }
 export interface ProjectRow {
   readonly uid: ProjectUid;
+  readonly workspace_id: string;
   readonly project_id: string;
   readonly display_name: string;
   readonly owner: string;
@@ -20,6 +21,8 @@ export interface ProjectRow {
   readonly default_endpoint_settings: EndpointDefaults;
   readonly state: 'CREATING' | 'READY' | 'DELETING';
   readonly error: string | null;
+  /** Customer-managed key of the project; null: the installation root key. */
+  readonly managed_key_id: string | null;
   readonly create_time: Date;
   readonly update_time: Date;
 }
@@ -48,16 +51,13 @@ export interface WalMemberRow {
 
 const BRANCH = 'SELECT b.*, p.project_id FROM branches b JOIN projects p ON p.uid = b.project_uid';
 
-export async function insertProject(
-  q: Queryable,
-  p: Omit<ProjectRow, 'state' | 'error' | 'create_time' | 'update_time'> & { workspace: string },
-): Promise<void> {
+export async function insertProject(q: Queryable, p: Omit<ProjectRow, 'state' | 'error' | 'create_time' | 'update_time'>): Promise<void> {
   await q.query(
-    `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, state)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'CREATING')`,
+    `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, managed_key_id, state)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'CREATING')`,
     [
       p.uid,
-      p.workspace,
+      p.workspace_id,
       p.project_id,
       p.display_name,
       p.owner,
@@ -65,6 +65,7 @@ export async function insertProject(
       p.system_id,
       p.retention_seconds,
       JSON.stringify(p.default_endpoint_settings),
+      p.managed_key_id,
     ],
   );
 }
@@ -88,21 +89,23 @@ export async function insertWalMembers(
   );
 }
 
-export const listProjects = (q: Queryable): Promise<ProjectRow[]> =>
-  q.query<ProjectRow>('SELECT * FROM projects ORDER BY create_time, project_id');
-export const projectById = async (q: Queryable, id: string): Promise<ProjectRow | undefined> =>
-  (await q.query<ProjectRow>('SELECT * FROM projects WHERE project_id = $1', [id]))[0];
+export const listProjects = (q: Queryable, workspace: string): Promise<ProjectRow[]> =>
+  q.query<ProjectRow>('SELECT * FROM projects WHERE workspace_id = $1 ORDER BY create_time, project_id', [workspace]);
+export const projectById = async (q: Queryable, workspace: string, id: string): Promise<ProjectRow | undefined> =>
+  (await q.query<ProjectRow>('SELECT * FROM projects WHERE workspace_id = $1 AND project_id = $2', [workspace, id]))[0];
 export const projectByUid = async (q: Queryable, uid: string): Promise<ProjectRow | undefined> =>
   (await q.query<ProjectRow>('SELECT * FROM projects WHERE uid = $1', [uid]))[0];
 export const unfinishedProjects = (q: Queryable): Promise<{ uid: ProjectUid }[]> =>
   q.query(`SELECT uid FROM projects WHERE state <> 'READY'`);
 
-export const listBranches = (q: Queryable, project: string): Promise<BranchRow[]> =>
-  q.query<BranchRow>(`${BRANCH} WHERE p.project_id = $1 ORDER BY b.create_time, b.branch_id`, [project]);
+export const listBranches = (q: Queryable, project: ProjectUid): Promise<BranchRow[]> =>
+  q.query<BranchRow>(`${BRANCH} WHERE p.uid = $1 ORDER BY b.create_time, b.branch_id`, [project]);
 export const branchesOf = (q: Queryable, project: ProjectUid): Promise<BranchRow[]> =>
   q.query<BranchRow>(`${BRANCH} WHERE p.uid = $1 ORDER BY b.create_time`, [project]);
-export const branchByPath = async (q: Queryable, project: string, branch: string): Promise<BranchRow | undefined> =>
-  (await q.query<BranchRow>(`${BRANCH} WHERE p.project_id = $1 AND b.branch_id = $2`, [project, branch]))[0];
+export const branchByPath = async (q: Queryable, workspace: string, project: string, branch: string): Promise<BranchRow | undefined> =>
+  (
+    await q.query<BranchRow>(`${BRANCH} WHERE p.workspace_id = $1 AND p.project_id = $2 AND b.branch_id = $3`, [workspace, project, branch])
+  )[0];
 
 export async function setBranchStart(q: Queryable, timeline: TimelineId, startLsn: string, prevRecordLsn: string): Promise<void> {
   await q.query('UPDATE branches SET start_lsn = $2, prev_record_lsn = $3, update_time = now() WHERE timeline_id = $1', [

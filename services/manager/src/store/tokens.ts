@@ -1,17 +1,21 @@
 /** Access tokens: the admin's personal token for the API, and short-lived credentials that serve as database passwords.
  *  Only hashes are stored. Tokens are 256 random bits; the row is found by its hash and compared once more in constant time. */
-import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
+import { createHash, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto';
 import type { Queryable } from '../metadata/database.ts';
 
 export interface TokenRow {
   readonly hash: Buffer;
-  readonly kind: 'ADMIN' | 'CREDENTIAL';
+  readonly kind: 'ADMIN' | 'USER' | 'CREDENTIAL';
   readonly identity: string;
   readonly endpoint_uid: string | null;
+  readonly user_id: number | null;
+  /** Of a user's token: null for the account. */
+  readonly workspace_id: string | null;
   readonly expire_time: Date | null;
 }
 
 export const ADMIN_PREFIX = 'lkb_pat_';
+export const USER_PREFIX = 'lkb_usr_';
 export const CREDENTIAL_PREFIX = 'lkb_cred_';
 /** Longer presented values are refused unhashed. */
 const TOKEN_BYTES_MAX = 512;
@@ -44,6 +48,20 @@ export async function insertCredential(
     c.endpointUid,
     c.expireTime,
   ]);
+}
+
+/** Returns the token's public id. */
+export async function insertUserToken(
+  q: Queryable,
+  token: string,
+  t: { identity: string; user: number; workspace: string | null; expireTime: Date | null; comment: string },
+): Promise<string> {
+  const id = randomUUID();
+  await q.query(
+    `INSERT INTO tokens (hash, kind, identity, id, user_id, workspace_id, expire_time, comment) VALUES ($1, 'USER', $2, $3, $4, $5, $6, $7)`,
+    [hashToken(token), t.identity, id, t.user, t.workspace, t.expireTime, t.comment],
+  );
+  return id;
 }
 
 /** A day's grace, so that an expired token is told from a forged one. */

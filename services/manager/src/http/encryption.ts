@@ -1,0 +1,111 @@
+/** What the account does with the keys of projects: look, move to another key, rotate, re-wrap, check; the audit log and shred reports.
+ *  Workspace users see the state in `status.encryption` of their projects and can change none of it. */
+import type { KeyState, ProjectKeyStatus } from '@lakebase/api';
+import { isCode } from '@lakebase/base';
+import type { FastifyRequest } from 'fastify';
+import { Readable } from 'node:stream';
+import { DEFAULT_ACCOUNT } from '../model/names.ts';
+import { invalid, notFound } from '../model/api-error.ts';
+import * as accounts from '../store/accounts.ts';
+import { type ProjectRow, projectById } from '../store/projects.ts';
+import { ACCOUNTS, accountOf, bodyOf, kmsOf, requireBindable, requireKeyById, requireWorkspace } from './accounts.ts';
+import type { ApiContext, Routes } from './api-context.ts';
+
+type Json = Record<string, unknown>;
+
+export const encryptionRoutes: Routes = (app, c) => {
+  const schema = { schema: { tags: ['encryption'] } };
+  const ENCRYPTION = `${ACCOUNTS}/workspaces/:workspace/projects/:project/encryption`;
+
+  app.get(ENCRYPTION, schema, async (request) => encryptionView(await statusOf(c, (await target(c, request)).project)));
+  /** Moves the project to another key, or from and to the installation's own: KEKs are wrapped again, no data is touched. */
+  app.patch(ENCRYPTION, schema, async (request) => {
+    const { project, workspace } = await target(c, request);
+    const body = bodyOf(request);
+    if (!('customer_managed_key_id' in body))
+      throw invalid("Field 'customer_managed_key_id' is required: a key's id, or null for the installation's own");
+    const id = body['customer_managed_key_id'];
+    const key = id === null ? undefined : await requireKeyById(c, accountOf(request), id);
+    if (key !== undefined) await requireBindable(c, request, key, workspace.pricing_tier);
+    // The key manager first: it is the truth; a row left behind by a kill is set right by repeating the call.
+    const status = await c.keys.rebind(project.uid, bindingOf(c, key, request.identity, accountOf(request)));
+    await accounts.setProjectKey(c.db, project.uid, key?.id ?? null);
+    return encryptionView(status);
+  });
+  const action = (verb: string, run: (project: ProjectRow, actor: string) => Promise<ProjectKeyStatus>): void => {
+    app.post(`${ENCRYPTION}/${verb}`, schema, async (request) =>
+      encryptionView(await run((await target(c, request)).project, request.identity)),
+    );
+  };
+  action('rotate', (p, actor) => c.keys.rotate(p.uid, actor));
+  action('rewrap', (p, actor) => c.keys.rewrapKek(p.uid, actor));
+  action('check', (p) => c.keys.probe(p.uid));
+
+  app.get(`${ACCOUNTS}/audit-log`, schema, async (request, reply) => {
+    accountOf(request);
+    const { after = '0' } = request.query as { after?: string };
+    if (!/^[0-9]{1,15}$/.test(after)) throw invalid('after must be a sequence number');
+    const answer = await fetch(`${c.keys.http.baseUrl}/v1/audit?after=${after}`, {
+      headers: { authorization: `Bearer ${c.serviceToken}` },
+      signal: AbortSignal.timeout(60_000),
+    });
+    if (!answer.ok || answer.body === null) throw notFound('the audit log cannot be read now');
+    return reply.type('application/x-ndjson').send(Readable.fromWeb(answer.body as Parameters<typeof Readable.fromWeb>[0]));
+  });
+  app.get(`${ACCOUNTS}/shred-reports`, schema, async (request) => ({
+    shred_reports: (await accounts.listShredReports(c.db, accountOf(request))).map((r) => ({ project_id: r.project_id, ...r.report })),
+  }));
+};
+
+async function target(c: ApiContext, request: FastifyRequest): Promise<{ project: ProjectRow; workspace: accounts.WorkspaceRow }> {
+  const workspace = await requireWorkspace(c, request);
+  const project = await projectById(c.db, workspace.id, (request.params as { project: string }).project);
+  if (project === undefined) throw notFound('project id not found');
+  return { project, workspace };
+}
+
+async function statusOf(c: ApiContext, project: ProjectRow): Promise<ProjectKeyStatus> {
+  try {
+    return await c.keys.status(project.uid);
+  } catch (error) {
+    if (isCode(error, 'NOT_FOUND')) throw notFound('the project has no key yet: it is still being created');
+    throw error;
+  }
+}
+
+export const ROOT_KEY = { provider: 'LOCAL', key: 'root' } as const;
+
+/** What the key manager is told of the key a project is under. */
+export function bindingOf(
+  c: Pick<ApiContext, 'secret'>,
+  key: accounts.KeyRow | undefined,
+  actor: string,
+  account: string = DEFAULT_ACCOUNT,
+): Parameters<ApiContext['keys']['createProject']>[1] {
+  return { account, configurationId: key?.id ?? null, kms: key === undefined ? ROOT_KEY : kmsOf(c, key), actor };
+}
+
+/** `status.encryption` of a project, and the answer of the routes above. */
+export function encryptionView(s: ProjectKeyStatus): Json {
+  const current = s.keks.find((k) => k.state === 'CURRENT');
+  return {
+    customer_managed: s.configurationId !== null,
+    ...(s.configurationId === null ? {} : { customer_managed_key_id: s.configurationId }),
+    provider: s.provider,
+    key: s.configurationId === null ? 'installation root key' : s.key,
+    ...(current === undefined ? {} : { key_version: current.keyVersion, kek_version: current.version }),
+    state: s.state satisfies KeyState,
+    ...(s.reason === '' ? {} : { reason: s.reason }),
+    ...(s.lastCheck === null ? {} : { last_check: s.lastCheck }),
+    ...(s.lastSuccess === null ? {} : { last_success: s.lastSuccess }),
+    grace_seconds: s.graceSeconds,
+    keks: s.keks.map((k) => ({
+      version: k.version,
+      create_time: k.createTime,
+      key_id: k.keyId,
+      key_version: k.keyVersion,
+      state: k.state,
+    })),
+    history: s.history,
+  };
+}
