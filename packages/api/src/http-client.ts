@@ -49,7 +49,8 @@ export class HttpClient {
   }
 }
 
-function errorFromBody(status: number, text: string, what: string): LakebaseError {
+/** The error in the body of a non-2xx answer. */
+export function errorFromBody(status: number, text: string, what: string): LakebaseError {
   try {
     const body = JSON.parse(text) as Partial<ErrorBody>;
     if (typeof body.error_code === 'string' && body.error_code in ERROR_CODES)

@@ -1,4 +1,6 @@
-/** Key manager HTTP surface (services/keymanager; docs/flows/key-path.md). JSON; keys and references as base64. Token: `service`.
+/** Key manager HTTP surface (services/keymanager; docs/flows/key-path.md). JSON, except where keys pass: those are
+ *  octets, because a string cannot be wiped. Token: `service`.
+ *  A reference has 97 bytes (docs/formats/envelope.md), a DEK 32; arrays of them have no separators.
  *
  *    PUT    /v1/projects/:project            CreateProjectKey   -> ProjectKeyStatus    (idempotent; makes KEK version 1)
  *    GET    /v1/projects/:project            -> ProjectKeyStatus
@@ -8,16 +10,19 @@
  *    POST   /v1/projects/:project/rotate     { actor }          -> ProjectKeyStatus    (new KEK version)
  *    POST   /v1/projects/:project/rewrap-kek { actor }          -> ProjectKeyStatus    (wrap the KEKs with the CMK's newest version)
  *    POST   /v1/projects/:project/probe      -> ProjectKeyStatus                       (probe now)
- *    POST   /v1/projects/:project/deks       { count }          -> { keys: FreshDek[] }          count 1..256
- *    POST   /v1/projects/:project/unwrap     { references }     -> { deks: string[] }            up to 4096
- *    POST   /v1/projects/:project/rewrap     { references }     -> { references: string[] }      under the newest KEK; up to 16384
+ *    POST   /v1/projects/:project/deks       { count }          -> octets: count × (DEK · reference)        count 1..256
+ *    POST   /v1/projects/:project/unwrap     octets: references -> octets: DEKs, in the same order          up to 1024
+ *    POST   /v1/projects/:project/rewrap     octets: references -> octets: references under the newest KEK  up to 1024
  *    POST   /v1/projects/:project/retire     { service, below } -> ProjectKeyStatus    `service` holds no reference of a KEK version < below
  *    POST   /v1/check                        CheckRequest       -> CheckResult         (live wrap and unwrap with a throw-away key; stores nothing)
  *    GET    /v1/watch                        NDJSON of WatchLine, see there
  *    GET    /v1/audit?after=N                NDJSON of audit lines (services/keymanager/src/audit.ts)
  *    POST   /v1/audit                        AuditEntry         -> { sequence }        (others record what they did: terminations, binds) */
+import { LakebaseError } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
+import { binaryCall } from './binary-call.ts';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
+import { ndjson } from './ndjson.ts';
 
 /** `LOCAL` is the installation root key. */
 export type KmsProvider = 'AWS_KMS' | 'AZURE_KEY_VAULT' | 'GCP_KMS' | 'VAULT_TRANSIT' | 'LOCAL';
@@ -75,11 +80,16 @@ export interface ProjectKeyStatus {
   readonly graceSeconds: number;
 }
 
+export const KEY_BYTES = 32;
+/** docs/formats/envelope.md; the same number is DEK_REFERENCE_BYTES in envelope, which this package does not see. */
+export const REFERENCE_BYTES = 97;
+export const FRESH_DEKS_MAX = 256;
+export const REFERENCES_MAX = 1024;
+
+/** Memory of its own each; the receiver's to wipe. */
 export interface FreshDek {
-  /** 32 bytes. */
-  readonly dek: string;
-  /** docs/formats/envelope.md */
-  readonly reference: string;
+  readonly dek: Buffer;
+  readonly reference: Buffer;
 }
 export interface CheckRequest {
   readonly account: string;
@@ -129,8 +139,10 @@ export interface AuditEntry {
 
 export class KeyManagerClient {
   readonly http: HttpClient;
+  readonly #options: HttpClientOptions;
   constructor(options: HttpClientOptions) {
     this.http = new HttpClient(options);
+    this.#options = options;
   }
   createProject(p: ProjectUid, body: CreateProjectKey): Promise<ProjectKeyStatus> {
     return this.http.call('PUT', `/v1/projects/${p}`, body);
@@ -156,14 +168,25 @@ export class KeyManagerClient {
   probe(p: ProjectUid): Promise<ProjectKeyStatus> {
     return this.http.call('POST', `/v1/projects/${p}/probe`, {});
   }
-  deks(p: ProjectUid, count: number): Promise<{ keys: readonly FreshDek[] }> {
-    return this.http.call('POST', `/v1/projects/${p}/deks`, { count });
+  async deks(p: ProjectUid, count: number): Promise<FreshDek[]> {
+    const each = KEY_BYTES + REFERENCE_BYTES;
+    const answer = await this.#octets(p, 'deks', { count }, count * each);
+    const keys = pieces(answer, each).map((piece) => ({
+      dek: ownCopy(piece.subarray(0, KEY_BYTES)),
+      reference: Buffer.from(piece.subarray(KEY_BYTES)),
+    }));
+    answer.fill(0);
+    return keys;
   }
-  unwrap(p: ProjectUid, references: readonly string[]): Promise<{ deks: readonly string[] }> {
-    return this.http.call('POST', `/v1/projects/${p}/unwrap`, { references });
+  /** In the order of `references`; each in memory of its own. */
+  async unwrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
+    const answer = await this.#octets(p, 'unwrap', Buffer.concat(references), references.length * KEY_BYTES);
+    const deks = pieces(answer, KEY_BYTES).map(ownCopy);
+    answer.fill(0);
+    return deks;
   }
-  rewrap(p: ProjectUid, references: readonly string[]): Promise<{ references: readonly string[] }> {
-    return this.http.call('POST', `/v1/projects/${p}/rewrap`, { references });
+  async rewrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
+    return pieces(await this.#octets(p, 'rewrap', Buffer.concat(references), references.length * REFERENCE_BYTES), REFERENCE_BYTES);
   }
   retire(p: ProjectUid, service: string, below: number): Promise<ProjectKeyStatus> {
     return this.http.call('POST', `/v1/projects/${p}/retire`, { service, below });
@@ -174,4 +197,38 @@ export class KeyManagerClient {
   audit(entry: AuditEntry): Promise<{ sequence: number }> {
     return this.http.call('POST', '/v1/audit', entry);
   }
+
+  /** Lines of the watch until the connection or `signal` ends it. */
+  watch(signal: AbortSignal): AsyncGenerator<WatchLine> {
+    return ndjson<WatchLine>({ ...this.#options, path: '/v1/watch', signal });
+  }
+  /** Audit lines after sequence number `after`, as stored. */
+  auditLines(after: number, signal: AbortSignal): AsyncGenerator<Record<string, unknown>> {
+    return ndjson({ ...this.#options, path: `/v1/audit?after=${after}`, signal });
+  }
+
+  async #octets(p: ProjectUid, verb: string, body: unknown, bytes: number): Promise<Buffer> {
+    const answer = await binaryCall({
+      baseUrl: this.http.baseUrl,
+      token: this.#options.token,
+      method: 'POST',
+      path: `/v1/projects/${p}/${verb}`,
+      body,
+      bytesMax: Math.max(bytes, 64 * 1024),
+      ...(this.#options.timeoutMs === undefined ? {} : { timeoutMs: this.#options.timeoutMs }),
+    });
+    if (answer.length !== bytes)
+      throw new LakebaseError('UNAVAILABLE', `the key manager answered ${verb} with ${answer.length} bytes instead of ${bytes}`);
+    return answer;
+  }
+}
+
+function pieces(bytes: Buffer, each: number): Buffer[] {
+  return Array.from({ length: bytes.length / each }, (_, i) => bytes.subarray(i * each, (i + 1) * each));
+}
+/** `allocUnsafeSlow`: not a slice of Node's shared pool. */
+function ownCopy(bytes: Buffer): Buffer {
+  const copy = Buffer.allocUnsafeSlow(bytes.length);
+  bytes.copy(copy);
+  return copy;
 }

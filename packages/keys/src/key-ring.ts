@@ -1,0 +1,118 @@
+/** All data keys of one storage process: one {@link ProjectKeys} per project, locked and unlocked by the key manager's watch.
+ *  Invariant: when a listener of `onChange` runs for a lock, the project's keys are already zeros. */
+import type { KeyManagerClient } from '@lakebase/api';
+import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
+import { parseProjectUid } from '@lakebase/ids';
+import { KeyWatch, type WatchState, lockReason } from './key-watch.ts';
+import { type ProjectKeys, ProjectKeyStore } from './project-keys.ts';
+
+const POOL = 16;
+/** Unwrapped keys cached per project: 128 bytes or so each, with its reference. */
+const CACHE = 32_768;
+
+export type KeyListener = (project: string, usable: boolean, reason: string) => void;
+
+/** Where services get keys from: {@link KeyRing}, or LocalKeys in tests. */
+export interface KeySource {
+  project(project: string): ProjectKeys;
+  onChange(listener: KeyListener): void;
+  /** Also when the KEK version of a usable project grew: references may be re-wrapped. */
+  onRotation(listener: (project: string, kekVersion: number) => void): void;
+  start(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+export interface KeyRingOptions {
+  readonly client: KeyManagerClient;
+  readonly log: Logger;
+  readonly leaseMs?: number;
+  readonly poolSize?: number;
+  readonly cacheSize?: number;
+}
+
+export class KeyRing implements KeySource {
+  readonly #o: KeyRingOptions;
+  readonly #watch: KeyWatch;
+  readonly #projects = new Map<string, ProjectKeyStore>();
+  readonly #listeners: KeyListener[] = [];
+  readonly #rotations: ((project: string, kekVersion: number) => void)[] = [];
+  /** What listeners were told last. */
+  readonly #told = new Map<string, boolean>();
+
+  constructor(options: KeyRingOptions) {
+    this.#o = options;
+    this.#watch = new KeyWatch({
+      client: options.client,
+      log: options.log,
+      listener: (project, state) => this.#changed(project, state),
+      ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
+    });
+  }
+
+  start(): Promise<void> {
+    return this.#watch.start();
+  }
+
+  /** Wipes everything. */
+  async stop(): Promise<void> {
+    await this.#watch.stop();
+    for (const keys of this.#projects.values()) keys.lock(new LakebaseError('CLOSED', 'the process is stopping'));
+  }
+
+  onChange(listener: KeyListener): void {
+    this.#listeners.push(listener);
+  }
+  onRotation(listener: (project: string, kekVersion: number) => void): void {
+    this.#rotations.push(listener);
+  }
+
+  project(uid: string): ProjectKeyStore {
+    let keys = this.#projects.get(uid);
+    if (keys === undefined) {
+      const project = parseProjectUid(uid);
+      const { client, log } = this.#o;
+      const state = this.#watch.state(uid);
+      keys = new ProjectKeyStore({
+        project,
+        log,
+        backend: {
+          deks: (count) => client.deks(project, count),
+          unwrap: (references) => client.unwrap(project, references),
+          rewrap: (references) => client.rewrap(project, references),
+        },
+        poolSize: this.#o.poolSize ?? POOL,
+        cacheSize: this.#o.cacheSize ?? CACHE,
+        locked: lockReason(uid, state),
+      });
+      if (state.known !== undefined) keys.setKekVersion(state.known.kekVersion);
+      this.#projects.set(uid, keys);
+    }
+    return keys;
+  }
+
+  #changed(project: string, state: WatchState): void {
+    const reason = lockReason(project, state);
+    const keys = this.#projects.get(project);
+    const before = keys?.kekVersion ?? 0;
+    if (reason !== undefined) keys?.lock(reason);
+    else {
+      keys?.setKekVersion(state.known?.kekVersion ?? 0);
+      keys?.unlock();
+    }
+    if (this.#told.get(project) !== (reason === undefined)) {
+      this.#told.set(project, reason === undefined);
+      for (const listener of this.#listeners) this.#call(() => listener(project, reason === undefined, reason?.message ?? ''));
+    }
+    const now = state.known?.kekVersion ?? 0;
+    if (reason === undefined && before > 0 && now > before)
+      for (const listener of this.#rotations) this.#call(() => listener(project, now));
+  }
+
+  #call(listener: () => void): void {
+    try {
+      listener();
+    } catch (error) {
+      this.#o.log.error({ err: errorMessage(error) }, 'a listener for key changes failed');
+    }
+  }
+}
