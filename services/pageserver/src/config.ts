@@ -7,6 +7,8 @@ const MIB = 1 << 20;
 export const configSchema = Type.Object(
   {
     ...commonConfig,
+    /** Where data keys come from (docs/flows/key-path.md). */
+    keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
     /** Directory of templates and timelines. */
     dataDir: Type.String(),
     /** Address and port of the page service (docs/protocols/page-service.md). */

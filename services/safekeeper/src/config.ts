@@ -9,6 +9,8 @@ const keys = {
   pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
   /** Directory with one subdirectory per project. */
   dataDir: Type.String({ minLength: 1 }),
+  /** Where data keys come from (docs/flows/key-path.md). */
+  keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
   /** The other members. */
   peers: Type.Array(
     Type.Object(
