@@ -27,7 +27,7 @@ export class HostileRecords {
 
   /** `page` is the block as it is before the record; it is left alone. */
   attack(record: DecodedRecord, blockId: number, page: Buffer, major: number): void {
-    const name = recordTypeName(record.rmid, record.info);
+    const name = recordTypeName(record.rmid, record.info, major);
     const kind = `${name} block ${blockId}`;
     const done = this.#done.get(kind) ?? 0;
     if (done >= BLOCKS_PER_TYPE) return;

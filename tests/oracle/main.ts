@@ -1,4 +1,4 @@
-/** `npm run oracle [-- --smoke] [--postgres PREFIX] [--only PART]… [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
+/** `npm run oracle [-- --smoke] [--major 16|17|18] [--postgres PREFIX] [--only PART]… [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
 import { parseArgs } from 'node:util';
 import { failures, formatReport, runOracle } from './run.ts';
 

@@ -78,7 +78,7 @@ export class PageStore implements EffectSink {
   }
 
   apply(record: DecodedRecord): void {
-    const name = recordTypeName(record.rmid, record.info);
+    const name = recordTypeName(record.rmid, record.info, this.#major);
     let count = this.counts.get(name);
     if (count === undefined) this.counts.set(name, (count = { records: 0, images: 0, restored: 0 }));
     count.records++;
@@ -130,7 +130,7 @@ export class PageStore implements EffectSink {
       return;
     }
     const page = this.#extend(tag, b.block);
-    const count = this.counts.get(recordTypeName(record.rmid, record.info));
+    const count = this.counts.get(recordTypeName(record.rmid, record.info, this.#major));
     if (!b.applyImage) this.hostile.attack(record, blockId, page, this.#major);
     try {
       redo(page, record, blockId, this.#major);
@@ -160,7 +160,7 @@ export class PageStore implements EffectSink {
 
   /** Once for each record type: the same comparison with one wrong bit in the first line pointer, or in the metadata where one would be. */
   #canary(record: DecodedRecord, page: Buffer, expected: Buffer, block: DecodedRecord['blocks'][number]): void {
-    const name = recordTypeName(record.rmid, record.info);
+    const name = recordTypeName(record.rmid, record.info, this.#major);
     if (this.#canaried.has(name) || block.fork !== FORK_MAIN || page.readUInt16LE(12) <= 24 || isMaskedWhole(record.rmid, page)) return;
     this.#canaried.add(name);
     const wrong = Buffer.from(page);
@@ -175,7 +175,7 @@ export class PageStore implements EffectSink {
     const b = record.blocks[blockId];
     const info = `info 0x${record.info.toString(16)}`;
     this.mismatches.push({
-      where: `${recordTypeName(record.rmid, record.info)} ${info} at ${formatLsn(record.lsn)} block ${blockId}: ${relPath(tag)} block ${b?.block}`,
+      where: `${recordTypeName(record.rmid, record.info, this.#major)} ${info} at ${formatLsn(record.lsn)} block ${blockId}: ${relPath(tag)} block ${b?.block}`,
       detail,
     });
   }

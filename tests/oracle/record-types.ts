@@ -1,12 +1,12 @@
-/** Every record type the redo of issue 2 must know, with its name, and whether the workload is expected to reach it.
+/** Every record type of Postgres 18, 17 and 16, with its name, and whether the workload is expected to reach it.
  *  Unreachable ones carry the reason; they are listed in the report, never silently dropped. */
-import { rmgrName } from '@lakebase/pg-format';
+import { RM_HEAP2_ID, RM_XLOG_ID, rmgrName } from '@lakebase/pg-format';
 
 interface RecordType {
   readonly name: string;
   /** Reached only by the long run (`npm run oracle`). */
   readonly long?: true;
-  /** Why no stock Postgres 18 in our configuration writes it. */
+  /** Why no stock Postgres in our configuration writes it. */
   readonly unreachable?: string;
 }
 
@@ -14,12 +14,14 @@ const t = (name: string): RecordType => ({ name });
 
 const NEW_TIMELINE = 'only written when a standby is promoted, which starts a new Postgres timeline: we never change it';
 
-/** rmgr id → info & 0xf0 (after the rmgr's own mask) → type. */
-export const RECORD_TYPES: Readonly<Record<number, Readonly<Record<number, RecordType>>>> = {
+type RecordTypes = Readonly<Record<number, Readonly<Record<number, RecordType>>>>;
+
+/** rmgr id → info & 0xf0 (after the rmgr's own mask) → type. 17 and 18 have the same. */
+const RECORD_TYPES: RecordTypes = {
   0: {
     0x00: t('CHECKPOINT_SHUTDOWN'),
     0x10: t('CHECKPOINT_ONLINE'),
-    0x20: { name: 'NOOP', unreachable: 'no code of Postgres 18 writes it' },
+    0x20: { name: 'NOOP', unreachable: 'no code of Postgres writes it' },
     0x30: t('NEXTOID'),
     0x40: t('SWITCH'),
     0x50: t('BACKUP_END'),
@@ -148,12 +150,21 @@ export const RECORD_TYPES: Readonly<Record<number, Readonly<Record<number, Recor
   21: { 0x00: t('MESSAGE') },
 };
 
+/** 16 has no record for the redo point of a checkpoint, and three heap2 records where later majors have one under three codes. */
+const RECORD_TYPES_16: RecordTypes = {
+  ...RECORD_TYPES,
+  [RM_XLOG_ID]: Object.fromEntries(Object.entries(RECORD_TYPES[RM_XLOG_ID] ?? {}).filter(([, type]) => type.name !== 'CHECKPOINT_REDO')),
+  [RM_HEAP2_ID]: { ...RECORD_TYPES[RM_HEAP2_ID], 0x10: t('PRUNE'), 0x20: t('VACUUM'), 0x30: t('FREEZE_PAGE') },
+};
+
+const recordTypes = (major: number): RecordTypes => (major < 17 ? RECORD_TYPES_16 : RECORD_TYPES);
+
 /** XLOG_XACT_OPMASK: bit 7 of a transaction record's info is a flag. */
 const infoOf = (rmid: number, info: number): number => (rmid === 1 ? info & 0x70 : info & 0xf0);
 
-export function recordTypeName(rmid: number, info: number): string {
+export function recordTypeName(rmid: number, info: number, major: number): string {
   const code = infoOf(rmid, info);
-  return `${rmgrName(rmid)}/${RECORD_TYPES[rmid]?.[code]?.name ?? `0x${code.toString(16)}`}`;
+  return `${rmgrName(rmid)}/${recordTypes(major)[rmid]?.[code]?.name ?? `0x${code.toString(16)}`}`;
 }
 
 export interface ExpectedType {
@@ -162,8 +173,8 @@ export interface ExpectedType {
   readonly unreachable: string | undefined;
 }
 
-export function expectedTypes(): ExpectedType[] {
-  return Object.entries(RECORD_TYPES).flatMap(([rmid, types]) =>
+export function expectedTypes(major: number): ExpectedType[] {
+  return Object.entries(recordTypes(major)).flatMap(([rmid, types]) =>
     Object.values(types).map((type) => ({
       name: `${rmgrName(Number(rmid))}/${type.name}`,
       long: type.long === true,

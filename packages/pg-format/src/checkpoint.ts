@@ -1,5 +1,5 @@
 /** CheckPoint struct (pg_control.h): body of checkpoint records and copy in pg_control. 88 bytes, the same offsets in 16–18
- *  (18 keeps wal_level where 16 and 17 have padding). */
+ *  (17 put wal_level where 16 has padding, which is zero). */
 import { LakebaseError } from '@lakebase/base';
 import { type Lsn, lsnFromHalves, lsnHigh, lsnLow } from '@lakebase/ids';
 
@@ -11,7 +11,7 @@ export interface CheckPoint {
   thisTimeline: number;
   prevTimeline: number;
   fullPageWrites: boolean;
-  /** 0 minimal, 1 replica, 2 logical. */
+  /** 0 minimal, 1 replica, 2 logical. Always 0 in 16, which does not record it. */
   walLevel: number;
   /** Next full transaction id, epoch * 2^32 + xid. */
   nextFullXid: number;

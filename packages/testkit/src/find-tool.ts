@@ -18,3 +18,9 @@ export function findTool(name: string, atLeastMajor = 0): string | undefined {
   ];
   return places.map((dir) => join(dir, name)).find((path) => existsSync(path));
 }
+
+/** Path of the program of exactly this major: WAL of another one is not read. `LAKEBASE_TEST_PG_BIN` is not asked, its major is not known. */
+export function findToolOfMajor(name: string, major: number): string | undefined {
+  const dirs = PLACES.flatMap((pattern) => globSync(pattern)).filter((dir) => majorOf(dir) === major);
+  return dirs.map((dir) => join(dir, name)).find((path) => existsSync(path));
+}

@@ -33,7 +33,7 @@ const tuple = Buffer.alloc(BLCKSZ);
 const item = Buffer.alloc(BLCKSZ);
 const tids = Buffer.alloc(BLCKSZ);
 
-export function btreeRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
+export function btreeRedo(page: Buffer, record: DecodedRecord, blockId: number, major: number): void {
   const block = record.blocks[blockId] as DecodedBlock;
   switch (record.info & 0xf0) {
     case c.XLOG_BTREE_INSERT_LEAF:
@@ -59,7 +59,8 @@ export function btreeRedo(page: Buffer, record: DecodedRecord, blockId: number, 
     case c.XLOG_BTREE_VACUUM: {
       const main = mainData(record, 4);
       deleteItems(page, record, block, record.buf.readUInt16LE(main), record.buf.readUInt16LE(main + 2));
-      page.writeUInt16LE(0, c.OPAQUE_CYCLE_ID);
+      // Before 18 redo left the id of the VACUUM that last split the page in place.
+      if (major >= 18) page.writeUInt16LE(0, c.OPAQUE_CYCLE_ID);
       break;
     }
     case c.XLOG_BTREE_DELETE: {

@@ -8,7 +8,7 @@ import type { EffectSink } from '../effects.ts';
 import * as c from './heap-codes.ts';
 import { vmClearDelta } from './heap-delta.ts';
 import * as t from './heap-page.ts';
-import { requirePruneFormat } from './heap2-redo.ts';
+import { frees } from './prune.ts';
 import { VM_ALL_FROZEN, VM_VALID_BITS, vmPageOf } from './vm.ts';
 
 /** "Low on space" for inserts: below a fifth of a page. */
@@ -21,8 +21,8 @@ function emitBlocks(record: DecodedRecord, sink: EffectSink): void {
 /** Reused: most inserts and updates give a hint, and what a sink is handed is valid during the call only. */
 const hintTag: { -readonly [K in keyof RelTag]: RelTag[K] } = { spc: 0, db: 0, rel: 0, fork: FORK_MAIN };
 
-function emitHint(record: DecodedRecord, blockId: number, sink: EffectSink): void {
-  if (!hintsFreeSpace(record, blockId)) return;
+function emitHint(record: DecodedRecord, blockId: number, major: number, sink: EffectSink): void {
+  if (!hintsFreeSpace(record, blockId, major)) return;
   const block = t.blockOf(record, blockId);
   hintTag.spc = block.spc;
   hintTag.db = block.db;
@@ -35,7 +35,7 @@ function mapOf(record: DecodedRecord): RelTag {
   return { spc: block.spc, db: block.db, rel: block.rel, fork: FORK_VM };
 }
 
-export function heapEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+export function heapEffects(record: DecodedRecord, major: number, sink: EffectSink): void {
   emitBlocks(record, sink);
   const op = record.info & c.XLOG_HEAP_OPMASK;
   switch (op) {
@@ -76,7 +76,7 @@ export function heapEffects(record: DecodedRecord, _major: number, sink: EffectS
     default:
       break;
   }
-  emitHint(record, 0, sink);
+  emitHint(record, 0, major, sink);
 }
 
 export function heap2Effects(record: DecodedRecord, major: number, sink: EffectSink): void {
@@ -86,7 +86,6 @@ export function heap2Effects(record: DecodedRecord, major: number, sink: EffectS
     case c.XLOG_HEAP2_PRUNE_ON_ACCESS:
     case c.XLOG_HEAP2_PRUNE_VACUUM_SCAN:
     case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP:
-      requirePruneFormat(record, major);
       break;
     case c.XLOG_HEAP2_VISIBLE:
       heapBlockId = 1;
@@ -114,7 +113,7 @@ export function heap2Effects(record: DecodedRecord, major: number, sink: EffectS
     default:
       return;
   }
-  emitHint(record, heapBlockId, sink);
+  emitHint(record, heapBlockId, major, sink);
 }
 
 function clearVm(record: DecodedRecord, flags: number, flag: number, bits: number, vmBlockId: number, sink: EffectSink): void {
@@ -147,7 +146,7 @@ function clearVmOfUpdate(record: DecodedRecord, sink: EffectSink): void {
 }
 
 /** Whether redo of this record may record free space for heap block `blockId`, as far as the record alone tells. */
-export function hintsFreeSpace(record: DecodedRecord, blockId: number): boolean {
+export function hintsFreeSpace(record: DecodedRecord, blockId: number, major: number): boolean {
   const block = record.blocks[blockId];
   if (blockId > record.maxBlockId || block === undefined || !block.inUse) return false;
   const op = record.info & c.XLOG_HEAP_OPMASK;
@@ -162,10 +161,8 @@ export function hintsFreeSpace(record: DecodedRecord, blockId: number): boolean 
       return blockId === 1 && ((record.buf[t.mainData(record, c.VISIBLE_BYTES) + 4] as number) & VM_VALID_BITS) !== 0;
     case c.XLOG_HEAP2_PRUNE_ON_ACCESS:
     case c.XLOG_HEAP2_PRUNE_VACUUM_SCAN:
-    case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP: {
-      const freed = c.XLHP_HAS_REDIRECTIONS | c.XLHP_HAS_DEAD_ITEMS | c.XLHP_HAS_NOW_UNUSED_ITEMS;
-      return blockId === 0 && ((record.buf[t.mainData(record, c.PRUNE_BYTES) + 1] as number) & freed) !== 0;
-    }
+    case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP:
+      return blockId === 0 && frees(record, major);
     default:
       return false;
   }
@@ -173,8 +170,8 @@ export function hintsFreeSpace(record: DecodedRecord, blockId: number): boolean 
 
 /** Free bytes that redo of this record puts into the FSM for heap block `blockId`, given the page after it; undefined when it does not.
  *  The FSM slot becomes `fsmCategory` of it. */
-export function freeSpaceAfter(record: DecodedRecord, blockId: number, pageAfter: Buffer, _major: number): number | undefined {
-  if (!hintsFreeSpace(record, blockId)) return undefined;
+export function freeSpaceAfter(record: DecodedRecord, blockId: number, pageAfter: Buffer, major: number): number | undefined {
+  if (!hintsFreeSpace(record, blockId, major)) return undefined;
   if (record.rmid === RM_HEAP2_ID) {
     const op = record.info & c.XLOG_HEAP_OPMASK;
     if (op === c.XLOG_HEAP2_VISIBLE) return freeSpace(pageAfter);

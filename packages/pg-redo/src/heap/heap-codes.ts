@@ -1,4 +1,5 @@
-/** Codes and flags of heap and heap2 records (heapam_xlog.h). 17 and 18 are the same; 16 differs in heap2's prune records only. */
+/** Codes and flags of heap and heap2 records (heapam_xlog.h). 17 and 18 are the same (18's in-place update carries invalidations behind what
+ *  redo reads); 16 differs in heap2's prune records only: names that end in _16. */
 
 export const XLOG_HEAP_OPMASK = 0x70;
 /** The heap page is initialised by this record (insert, update's new page, multi-insert). */
@@ -17,6 +18,10 @@ export const XLOG_HEAP2_REWRITE = 0x00;
 export const XLOG_HEAP2_PRUNE_ON_ACCESS = 0x10;
 export const XLOG_HEAP2_PRUNE_VACUUM_SCAN = 0x20;
 export const XLOG_HEAP2_PRUNE_VACUUM_CLEANUP = 0x30;
+// The same codes in 16, where pruning, freeing line pointers and freezing have records of their own.
+export const XLOG_HEAP2_PRUNE_16 = 0x10;
+export const XLOG_HEAP2_VACUUM_16 = 0x20;
+export const XLOG_HEAP2_FREEZE_PAGE_16 = 0x30;
 export const XLOG_HEAP2_VISIBLE = 0x40;
 export const XLOG_HEAP2_MULTI_INSERT = 0x50;
 export const XLOG_HEAP2_LOCK_UPDATED = 0x60;
@@ -60,6 +65,9 @@ export const TUPLE_HEADER_IN_WAL_BYTES = 5;
 export const MULTI_INSERT_BYTES = 4;
 export const MULTI_INSERT_TUPLE_BYTES = 7;
 export const PRUNE_BYTES = 2;
+export const PRUNE_16_BYTES = 9;
+export const VACUUM_16_BYTES = 2;
+export const FREEZE_PAGE_16_BYTES = 7;
 export const FREEZE_PLAN_BYTES = 12;
 export const VISIBLE_BYTES = 5;
 

@@ -8,8 +8,12 @@ import {
   decodeRecord,
   heapFreeSpace,
   isNewPage,
+  itemFlags,
   itemId,
   itemOffset,
+  LP_DEAD,
+  LP_NORMAL,
+  LP_REDIRECT,
   maxOffset,
   newDecodedRecord,
   PD_ALL_VISIBLE,
@@ -206,10 +210,48 @@ test('free space is recorded below a fifth of a page, never for HOT updates, alw
   heap2Redo(page, prune, 0, 18);
   assert.equal(maxOffset(page), 0);
   assert.equal(freeSpaceAfter(prune, 0, page, 18), BLCKSZ - 24 - 4);
-  assert.throws(
-    () => heap2Redo(page, prune, 0, 16),
-    (e) => isCode(e, 'UNSUPPORTED'),
+});
+
+test('the three records of 16 that later majors have as one: prune, vacuum, freeze', () => {
+  const u16s = (...values: number[]): Buffer => Buffer.from(Uint16Array.from(values).buffer);
+  const of16 = (op: number, main: Buffer, data: Buffer): DecodedRecord => record(RM_HEAP2_ID, op, main, [{ block: 7, data }]);
+  const page = pageWith('one', 'two', 'three', 'four', 'five');
+  // One redirection (1 to 4), one dead (2), and what is left of the data is unused (3).
+  const prune = of16(0x10, Buffer.concat([u16s(0, 0, 1, 1), Buffer.from([0])]), u16s(1, 4, 2, 3));
+  heap2Redo(page, prune, 0, 16);
+  assert.deepEqual(
+    [1, 2, 3, 4, 5].map((n) => itemFlags(itemId(page, n))),
+    [LP_REDIRECT, LP_DEAD, 0, LP_NORMAL, LP_NORMAL],
   );
+  assert.equal(itemOffset(itemId(page, 1)), 4);
+  const room = page.readUInt16LE(14);
+  // Freeing line pointers moves no tuple.
+  const vacuum = of16(0x20, u16s(1), u16s(2));
+  heap2Redo(page, vacuum, 0, 16);
+  assert.deepEqual([itemFlags(itemId(page, 2)), page.readUInt16LE(14)], [0, room]);
+  // One plan for the two tuples: xmax 0, infomask2, infomask, flags, count; then their line pointers.
+  const plan = Buffer.concat([u16s(0, 0, 0x8001, 0x0b02, 0, 2), u16s(4, 5)]);
+  const freeze = of16(0x30, Buffer.concat([u16s(0, 0, 1), Buffer.from([0])]), plan);
+  heap2Redo(page, freeze, 0, 16);
+  for (const n of [4, 5]) assert.equal(page.readUInt16LE(itemOffset(itemId(page, n)) + 20), 0x0b02);
+  // Space is looked at after the first two only.
+  assert.deepEqual(
+    [prune, vacuum, freeze].map((r) => freeSpaceAfter(r, 0, page, 16)),
+    [heapFreeSpace(page), heapFreeSpace(page), undefined],
+  );
+  for (const lie of [
+    of16(0x10, Buffer.concat([u16s(0, 0, 2, 1), Buffer.from([0])]), u16s(1, 4, 2, 3)),
+    of16(0x10, u16s(0, 0, 1, 1), u16s(1, 4, 2, 3)),
+    of16(0x20, u16s(2), u16s(4)),
+    of16(0x20, u16s(1), u16s(4, 5)),
+    of16(0x20, u16s(1), u16s(6)),
+    of16(0x30, Buffer.concat([u16s(0, 0, 2), Buffer.from([0])]), plan),
+    of16(0x30, Buffer.concat([u16s(0, 0, 1), Buffer.from([0])]), plan.subarray(0, -2)),
+  ])
+    assert.throws(
+      () => heap2Redo(Buffer.from(page), lie, 0, 16),
+      (e) => isCode(e, 'CORRUPT'),
+    );
 });
 
 test('visible sets the page flag without moving the LSN, and the map with it', () => {

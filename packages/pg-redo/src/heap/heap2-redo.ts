@@ -1,27 +1,10 @@
-/** Redo of the heap2 resource manager: pruning and freezing, visibility map set, multi-insert, lock of an updated version.
+/** Redo of the heap2 resource manager: pruning and freezing (prune.ts), visibility map set, multi-insert, lock of an updated version.
  *  Invariants: as in heap-redo.ts. */
-import { LakebaseError } from '@lakebase/base';
-import {
-  clearPdFlag,
-  type DecodedRecord,
-  initPage,
-  isNewPage,
-  ITEM_UNUSED,
-  LP_DEAD,
-  LP_REDIRECT,
-  makeItemId,
-  maxOffset,
-  PD_ALL_VISIBLE,
-  repairFragmentation,
-  setItemId,
-  setPageLsn,
-  setPdFlag,
-  truncateLinePointers,
-} from '@lakebase/pg-format';
-import { BLCKSZ, formatLsn } from '@lakebase/ids';
+import { clearPdFlag, type DecodedRecord, initPage, isNewPage, PD_ALL_VISIBLE, setPageLsn, setPdFlag } from '@lakebase/pg-format';
 import * as c from './heap-codes.ts';
 import * as t from './heap-page.ts';
 import { addTupleFromWal, redoVmClear, replaceXmaxBits } from './heap-redo.ts';
+import { redoPrune } from './prune.ts';
 import { VM_ALL_FROZEN, VM_VALID_BITS, vmSet } from './vm.ts';
 
 export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, major: number): void {
@@ -29,8 +12,7 @@ export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, 
     case c.XLOG_HEAP2_PRUNE_ON_ACCESS:
     case c.XLOG_HEAP2_PRUNE_VACUUM_SCAN:
     case c.XLOG_HEAP2_PRUNE_VACUUM_CLEANUP:
-      requirePruneFormat(record, major);
-      return redoPrune(page, record);
+      return redoPrune(page, record, major);
     case c.XLOG_HEAP2_VISIBLE:
       return redoVisible(page, record, blockId);
     case c.XLOG_HEAP2_MULTI_INSERT:
@@ -41,90 +23,6 @@ export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, 
       return redoLockUpdated(page, record);
     default: // NEW_CID and REWRITE serve logical decoding only
       return;
-  }
-}
-
-/** 17 joined pruning, vacuuming and freezing into one record; what 16 writes under these codes is something else. */
-export function requirePruneFormat(record: DecodedRecord, major: number): void {
-  if (major < 17)
-    throw new LakebaseError(
-      'UNSUPPORTED',
-      `heap2 prune record of Postgres ${major} at ${formatLsn(record.lsn)}: redo knows those of 17 and 18`,
-    );
-}
-
-/** Cursor over the prune record's block data; every read is checked against its end. */
-let cursor = 0;
-let limit = 0;
-
-function take(record: DecodedRecord, bytes: number): number {
-  const at = cursor;
-  if (at + bytes > limit) throw t.corruptRecord(record, `its prune data ends ${at + bytes - limit} bytes too early`);
-  cursor = at + bytes;
-  return at;
-}
-
-function redoPrune(page: Buffer, record: DecodedRecord): void {
-  const flags = record.buf[t.mainData(record, c.PRUNE_BYTES) + 1] as number;
-  const block = t.blockOf(record, 0);
-  const buf = record.buf;
-  if (isNewPage(page)) throw t.corruptRecord(record, 'the page it prunes was never initialised');
-  cursor = block.dataOffset;
-  limit = block.dataOffset + block.dataLength;
-  let plans = 0;
-  let planCount = 0;
-  if ((flags & c.XLHP_HAS_FREEZE_PLANS) !== 0) {
-    planCount = buf.readUInt16LE(take(record, 4));
-    plans = take(record, planCount * c.FREEZE_PLAN_BYTES);
-  }
-  const items = flags & (c.XLHP_HAS_REDIRECTIONS | c.XLHP_HAS_DEAD_ITEMS | c.XLHP_HAS_NOW_UNUSED_ITEMS);
-  if ((flags & c.XLHP_HAS_REDIRECTIONS) !== 0) redirectItems(page, record);
-  if ((flags & c.XLHP_HAS_DEAD_ITEMS) !== 0) setItems(page, record, makeItemId(0, LP_DEAD, 0));
-  if ((flags & c.XLHP_HAS_NOW_UNUSED_ITEMS) !== 0) setItems(page, record, ITEM_UNUSED);
-  if (items !== 0) {
-    // Without the cleanup lock only dead line pointers were freed and no tuple may move.
-    if ((flags & c.XLHP_CLEANUP_LOCK) !== 0) repairFragmentation(page);
-    else truncateLinePointers(page);
-  }
-  for (let i = 0; i < planCount; i++) freezeTuples(page, record, plans + i * c.FREEZE_PLAN_BYTES);
-  if (cursor !== limit) throw t.corruptRecord(record, `its prune data has ${limit - cursor} bytes too many`);
-  setPageLsn(page, record.endLsn);
-}
-
-function checkedOffnum(page: Buffer, record: DecodedRecord, at: number): number {
-  const offnum = record.buf.readUInt16LE(at);
-  if (offnum < 1 || offnum > maxOffset(page) || 24 + offnum * 4 > BLCKSZ) throw t.corruptRecord(record, `the page has no item ${offnum}`);
-  return offnum;
-}
-
-function redirectItems(page: Buffer, record: DecodedRecord): void {
-  const count = record.buf.readUInt16LE(take(record, 2));
-  const data = take(record, count * 4);
-  for (let i = 0; i < count; i++) {
-    const from = checkedOffnum(page, record, data + i * 4);
-    setItemId(page, from, makeItemId(checkedOffnum(page, record, data + i * 4 + 2), LP_REDIRECT, 0));
-  }
-}
-
-function setItems(page: Buffer, record: DecodedRecord, id: number): void {
-  const count = record.buf.readUInt16LE(take(record, 2));
-  const data = take(record, count * 2);
-  for (let i = 0; i < count; i++) setItemId(page, checkedOffnum(page, record, data + i * 2), id);
-}
-
-/** xlhp_freeze_plan: xmax 0, infomask2 4, infomask 6, frzflags 8, ntuples 10. The tuples' offsets follow all plans in order. */
-function freezeTuples(page: Buffer, record: DecodedRecord, plan: number): void {
-  const buf = record.buf;
-  const count = buf.readUInt16LE(plan + 10);
-  const frzflags = buf[plan + 8] as number;
-  const offsets = take(record, count * 2);
-  for (let i = 0; i < count; i++) {
-    const at = t.tupleAt(page, record, buf.readUInt16LE(offsets + i * 2));
-    buf.copy(page, at + t.T_XMAX, plan, plan + 4);
-    // A tuple moved by a VACUUM FULL before 9.0: xvac shares its field with the command id.
-    if ((frzflags & c.XLH_FREEZE_XVAC) !== 0) page.writeUInt32LE(2, at + t.T_FIELD3);
-    if ((frzflags & c.XLH_INVALID_XVAC) !== 0) page.writeUInt32LE(0, at + t.T_FIELD3);
-    buf.copy(page, at + t.T_INFOMASK2, plan + 4, plan + 8);
   }
 }
 
