@@ -163,6 +163,7 @@ export class Quorum implements AsyncDisposable {
         httpHost: '127.0.0.1',
         httpPort: ports[i] as number,
         secretFile: '',
+        keyManagerUrl: null,
         logLevel: 'warn',
         pgHost: '127.0.0.1',
         pgPort: own.pgPort,
