@@ -15,7 +15,6 @@ export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
   'data_directory',
   'external_pid_file',
   'restart_after_crash',
-  'wal_level',
   'max_wal_senders',
   'wal_keep_size',
   'wal_sender_timeout',
@@ -27,7 +26,6 @@ export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
   'primary_conninfo',
   'primary_slot_name',
   'restore_command',
-  'shared_preload_libraries',
   'session_preload_libraries',
   'local_preload_libraries',
   'dynamic_library_path',
@@ -48,3 +46,21 @@ export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
   'unix_socket_group',
   'recovery_target',
 ]);
+
+/** Settings a user may give some values of: why this one is refused, or undefined. Asked by the Manager and, again, by the agent. */
+export function refusedValue(name: string, value: string): string | undefined {
+  if (name === 'wal_level' && value !== 'replica' && value !== 'logical') return 'wal_level can be replica or logical';
+  // A path could name any file of the machine; Postgres looks a plain name up in its own library directory only.
+  if (name === 'shared_preload_libraries' && preloadLibraries(value) === undefined)
+    return 'shared_preload_libraries is a list of plain library names, like pg_stat_statements, auto_explain';
+  return undefined;
+}
+
+/** Names in a value of shared_preload_libraries; undefined when one is not a plain name. */
+export function preloadLibraries(value: string): string[] | undefined {
+  const names = value.split(',').flatMap((part) => {
+    const name = part.trim().replace(/^"(.*)"$/, '$1');
+    return name === '' ? [] : [name];
+  });
+  return names.every((name) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(name)) ? names : undefined;
+}

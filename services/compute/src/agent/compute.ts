@@ -31,6 +31,7 @@ import { type ElectionResult, elect } from './elect.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
 import { PostgresProcess } from './postgres-process.ts';
+import { checkPreloadLibraries } from './preload-libraries.ts';
 import type { AgentSetup, AgentStart } from './protocol.ts';
 import { ADMIN_ROLE, COMPUTE_PORT, pgHbaConf, pgIdentConf, postgresqlConf } from './settings.ts';
 import { Subscriptions } from './subscriptions.ts';
@@ -112,6 +113,7 @@ export class Compute {
 
   async start(): Promise<ComputeStatus> {
     try {
+      checkPreloadLibraries(this.#spec.settings, this.#start.postgres.libDir);
       this.#pages.warm();
       const members = this.#spec.safekeepers.map((peer) => ({
         peer,

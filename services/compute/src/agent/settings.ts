@@ -1,6 +1,6 @@
 /** The configuration files of a compute. Agent-owned settings come last, so nothing a user asks for overrides them.
  *  Local files are scratch: no fsync, no torn-page protection, no checksums; durability is the quorum's (synchronous standbys). */
-import { AGENT_OWNED_SETTINGS } from '@lakebase/api';
+import { AGENT_OWNED_SETTINGS, refusedValue } from '@lakebase/api';
 import type { Term } from '@lakebase/ids';
 
 /** Role the agent, safekeepers and proxy connect as for their own work; made by initdb in the template. */
@@ -22,7 +22,8 @@ const SETTING_NAME = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/;
 
 export function userSettings(settings: Readonly<Record<string, string>>): [string, string][] {
   return Object.entries(settings).filter(
-    ([name, value]) => SETTING_NAME.test(name) && !AGENT_OWNED_SETTINGS.has(name) && !/[\r\n\0]/.test(value),
+    ([name, value]) =>
+      SETTING_NAME.test(name) && !AGENT_OWNED_SETTINGS.has(name) && !/[\r\n\0]/.test(value) && refusedValue(name, value) === undefined,
   );
 }
 

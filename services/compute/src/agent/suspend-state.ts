@@ -19,7 +19,7 @@ function stateFiles(pgdata: string): BundleFile[] {
   const take = (path: string): void => {
     if (existsSync(join(pgdata, path))) files.push({ path, bytes: readFileSync(join(pgdata, path)) });
   };
-  take('pg_stat/pgstat.stat');
+  for (const name of readdirSync(join(pgdata, 'pg_stat'))) take(`pg_stat/${name}`); // Postgres's own, and pg_stat_statements'
   for (const slot of readdirSync(join(pgdata, 'pg_replslot'))) take(`pg_replslot/${slot}/state`);
   return files;
 }

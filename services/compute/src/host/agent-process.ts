@@ -3,11 +3,13 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { ComputeStatus, RoleSecret } from '@lakebase/api';
-import { ERROR_CODES, type ErrorCode, LakebaseError } from '@lakebase/base';
+import { ERROR_CODES, type ErrorCode, LakebaseError, sleep } from '@lakebase/base';
 import type { AgentMessage, AgentRequest, AgentSetup } from '../agent/protocol.ts';
 
 // The agent runs from where we run: dist in production, src in tests.
 const AGENT_MAIN = fileURLToPath(new URL(`../agent-main.${import.meta.url.endsWith('.ts') ? 'ts' : 'js'}`, import.meta.url));
+
+const ANSWER_MS = 1_000;
 
 type Body<T extends AgentRequest['type']> = Extract<AgentRequest, { type: T }>['body'];
 interface Waiter {
@@ -20,6 +22,7 @@ export class AgentProcess {
   readonly #waiters = new Map<number, Waiter>();
   readonly exited: Promise<void>;
   #nextId = 1;
+  #onAnswered: () => void = () => {};
   onStatus: (status: ComputeStatus) => void = () => {};
 
   constructor(setup: AgentSetup) {
@@ -48,8 +51,13 @@ export class AgentProcess {
     });
   }
 
-  /** Ends the process; whatever it runs dies with it. */
+  /** Ends the process; whatever it runs dies with it. Its last status comes just before the answer that says why: that one is waited for. */
   async end(): Promise<void> {
+    if (this.#waiters.size > 0) {
+      const patience = new AbortController();
+      await Promise.race([this.#answered(), this.exited, sleep(ANSWER_MS, patience.signal).catch(() => {})]);
+      patience.abort();
+    }
     if (this.#child.connected) this.#child.disconnect();
     const timer = setTimeout(() => this.#child.kill('SIGKILL'), 10_000);
     await this.exited;
@@ -60,6 +68,12 @@ export class AgentProcess {
     return this.#child.pid;
   }
 
+  #answered(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onAnswered = resolve;
+    });
+  }
+
   #onMessage(message: AgentMessage): void {
     if ('event' in message) {
       this.onStatus(message.status);
@@ -67,6 +81,7 @@ export class AgentProcess {
     }
     const waiter = this.#waiters.get(message.id);
     this.#waiters.delete(message.id);
+    if (this.#waiters.size === 0) this.#onAnswered();
     if (message.ok) waiter?.resolve(message.body as never);
     else waiter?.reject(new LakebaseError(message.code in ERROR_CODES ? (message.code as ErrorCode) : 'INTERNAL', message.message));
   }

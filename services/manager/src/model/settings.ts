@@ -1,5 +1,5 @@
 /** Postgres settings asked for by users. What storage depends on is the agent's and is refused here, where the user sees why. */
-import { AGENT_OWNED_SETTINGS } from '@lakebase/api';
+import { AGENT_OWNED_SETTINGS, refusedValue } from '@lakebase/api';
 import { badRequest, invalid } from './api-error.ts';
 
 const OWNED_PREFIXES = ['unix_socket_', 'archive_', 'recovery_', 'ssl', 'krb_', 'lakebase.', 'event_source', 'bonjour', 'syslog_'];
@@ -22,6 +22,8 @@ export function checkPgSettings(value: unknown): Record<string, string> {
     const text = String(v);
     if (Buffer.byteLength(text) > VALUE_BYTES_MAX || /[\r\n\0]/.test(text))
       throw invalid(`the value of setting ${name} is too long or has line breaks`);
+    const refusal = refusedValue(name, text);
+    if (refusal !== undefined) throw badRequest(refusal);
     out[name] = text;
   }
   return out;
