@@ -3,6 +3,7 @@
  *    POST /internal/v1/resolve   ResolveRequest -> ResolvedEndpoint     which endpoint a client means; 404 without an existence oracle
  *    POST /internal/v1/role      RoleLookup -> RoleSecret               verifier of a role (from the running compute, else last known)
  *    POST /internal/v1/token     TokenCheck -> TokenIdentity            a credential given as password
+ *    POST /internal/v1/explain   { endpointId } -> EndpointNotice       why a compute just ended, when there is a reason to tell its clients
  *    POST /internal/v1/wake      { endpointId } -> WokenEndpoint        long poll: starts the compute and answers when it accepts connections */
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
 import type { RoleSecret } from './compute.ts';
@@ -29,6 +30,9 @@ export interface TokenIdentity {
   readonly valid: boolean;
   readonly reason: string | null;
 }
+export interface EndpointNotice {
+  readonly reason: string | null;
+}
 export interface WokenEndpoint {
   readonly endpointId: string;
   readonly computeId: string;
@@ -51,6 +55,9 @@ export class ManagerInternalClient {
   }
   token(body: TokenCheck): Promise<TokenIdentity> {
     return this.http.call('POST', '/internal/v1/token', body, { timeoutMs: 10_000 });
+  }
+  explain(endpointId: string): Promise<EndpointNotice> {
+    return this.http.call('POST', '/internal/v1/explain', { endpointId }, { timeoutMs: 1_000 });
   }
   wake(endpointId: string, signal?: AbortSignal): Promise<WokenEndpoint> {
     return this.http.call('POST', '/internal/v1/wake', { endpointId }, { timeoutMs: 120_000, ...(signal === undefined ? {} : { signal }) });

@@ -19,8 +19,10 @@ import { roleRoutes } from './http/roles.ts';
 import { createManagerServer } from './http/server.ts';
 import { Database } from './metadata/database.ts';
 import { EmbeddedPostgres } from './metadata/embedded-postgres.ts';
-import { DEFAULT_PROJECT, DEFAULT_WORKSPACE } from './model/names.ts';
+import { DEFAULT_ACCOUNT, DEFAULT_PROJECT, DEFAULT_WORKSPACE } from './model/names.ts';
 import { Endpoints } from './reconcile/endpoints.ts';
+import { KeyStates } from './reconcile/key-states.ts';
+import { NO_KEYRING, projectKeyring } from './reconcile/project-keyring.ts';
 import { ProjectReconciler } from './reconcile/project-reconciler.ts';
 
 /** A client that connects while its project is being made waits this long. */
@@ -48,13 +50,39 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     db,
     far,
     log,
+    keys: config.keyManagerUrl === null ? NO_KEYRING : projectKeyring({ db, keys: far.keys, secret }),
     stopComputes: async (uid) => (endpoints as Endpoints).stopProject(uid),
   });
-  endpoints = new Endpoints({ db, far, log, whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX) });
+  const keyStates = new KeyStates({
+    keys: far.keys,
+    log,
+    terminate: async (project, why) => {
+      await (endpoints as Endpoints).stopProject(project);
+      log.warn({ project, why }, 'terminated the computes of a project whose key may not be used');
+      await far.keys.audit({
+        actor: 'manager',
+        action: 'TERMINATE_COMPUTES',
+        account: DEFAULT_ACCOUNT,
+        subject: project,
+        result: 'OK',
+        detail: why,
+      });
+    },
+  });
+  endpoints = new Endpoints({
+    db,
+    far,
+    log,
+    requireKey: (uid) => {
+      if (config.keyManagerUrl !== null) keyStates.requireUsable(uid);
+    },
+    whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX),
+  });
   const context: ApiContext = {
     workspace: DEFAULT_WORKSPACE,
     in: (request) => ({ ...context, workspace: request.workspace }),
     keys: far.keys,
+    keyStates,
     secret,
     serviceToken: internalToken(secret, 'service'),
     db,
@@ -85,6 +113,10 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     routes(app, context);
   internalRoutes(app, context);
 
+  if (config.keyManagerUrl !== null) {
+    keyStates.start();
+    teardown.add('key states', () => keyStates.stop());
+  }
   await firstStart(context);
   await projects.start();
   teardown.add('projects', () => projects.stop());

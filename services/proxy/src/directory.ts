@@ -12,7 +12,7 @@ export interface Route {
   readonly port: number;
 }
 
-export type ManagerCalls = Pick<ManagerInternalClient, 'resolve' | 'role' | 'token' | 'wake'>;
+export type ManagerCalls = Pick<ManagerInternalClient, 'resolve' | 'role' | 'token' | 'wake' | 'explain'>;
 
 /** A burst of connections asks once which endpoint it means. Roles and tokens are asked for each time (calls at the same time are
  *  shared): a changed password or a revoked token must count at once. */
@@ -48,6 +48,11 @@ export class Directory {
       if (isCode(error, 'NOT_FOUND') || isCode(error, 'INVALID_ARGUMENT') || isCode(error, 'INVALID_ID')) return undefined;
       throw error;
     }
+  }
+
+  /** Why the endpoint's compute just ended, where there is a reason worth telling. */
+  async explain(endpointId: string): Promise<string | undefined> {
+    return (await this.#manager.explain(endpointId)).reason ?? undefined;
   }
 
   /** null: no such role. */

@@ -14,23 +14,24 @@ export interface RelayEnd {
 
 /** How long a client may take to read what is left after its compute is gone. */
 const LINGER_MS = 30_000;
-const EMPTY = Buffer.alloc(0);
 
 export class Relay {
   readonly #client: Socket;
   readonly #compute: Socket;
   readonly #onEnd: (end: RelayEnd) => void;
+  readonly #explain: () => Promise<string | undefined>;
   #betweenMessages = false;
   #terminated = false;
   #over = false;
   #toClientBase = 0;
   #toComputeBase = 0;
 
-  /** Both sockets paused and without data listeners. `onEnd` is called once. */
-  constructor(client: Socket, compute: Socket, onEnd: (end: RelayEnd) => void) {
+  /** Both sockets paused and without data listeners. `onEnd` is called once; `explain` when the compute went away, for the reason to tell. */
+  constructor(client: Socket, compute: Socket, onEnd: (end: RelayEnd) => void, explain: () => Promise<string | undefined>) {
     this.#client = client;
     this.#compute = compute;
     this.#onEnd = onEnd;
+    this.#explain = explain;
   }
 
   /** `greeting` goes to the client first, `early` (what the client sent ahead) to the compute. */
@@ -76,7 +77,7 @@ export class Relay {
     this.#over = true;
     const client = this.#client,
       compute = this.#compute;
-    const last = by !== 'client' && this.#betweenMessages && !this.#terminated ? farewell(by) : EMPTY;
+    const speak = by !== 'client' && this.#betweenMessages && !this.#terminated;
     client.removeAllListeners('data');
     compute.removeAllListeners('data');
     if (by === 'proxy') compute.destroySoon();
@@ -84,11 +85,10 @@ export class Relay {
       client.destroySoon();
       compute.destroySoon();
     } else {
-      if (last.length > 0 && client.writable) client.write(last);
       // Discard what the client still sends: closing on unread bytes would reset the connection before it reads the message.
       client.resume();
-      client.destroySoon();
       compute.destroySoon();
+      void this.#sayFarewell(by, speak);
       if (!client.destroyed) {
         const timer = setTimeout(() => client.destroy(), LINGER_MS);
         timer.unref();
@@ -101,17 +101,26 @@ export class Relay {
       bytesToCompute: compute.bytesWritten - this.#toComputeBase,
     });
   }
+
+  async #sayFarewell(by: 'compute' | 'proxy', speak: boolean): Promise<void> {
+    const client = this.#client;
+    if (speak) {
+      const reason = by === 'compute' ? await this.#explain().catch(() => undefined) : undefined;
+      if (client.writable) client.write(farewell(by, reason));
+    }
+    client.destroySoon();
+  }
 }
 
 const endsWithReady = (chunk: Buffer, n: number): boolean => n >= 6 && chunk[n - 6] === 0x5a && chunk.readUInt32BE(n - 5) === 5;
 
-const farewell = (by: 'compute' | 'proxy'): Buffer =>
+const farewell = (by: 'compute' | 'proxy', reason: string | undefined): Buffer =>
   encodeError({
     severity: 'FATAL',
     sqlstate: '57P01',
     message:
-      by === 'compute'
-        ? 'terminating connection because the compute of this endpoint is gone'
-        : 'terminating connection because the proxy is stopping',
-    hint: 'In a moment you should be able to reconnect to the database and repeat your command.',
+      by === 'proxy'
+        ? 'terminating connection because the proxy is stopping'
+        : `terminating connection because ${reason ?? 'the compute of this endpoint is gone'}`,
+    ...(reason === undefined ? { hint: 'In a moment you should be able to reconnect to the database and repeat your command.' } : {}),
   });

@@ -81,7 +81,7 @@ export async function serveClient(socket: Socket, context: ProxyContext): Promis
     clearTimeout(deadline);
     const { link, route } = await openCompute(input, endpoint, request, arrival.startup.negotiated, context);
     relayed = true;
-    startRelay(input, link, route, arrival.startup.negotiated, context);
+    startRelay(input, link, endpoint, route, arrival.startup.negotiated, context);
   } catch (error) {
     const { aborted, reason } = input.gone.signal;
     if (!aborted) report(input, error, address, context);
@@ -287,17 +287,29 @@ function orAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   });
 }
 
-function startRelay(input: ClientInput, link: ComputeLink, route: Route, negotiated: number, context: ProxyContext): void {
+function startRelay(
+  input: ClientInput,
+  link: ComputeLink,
+  endpointId: string,
+  route: Route,
+  negotiated: number,
+  context: ProxyContext,
+): void {
   const { cancels, metrics, relays } = context;
   const issued = cancels.issue(negotiated, { route, pid: link.pid, key: link.key });
   const early = input.takeRest();
-  const relay = new Relay(input.socket, link.socket, (end) => {
-    cancels.revoke(issued.pid);
-    relays.delete(relay);
-    context.sessions--;
-    metrics.bytes.inc({ direction: 'to_client' }, end.bytesToClient);
-    metrics.bytes.inc({ direction: 'to_compute' }, end.bytesToCompute);
-  });
+  const relay = new Relay(
+    input.socket,
+    link.socket,
+    (end) => {
+      cancels.revoke(issued.pid);
+      relays.delete(relay);
+      context.sessions--;
+      metrics.bytes.inc({ direction: 'to_client' }, end.bytesToClient);
+      metrics.bytes.inc({ direction: 'to_compute' }, end.bytesToCompute);
+    },
+    () => context.directory.explain(endpointId),
+  );
   relays.add(relay);
   metrics.accepted.inc();
   relay.start(Buffer.concat([encodeAuthenticationOk(), link.greeting, encodeBackendKeyData(issued.pid, issued.key), link.ready]), early);

@@ -6,7 +6,7 @@ import type { FastifyRequest } from 'fastify';
 import { isDuplicate } from '../metadata/database.ts';
 import { ApiError, badRequest, invalid, notFound } from '../model/api-error.ts';
 import { parseDuration, rfc3339 } from '../model/duration.ts';
-import { openOptions, readKeyInfo, readUseCases, sealOptions } from '../model/key-info.ts';
+import { kmsOf, readKeyInfo, readUseCases, sealOptions } from '../model/key-info.ts';
 import { DEFAULT_WORKSPACE } from '../model/names.ts';
 import * as store from '../store/accounts.ts';
 import { USER_PREFIX, insertUserToken, newToken } from '../store/tokens.ts';
@@ -58,7 +58,9 @@ export const accountRoutes: Routes = (app, c) => {
   app.post(`${KEYS}/check`, schema, async (request) =>
     checkView(await check(c, request, readKeyInfo(bodyOf(request), c.config.localKeysDir).kms)),
   );
-  app.post(`${KEYS}/:key/check`, schema, async (request) => checkView(await check(c, request, kmsOf(c, await requireKey(c, request)))));
+  app.post(`${KEYS}/:key/check`, schema, async (request) =>
+    checkView(await check(c, request, kmsOf(c.secret, await requireKey(c, request)))),
+  );
 
   // --- workspaces ---
   const WORKSPACES = `${ACCOUNTS}/workspaces`;
@@ -201,9 +203,6 @@ export async function requireWorkspace(c: Pick<ApiContext, 'db'>, request: Fasti
   if (row === undefined) throw notFound(`workspace not found: ${workspace}`);
   return row;
 }
-export function kmsOf(c: Pick<ApiContext, 'secret'>, row: store.KeyRow): KmsKeyConfig {
-  return { provider: row.provider, key: row.kms_key, options: openOptions(c.secret, row.kms_key, row.sealed_options) };
-}
 export const audit = (
   c: Pick<ApiContext, 'keys'>,
   request: FastifyRequest,
@@ -222,7 +221,7 @@ export async function requireBindable(c: ApiContext, request: FastifyRequest, ro
       `customer-managed keys need the ENTERPRISE tier, the workspace is on ${tier}: set pricing_tier first`,
     );
   if (!row.use_cases.includes('MANAGED_SERVICES')) throw badRequest('the key configuration does not have the use case MANAGED_SERVICES');
-  const result = await check(c, request, kmsOf(c, row));
+  const result = await check(c, request, kmsOf(c.secret, row));
   if (!result.ok) throw badRequest(`the key cannot be bound: ${result.message}`, [checkView(result)]);
 }
 

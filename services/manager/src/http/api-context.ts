@@ -7,6 +7,7 @@ import type { Credentials } from '../credentials.ts';
 import type { Database } from '../metadata/database.ts';
 import { invalid, notFound } from '../model/api-error.ts';
 import type { Endpoints } from '../reconcile/endpoints.ts';
+import type { KeyStates } from '../reconcile/key-states.ts';
 import type { ProjectReconciler } from '../reconcile/project-reconciler.ts';
 import * as catalog from '../store/catalog.ts';
 import { type EndpointRow, endpointById } from '../store/endpoints.ts';
@@ -23,6 +24,7 @@ export interface ApiContext extends ViewContext {
   readonly projects: ProjectReconciler;
   readonly credentials: Credentials;
   readonly keys: KeyManagerClient;
+  readonly keyStates: KeyStates;
   /** The installation's secret, hex. */
   readonly secret: string;
   readonly serviceToken: string;

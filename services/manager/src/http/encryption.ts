@@ -4,12 +4,13 @@ import type { KeyState, ProjectKeyStatus } from '@lakebase/api';
 import { isCode } from '@lakebase/base';
 import type { FastifyRequest } from 'fastify';
 import { Readable } from 'node:stream';
-import { DEFAULT_ACCOUNT } from '../model/names.ts';
 import { invalid, notFound } from '../model/api-error.ts';
+import { bindingOf } from '../model/key-info.ts';
 import * as accounts from '../store/accounts.ts';
 import { type ProjectRow, projectById } from '../store/projects.ts';
-import { ACCOUNTS, accountOf, bodyOf, kmsOf, requireBindable, requireKeyById, requireWorkspace } from './accounts.ts';
+import { ACCOUNTS, accountOf, bodyOf, requireBindable, requireKeyById, requireWorkspace } from './accounts.ts';
 import type { ApiContext, Routes } from './api-context.ts';
+import { briefEncryption } from './views.ts';
 
 type Json = Record<string, unknown>;
 
@@ -28,7 +29,7 @@ export const encryptionRoutes: Routes = (app, c) => {
     const key = id === null ? undefined : await requireKeyById(c, accountOf(request), id);
     if (key !== undefined) await requireBindable(c, request, key, workspace.pricing_tier);
     // The key manager first: it is the truth; a row left behind by a kill is set right by repeating the call.
-    const status = await c.keys.rebind(project.uid, bindingOf(c, key, request.identity, accountOf(request)));
+    const status = await c.keys.rebind(project.uid, bindingOf(c.secret, key, request.identity, accountOf(request)));
     await accounts.setProjectKey(c.db, project.uid, key?.id ?? null);
     return encryptionView(status);
   });
@@ -73,16 +74,13 @@ async function statusOf(c: ApiContext, project: ProjectRow): Promise<ProjectKeyS
   }
 }
 
-export const ROOT_KEY = { provider: 'LOCAL', key: 'root' } as const;
-
-/** What the key manager is told of the key a project is under. */
-export function bindingOf(
-  c: Pick<ApiContext, 'secret'>,
-  key: accounts.KeyRow | undefined,
-  actor: string,
-  account: string = DEFAULT_ACCOUNT,
-): Parameters<ApiContext['keys']['createProject']>[1] {
-  return { account, configurationId: key?.id ?? null, kms: key === undefined ? ROOT_KEY : kmsOf(c, key), actor };
+/** With versions, last check and history where the key manager answers; what is known without it otherwise. */
+export async function fullEncryption(c: Pick<ApiContext, 'keys' | 'keyStates'>, p: ProjectRow): Promise<Json> {
+  try {
+    return encryptionView(await c.keys.status(p.uid));
+  } catch {
+    return briefEncryption(c, p);
+  }
 }
 
 /** `status.encryption` of a project, and the answer of the routes above. */

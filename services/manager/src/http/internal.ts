@@ -1,5 +1,5 @@
 /** What the proxy asks (packages/api/src/manager-internal.ts). Answers of resolve do not tell a disabled secret from a missing one. */
-import type { ResolveRequest, ResolvedEndpoint, RoleLookup, RoleSecret, TokenCheck, TokenIdentity } from '@lakebase/api';
+import type { EndpointNotice, ResolveRequest, ResolvedEndpoint, RoleLookup, RoleSecret, TokenCheck, TokenIdentity } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { DEFAULT_BRANCH, DEFAULT_ENDPOINT, DEFAULT_PROJECT, DEFAULT_WORKSPACE, isReservedRole } from '../model/names.ts';
@@ -9,7 +9,7 @@ import { findToken } from '../store/tokens.ts';
 import type { ApiContext } from './api-context.ts';
 import { currentState } from './views.ts';
 
-type Context = Pick<ApiContext, 'db' | 'endpoints' | 'log'>;
+type Context = Pick<ApiContext, 'db' | 'endpoints' | 'keyStates' | 'log'>;
 
 const NAME_CHARS_MAX = 128;
 
@@ -31,6 +31,11 @@ export function internalRoutes(app: FastifyInstance, c: Context): void {
   app.post('/internal/v1/token', hidden, async (request): Promise<TokenIdentity> => {
     const { endpointId, role, token } = bodyOf<TokenCheck>(request);
     return checkToken(c, endpointId, text('role', role), token);
+  });
+
+  app.post('/internal/v1/explain', hidden, async (request): Promise<EndpointNotice> => {
+    const row = await requireRow(c, bodyOf<{ endpointId: string }>(request).endpointId);
+    return { reason: c.keyStates.refusal(row.project_uid) ?? null };
   });
 
   app.post('/internal/v1/wake', hidden, async (request) => {

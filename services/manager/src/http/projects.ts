@@ -13,7 +13,8 @@ import * as store from '../store/projects.ts';
 import { API, type ApiContext, type Routes, maskedFields, page, replyOperation, requireBranch, requireProject } from './api-context.ts';
 import { type SettingsInput, mergeDefaults } from './endpoint-settings.ts';
 import * as schemas from './schemas.ts';
-import { branchView, projectView } from './views.ts';
+import { fullEncryption } from './encryption.ts';
+import { branchView, briefEncryption, projectView } from './views.ts';
 
 const PROJECTS_MAX = 1_000;
 const RETENTION_SECONDS = 604_800;
@@ -47,13 +48,18 @@ export const projectRoutes: Routes = (app, c) => {
       (await store.listProjects(c.db, request.workspace)).filter((p) => p.state !== 'DELETING'),
       (p) => p.project_id,
     );
-    return { projects: cut.items.map((p) => projectView(p, names.DEFAULT_BRANCH)), next_page_token: cut.next_page_token };
+    return {
+      projects: cut.items.map((p) => projectView(p, names.DEFAULT_BRANCH, briefEncryption(c, p))),
+      next_page_token: cut.next_page_token,
+    };
   });
   app.get(
     `${API}/projects/:project`,
     { schema: { tags: ['projects'], params: schemas.projectParams, response: { 200: schemas.project } } },
-    async (request) =>
-      projectView(await requireProject(c.in(request), (request.params as { project: string }).project), names.DEFAULT_BRANCH),
+    async (request) => {
+      const p = await requireProject(c.in(request), (request.params as { project: string }).project);
+      return projectView(p, names.DEFAULT_BRANCH, await fullEncryption(c, p));
+    },
   );
   app.patch(
     `${API}/projects/:project`,

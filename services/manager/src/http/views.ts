@@ -3,6 +3,7 @@ import type { ManagerConfig } from '../config.ts';
 import type { Queryable } from '../metadata/database.ts';
 import { formatDuration, rfc3339 } from '../model/duration.ts';
 import { branchName, childName, projectName } from '../model/names.ts';
+import type { KeyStates } from '../reconcile/key-states.ts';
 import type { EndpointController } from '../reconcile/endpoint-controller.ts';
 import * as catalog from '../store/catalog.ts';
 import { type EndpointRow, endpointById } from '../store/endpoints.ts';
@@ -26,7 +27,7 @@ export const endpointDefaultsView = (d: EndpointDefaults): Json => ({
   ...(Object.keys(d.pg_settings).length === 0 ? {} : { pg_settings: d.pg_settings }),
 });
 
-export function projectView(p: ProjectRow, defaultBranch: string): Json {
+export function projectView(p: ProjectRow, defaultBranch: string, encryption: Json): Json {
   return {
     name: projectName(p.project_id),
     project_id: p.project_id,
@@ -44,8 +45,20 @@ export function projectView(p: ProjectRow, defaultBranch: string): Json {
       enable_pg_native_login: true,
       branch_logical_size_limit_bytes: LOGICAL_SIZE_LIMIT_BYTES,
       synthetic_storage_size_bytes: 0,
+      encryption,
       ...(p.error === null ? {} : { error: p.error }),
     },
+  };
+}
+
+/** State of the project's key as the Manager knows it without asking: lists and operations show this, a single project more. */
+export function briefEncryption(c: Pick<ViewContext, 'keyStates'>, p: ProjectRow): Json {
+  const known = c.keyStates.of(p.uid);
+  return {
+    customer_managed: p.managed_key_id !== null,
+    ...(p.managed_key_id === null ? {} : { customer_managed_key_id: p.managed_key_id }),
+    ...(known === undefined ? {} : { state: known.state, kek_version: known.kekVersion }),
+    ...(known === undefined || known.reason === '' ? {} : { reason: known.reason }),
   };
 }
 
@@ -146,6 +159,7 @@ export interface ViewContext {
   /** Names of projects are unique in a workspace. */
   readonly workspace: string;
   readonly db: Queryable;
+  readonly keyStates: Pick<KeyStates, 'of'>;
   readonly config: Pick<ManagerConfig, 'proxyHost' | 'proxyPort'>;
   controllerOf(uid: string): EndpointController | undefined;
 }
@@ -155,7 +169,7 @@ export async function resourceView(c: ViewContext, name: string): Promise<Json |
   const [, project = '', , branch, kind, id = ''] = name.split('/');
   const p = await projectById(c.db, c.workspace, project);
   if (p === undefined) return undefined;
-  if (branch === undefined) return projectView(p, 'production');
+  if (branch === undefined) return projectView(p, 'production', briefEncryption(c, p));
   const b = await branchByPath(c.db, c.workspace, project, branch);
   if (b === undefined) return undefined;
   const path = { project, branch };

@@ -2,8 +2,9 @@
  *  Secrets among the options are kept sealed and never shown again. */
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:crypto';
 import { join } from 'node:path';
-import type { KmsKeyConfig, KmsProvider } from '@lakebase/api';
+import type { CreateProjectKey, KmsKeyConfig, KmsProvider } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
+import type { KeyRow } from '../store/accounts.ts';
 import { invalid } from './api-error.ts';
 
 /** The one provider-specific member of a request. */
@@ -136,4 +137,15 @@ export function openOptions(secretHex: string, kmsKey: string, sealed: Buffer): 
       cause,
     });
   }
+}
+
+/** A stored configuration as the key manager wants it. */
+export function kmsOf(secretHex: string, row: KeyRow): KmsKeyConfig {
+  return { provider: row.provider, key: row.kms_key, options: openOptions(secretHex, row.kms_key, row.sealed_options) };
+}
+
+/** What the key manager is told of the key a project is under; `undefined`: the installation's own. */
+export function bindingOf(secretHex: string, key: KeyRow | undefined, actor: string, account: string): CreateProjectKey {
+  const kms: KmsKeyConfig = key === undefined ? { provider: 'LOCAL', key: 'root' } : kmsOf(secretHex, key);
+  return { account, configurationId: key?.id ?? null, kms, actor };
 }

@@ -3,6 +3,7 @@
  *  recorded before it is asked for, and the one before it is stopped first, so two are never wanted at once. */
 import type { ComputeSpec, ComputeStatus, WokenEndpoint } from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
+import type { ProjectUid } from '@lakebase/ids';
 import type { FarEnd } from '../far-end.ts';
 import { ignoreNotFound, isTransient } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
@@ -17,6 +18,8 @@ export interface ControllerContext {
   readonly db: Database;
   readonly far: FarEnd;
   readonly log: Logger;
+  /** Throws KEY_REVOKED when the project's data may not be used. */
+  requireKey(project: ProjectUid): void;
   /** Resolves when the endpoint's project can be used. */
   whenReady(row: EndpointRow): Promise<void>;
   /** Called after every change of phase, so that polling can be rescheduled. */
@@ -170,6 +173,7 @@ export class EndpointController {
     this.#phase = 'STARTING';
     this.#c.phaseChanged();
     if (row.project_state !== 'READY') await this.#c.whenReady(row);
+    this.#c.requireKey(row.project_uid);
     await this.#clearOld(row.compute_id);
     const computeId = newComputeId();
     this.#computeId = computeId;
@@ -364,4 +368,5 @@ export class EndpointController {
 }
 
 /** Answers that say "no" rather than "not now". */
-const isRefusal = (error: unknown): boolean => isCode(error, 'NOT_FOUND') || isCode(error, 'CONFLICT') || isCode(error, 'CLOSED');
+const isRefusal = (error: unknown): boolean =>
+  isCode(error, 'NOT_FOUND') || isCode(error, 'CONFLICT') || isCode(error, 'KEY_REVOKED') || isCode(error, 'CLOSED');

@@ -21,6 +21,7 @@ export interface EndpointsOptions {
   readonly far: FarEnd;
   readonly log: Logger;
   readonly whenReady: (project: ProjectUid) => Promise<void>;
+  readonly requireKey: (project: ProjectUid) => void;
 }
 
 export class Endpoints {
@@ -41,6 +42,7 @@ export class Endpoints {
       db: options.db,
       far: options.far,
       log: options.log,
+      requireKey: options.requireKey,
       whenReady: (row) => options.whenReady(row.project_uid),
       phaseChanged: () => this.#nudge(),
       started: (row) => void this.#syncSoon(row.timeline_id),
@@ -93,7 +95,7 @@ export class Endpoints {
     await (await this.controller(uid)).suspend('asked');
   }
 
-  /** For a project that goes away: immediate, nobody needs what is in there any more. */
+  /** For a project that goes away or whose key may not be used: immediate, no checkpoint. */
   async stopProject(project: ProjectUid): Promise<void> {
     for (const row of await endpointsOfProject(this.#o.db, project)) {
       await (await this.controller(row.uid)).suspend('asked', 'immediate');

@@ -1,6 +1,6 @@
 /** Brings the storage of one project to its desired state. Every step looks at what is recorded, asks for something idempotent, and
  *  records the answer, so it can be run again from any point after a kill.
- *  Create: template -> page timeline -> WAL timelines on a majority -> READY. Delete: computes gone -> page timeline -> rows;
+ *  Create: key -> template -> page timeline -> WAL timelines on a majority -> READY. Delete: computes gone -> keys destroyed -> page timeline -> rows;
  *  WAL timelines still to be made or removed are finished by {@link reconcileMembers}. */
 import type { CreateWalTimeline } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
@@ -9,11 +9,13 @@ import { type FarEnd, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { completeTarget } from '../store/operations.ts';
 import * as projects from '../store/projects.ts';
+import type { ProjectKeyring } from './project-keyring.ts';
 
 export interface StorageContext {
   readonly db: Database;
   readonly far: FarEnd;
   readonly log: Logger;
+  readonly keys: ProjectKeyring;
   /** Stops every compute of the project and returns when they are gone. */
   stopComputes(project: ProjectUid): Promise<void>;
 }
@@ -27,6 +29,7 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
     await removeProject(c, uid);
     return 'GONE';
   }
+  await c.keys.create(project);
   await ensureTemplate(c.far, project.pg_version);
   for (const branch of await projects.branchesOf(c.db, uid)) {
     let start = { startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
@@ -115,6 +118,9 @@ async function makeMember(c: StorageContext, member: projects.WalMemberRow, body
 
 async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> {
   await c.stopComputes(uid);
+  const project = await projects.projectByUid(c.db, uid);
+  // From here on nobody can read what is left, wherever a copy of it may be.
+  if (project !== undefined) await c.keys.shred(project);
   for (const branch of await projects.branchesOf(c.db, uid)) await ignoreNotFound(c.far.pageserver.remove(uid, branch.timeline_id));
   await c.db.transaction(async (tx) => {
     await completeTarget(tx, `project:${uid}`, { response: {} });

@@ -6,6 +6,7 @@ import type { AddressInfo } from 'node:net';
 import type { ComputeSpec, ComputeStatus, PeerAddress } from '@lakebase/api';
 import { verifyToken } from '@lakebase/api';
 import { ERROR_CODES, type ErrorCode, HTTP_STATUS, LakebaseError } from '@lakebase/base';
+import { FakeKeyManager } from './fake-key-manager.ts';
 
 export interface Call {
   readonly service: string;
@@ -33,6 +34,7 @@ export class FakeServices implements AsyncDisposable {
   /** Services that do not answer. */
   readonly down = new Set<string>();
   safekeepers: PeerAddress[] = [];
+  readonly keyManager = new FakeKeyManager();
   readonly #servers = new Map<string, Server>();
   readonly #urls = new Map<string, string>();
 
@@ -45,6 +47,7 @@ export class FakeServices implements AsyncDisposable {
     const fake = new FakeServices(secret, ['sk1', 'sk2', 'sk3']);
     await fake.#listen('compute', (m, p, b) => fake.#compute(m, p, b));
     await fake.#listen('pageserver', (m, p, b) => fake.#pageserver(m, p, b));
+    await fake.#listen('keys', (m, p, b) => fake.keyManager.handle(m, p, b));
     for (const id of fake.walTimelines.keys()) {
       await fake.#listen(id, (m, p, b) => fake.#safekeeper(id, m, p, b));
       fake.safekeepers.push({ id, httpUrl: fake.url(id), pgHost: '127.0.0.1', pgPort: 1 });
@@ -184,6 +187,7 @@ export class FakeServices implements AsyncDisposable {
     try {
       if (verifyToken(this.secret, (request.headers.authorization ?? '').replace('Bearer ', ''), ['service']) === undefined)
         throw new LakebaseError('UNAUTHENTICATED', 'no token');
+      if (service === 'keys' && call.path === '/v1/watch') return this.keyManager.watch(request, response);
       this.calls.push(call);
       await this.gate(call, 'before');
       const answer = handler(call.method, call.path, call.body as never);

@@ -71,6 +71,8 @@ export class TestBed implements AsyncDisposable {
         computeHostUrl: this.fake.url('compute'),
         pageserver: { httpUrl: this.fake.url('pageserver'), pageHost: '127.0.0.1', pagePort: 1 },
         safekeepers: this.fake.safekeepers,
+        keyManagerUrl: this.fake.url('keys'),
+        localKeysDir: join(this.dir, 'keys'),
         proxyPort: 55_432,
         adminTokenFile: join(this.dir, `${home}-admin-token`),
         credentialsFile: join(this.dir, `${home}-credentials.json`),
@@ -109,10 +111,11 @@ class Calls {
     path: string,
     body?: unknown,
     token = readFileSync(this.config.adminTokenFile, 'utf8').trim(),
+    headers: Record<string, string> = {},
   ): Promise<{ status: number; body: Json }> {
     const response = await fetch(`${this.baseUrl}/api/2.0/${path}`, {
       method,
-      headers: { authorization: `Bearer ${token}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+      headers: { authorization: `Bearer ${token}`, ...headers, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
     const text = await response.text();
