@@ -5,6 +5,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { BLCKSZ, FORK_FSM, FORK_VM, parseRelPath, type RelTag, relPath } from '@lakebase/ids';
 import { initPage, isNewPage } from '@lakebase/pg-format';
+import { fullXidAt } from '@lakebase/pg-redo';
 import { firstDifferences } from './diff.ts';
 import { type Mismatch, type PageStore, readSlru, SLRU_DIRS, type StoredRel } from './page-store.ts';
 import { maskLsnAndChecksum } from './mask.ts';
@@ -137,12 +138,15 @@ function compareRelmaps(result: Comparison, store: PageStore, dir: string): void
   }
 }
 
-/** File name: the full transaction id in 16 hex digits (17 and later). The last four bytes are a CRC of the file. */
+/** File name: the full transaction id in 16 hex digits, before 17 the 32-bit one in 8. The last four bytes are a CRC of the file. */
 function compareTwophase(result: Comparison, store: PageStore, dir: string): void {
   const left = new Map(store.twophase);
   for (const name of readdirSync(join(dir, 'pg_twophase'))) {
     result.twophase++;
-    const xid = Number.parseInt(name, 16);
+    const digits = store.major >= 17 ? 16 : 8;
+    const given = Number.parseInt(name, 16);
+    const xid = digits === 16 ? given : fullXidAt(store.counterModel.nextFullXid, given);
+    if (name.length !== digits) differ(result, `pg_twophase/${name}`, `${digits} digits are expected`);
     const file = readFileSync(join(dir, 'pg_twophase', name));
     const ours = left.get(xid);
     left.delete(xid);

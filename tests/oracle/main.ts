@@ -1,4 +1,4 @@
-/** `npm run oracle [-- --smoke] [--major 16|17|18] [--postgres PREFIX] [--only PART]… [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
+/** `npm run oracle [-- --smoke] [--major 16|17|18] [--postgres PREFIX] [--wrap PG_RESETWAL] [--only PART]… [--keep]`: the long run of the redo oracle, report on stdout, exit code 1 when anything differs. */
 import { parseArgs } from 'node:util';
 import { failures, formatReport, runOracle } from './run.ts';
 
@@ -8,6 +8,7 @@ const { values } = parseArgs({
     only: { type: 'string', multiple: true },
     postgres: { type: 'string' },
     major: { type: 'string' },
+    wrap: { type: 'string' },
     keep: { type: 'boolean' },
   },
 });
@@ -16,6 +17,7 @@ const report = await runOracle({
   postgres: values.postgres ?? null,
   major: Number(values.major ?? 18),
   ...(values.only === undefined ? {} : { only: values.only }),
+  ...(values.wrap === undefined ? {} : { wrapWith: values.wrap }),
   keep: values.keep === true,
   log: (line) => process.stdout.write(`${line}\n`),
 });

@@ -19,10 +19,13 @@ import {
   fsmAddress,
   fsmCategory,
   fsmSet,
+  fullXidAt,
   type ParameterChange,
   redo,
   restoreBlockImage,
+  SLRU_PAGES_PER_SEGMENT,
   type SlruKind,
+  slruSegmentTruncated,
 } from '@lakebase/pg-redo';
 import { CounterModel } from './counters.ts';
 import { firstDifferences } from './diff.ts';
@@ -31,7 +34,6 @@ import { isMaskedWhole, maskPage } from './mask.ts';
 import { recordTypeName } from './record-types.ts';
 
 export const SLRU_DIRS = ['pg_xact', 'pg_multixact/offsets', 'pg_multixact/members', 'pg_commit_ts'] as const;
-export const SLRU_PAGES_PER_SEGMENT = 32;
 const FORKS: readonly ForkNumber[] = [0, 1, 2, 3];
 
 export interface StoredRel {
@@ -64,7 +66,7 @@ export class PageStore implements EffectSink {
   readonly blindTypes: string[] = [];
   readonly hostile = new HostileRecords();
   readonly #baseDir: string;
-  readonly #major: number;
+  readonly major: number;
   readonly #canaried = new Set<string>();
   readonly #droppedDbs = new Set<string>();
   #record: DecodedRecord | undefined;
@@ -72,19 +74,19 @@ export class PageStore implements EffectSink {
 
   constructor(baseDir: string, major: number) {
     this.#baseDir = baseDir;
-    this.#major = major;
+    this.major = major;
     this.counterModel = new CounterModel(baseDir);
     this.slru = SLRU_DIRS.map((dir) => readSlru(join(baseDir, dir)));
   }
 
   apply(record: DecodedRecord): void {
-    const name = recordTypeName(record.rmid, record.info, this.#major);
+    const name = recordTypeName(record.rmid, record.info, this.major);
     let count = this.counts.get(name);
     if (count === undefined) this.counts.set(name, (count = { records: 0, images: 0, restored: 0 }));
     count.records++;
     this.#record = record;
     this.counterModel.before(record);
-    emitEffects(record, this.#major, this);
+    emitEffects(record, this.major, this);
   }
 
   rel(given: RelTag): StoredRel {
@@ -130,10 +132,10 @@ export class PageStore implements EffectSink {
       return;
     }
     const page = this.#extend(tag, b.block);
-    const count = this.counts.get(recordTypeName(record.rmid, record.info, this.#major));
-    if (!b.applyImage) this.hostile.attack(record, blockId, page, this.#major);
+    const count = this.counts.get(recordTypeName(record.rmid, record.info, this.major));
+    if (!b.applyImage) this.hostile.attack(record, blockId, page, this.major);
     try {
-      redo(page, record, blockId, this.#major);
+      redo(page, record, blockId, this.major);
     } catch (error) {
       this.#mismatch(record, blockId, tag, `redo throws ${String(error)}`);
       if (b.hasImage) restoreBlockImage(record, blockId, page);
@@ -160,7 +162,7 @@ export class PageStore implements EffectSink {
 
   /** Once for each record type: the same comparison with one wrong bit in the first line pointer, or in the metadata where one would be. */
   #canary(record: DecodedRecord, page: Buffer, expected: Buffer, block: DecodedRecord['blocks'][number]): void {
-    const name = recordTypeName(record.rmid, record.info, this.#major);
+    const name = recordTypeName(record.rmid, record.info, this.major);
     if (this.#canaried.has(name) || block.fork !== FORK_MAIN || page.readUInt16LE(12) <= 24 || isMaskedWhole(record.rmid, page)) return;
     this.#canaried.add(name);
     const wrong = Buffer.from(page);
@@ -175,7 +177,7 @@ export class PageStore implements EffectSink {
     const b = record.blocks[blockId];
     const info = `info 0x${record.info.toString(16)}`;
     this.mismatches.push({
-      where: `${recordTypeName(record.rmid, record.info, this.#major)} ${info} at ${formatLsn(record.lsn)} block ${blockId}: ${relPath(tag)} block ${b?.block}`,
+      where: `${recordTypeName(record.rmid, record.info, this.major)} ${info} at ${formatLsn(record.lsn)} block ${blockId}: ${relPath(tag)} block ${b?.block}`,
       detail,
     });
   }
@@ -195,7 +197,7 @@ export class PageStore implements EffectSink {
     for (let i = 0; i <= record.maxBlockId; i++) {
       const b = record.blocks[i];
       if (b === undefined || !b.inUse || b.fork !== FORK_MAIN || b.block !== heapBlock) continue;
-      const free = freeSpaceAfter(record, i, page, this.#major);
+      const free = freeSpaceAfter(record, i, page, this.major);
       if (free === undefined) continue;
       const { fsmBlock, slot } = fsmAddress(heapBlock);
       fsmSet(this.#extend({ ...main, fork: FORK_FSM }, fsmBlock), slot, fsmCategory(free));
@@ -213,10 +215,10 @@ export class PageStore implements EffectSink {
     this.slru[kind]?.set(page, Buffer.alloc(BLCKSZ));
   }
 
-  slruTruncate(kind: SlruKind, firstKeptPage: number): void {
-    const firstSegment = Math.floor(firstKeptPage / SLRU_PAGES_PER_SEGMENT);
+  slruTruncate(kind: SlruKind, firstKeptPage: number, fromPage?: number): void {
     const pages = this.slru[kind] as Map<number, Buffer>;
-    for (const page of pages.keys()) if (Math.floor(page / SLRU_PAGES_PER_SEGMENT) < firstSegment) pages.delete(page);
+    for (const page of pages.keys())
+      if (slruSegmentTruncated(kind, Math.floor(page / SLRU_PAGES_PER_SEGMENT), firstKeptPage, fromPage)) pages.delete(page);
   }
 
   relCreate(tag: RelTag): void {
@@ -281,11 +283,11 @@ export class PageStore implements EffectSink {
     return existsSync(path) && !this.#droppedDbs.has(dbKey(spc, db)) ? readFileSync(path) : undefined;
   }
 
-  twophasePut(fullXid: number, bytes: Buffer): void {
-    this.twophase.set(fullXid, Buffer.from(bytes));
+  twophasePut(xid: number, bytes: Buffer): void {
+    this.twophase.set(fullXidAt(this.counterModel.nextFullXid, xid), Buffer.from(bytes));
   }
-  twophaseDelete(fullXid: number): void {
-    this.twophase.delete(fullXid);
+  twophaseDelete(xid: number): void {
+    this.twophase.delete(fullXidAt(this.counterModel.nextFullXid, xid));
   }
   originAdvance(originId: number, remoteLsn: number): void {
     this.origins.set(originId, remoteLsn);

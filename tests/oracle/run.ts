@@ -12,6 +12,7 @@ import { expectedTypes } from './record-types.ts';
 import { OracleServer } from './server.ts';
 import { controlCheckpoint, readWal } from './wal-source.ts';
 import { runWorkload } from './workload.ts';
+import { nearWraparound } from './wrap.ts';
 
 export interface OracleOptions {
   readonly major?: number;
@@ -22,6 +23,8 @@ export interface OracleOptions {
   readonly log?: (line: string) => void;
   /** Only the parts of the workload whose names contain one of these: for work on one resource manager. */
   readonly only?: readonly string[];
+  /** Begins where 32-bit ids are about to start over; the path of a pg_resetwal of this major. */
+  readonly wrapWith?: string;
   /** Keeps the directories for inspection. */
   readonly keep?: boolean;
   /** Runs this instead of the oracle's own workload; record types it does not reach are then not asked for. */
@@ -67,7 +70,7 @@ const SETTINGS: Readonly<Record<string, string>> = {
 };
 
 export async function runOracle(options: OracleOptions = {}): Promise<OracleReport> {
-  const { major = 18, postgres = null, long = false, log = () => {}, keep = false, only } = options;
+  const { major = 18, postgres = null, long = false, log = () => {}, keep = false, only, wrapWith } = options;
   const root = mkdtempSync(join(tmpdir(), 'lakebase-oracle-'));
   spawnSync('chmod', ['755', root]);
   const primary = new OracleServer(join(root, 'primary'), join(root, 'p'), major, postgres);
@@ -80,6 +83,7 @@ export async function runOracle(options: OracleOptions = {}): Promise<OracleRepo
     // Started once so that the settings pg_control records are in place before the base copy is taken.
     await primary.start();
     await primary.stop();
+    if (wrapWith !== undefined) await nearWraparound(primary, wrapWith);
     copyDir(primary.dataDir, baseDir);
     copyDir(primary.dataDir, standbyDir);
     const from = controlCheckpoint(baseDir);

@@ -47,6 +47,12 @@ export class OracleServer {
     if (result.status !== 0) throw new LakebaseError('INTERNAL', `initdb failed: ${result.error?.message ?? result.stderr}`);
   }
 
+  /** Runs a program to its end as the server's account. */
+  run(program: string, args: readonly string[]): void {
+    const result = spawnSync(program, args, { ...this.#spawnOptions(), encoding: 'utf8' });
+    if (result.status !== 0) throw new LakebaseError('INTERNAL', `${program} failed: ${result.error?.message ?? result.stderr}`);
+  }
+
   configure(settings: Readonly<Record<string, string>>): void {
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${value}'`);
     appendFileSync(join(this.dataDir, 'postgresql.conf'), `${lines.join('\n')}\n`);

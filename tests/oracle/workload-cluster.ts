@@ -1,5 +1,6 @@
 /** What concerns more than one table: databases, the relation map, rewrites of catalogs under a logical slot, backup and restore points,
  *  replication origins, logical messages, generic WAL, transaction id consumption and freezing of every database. */
+import type pg from 'pg';
 import type { OracleServer } from './server.ts';
 import { each, type Scene } from './workload.ts';
 
@@ -103,6 +104,12 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
 /** Moves transaction and multixact horizons in every database, so that commit logs and multixacts are truncated. */
 export async function freezeEverything(server: OracleServer, long: boolean): Promise<void> {
   const db = await server.client();
+  await burnXids(db, long);
+  await freezeDatabases(server, db);
+  await server.close(db);
+}
+
+async function burnXids(db: pg.Client, long: boolean): Promise<void> {
   await each(db, [
     'SET synchronous_commit = off',
     'CREATE PROCEDURE burn(n int) LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..n LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$',
@@ -115,6 +122,9 @@ export async function freezeEverything(server: OracleServer, long: boolean): Pro
   const wanted = long ? 1_150_000 : XIDS;
   for (let burnt = 0; burnt < wanted; burnt += 100_000)
     await each(db, [subtransactions(Math.min(100_000, wanted - burnt)), 'TRUNCATE burnt']);
+}
+
+export async function freezeDatabases(server: OracleServer, db: pg.Client): Promise<void> {
   await each(db, ['ALTER DATABASE template0 ALLOW_CONNECTIONS true']);
   const { rows } = await db.query('SELECT datname FROM pg_database');
   for (const { datname } of rows as { datname: string }[]) {
@@ -123,5 +133,4 @@ export async function freezeEverything(server: OracleServer, long: boolean): Pro
     await server.close(there);
   }
   await each(db, ['ALTER DATABASE template0 ALLOW_CONNECTIONS false', 'CHECKPOINT']);
-  await server.close(db);
 }

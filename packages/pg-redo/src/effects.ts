@@ -53,8 +53,8 @@ export interface EffectSink {
   freeSpaceHint(main: RelTag, heapBlock: number): void;
   slruDelta(kind: SlruKind, page: number, delta: Buffer): void;
   slruZero(kind: SlruKind, page: number): void;
-  /** Segments wholly before `firstKeptPage` are gone. */
-  slruTruncate(kind: SlruKind, firstKeptPage: number): void;
+  /** Segments wholly before `firstKeptPage` are gone, or only those from `fromPage` on when it is given: ask `slruSegmentTruncated`. */
+  slruTruncate(kind: SlruKind, firstKeptPage: number, fromPage?: number): void;
   relCreate(tag: RelTag): void;
   /** This fork now has `blocks` blocks. */
   relTruncate(tag: RelTag, blocks: number): void;
@@ -67,7 +67,7 @@ export interface EffectSink {
   dbDrop(spc: number, db: number): void;
   /** pg_filenode.map of a database, or of the shared catalogs (db 0, spc 1664). 524 bytes in 16+. */
   relmap(spc: number, db: number, bytes: Buffer): void;
-  /** `xid` is 32 bits wide; since 17 the file is named by the full xid: widen it with the epoch of the next full xid.
+  /** `xid` is 32 bits wide; since 17 the file is named by the full xid: `fullXidAt` the next full xid.
    *  File content without the trailing CRC is as in the record; the bundle adds it. */
   twophasePut(xid: number, bytes: Buffer): void;
   twophaseDelete(xid: number): void;

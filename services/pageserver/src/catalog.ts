@@ -25,8 +25,8 @@ import {
   encodeFloors,
 } from '@lakebase/layers';
 import { type CheckPoint, decodeCheckPoint, encodeCheckPoint } from '@lakebase/pg-format';
-import type { SlruKind } from '@lakebase/pg-redo';
-import { PAGES_PER_SEGMENT, SLRU_KINDS, segmentPrecedes } from './slru.ts';
+import { type SlruKind, slruSegmentTruncated } from '@lakebase/pg-redo';
+import { PAGES_PER_SEGMENT, SLRU_KINDS } from './slru.ts';
 
 export const ABSENT = 0xffff_ffff;
 const GONE = Buffer.alloc(0);
@@ -207,10 +207,10 @@ export class Catalog {
     segments.set(segment, pages);
     file(this.series.intern(KIND_SLRU_SEGMENT, 0, 0, kind, 0), segment, u32(pages));
   }
-  truncateSlru(kind: SlruKind, firstKeptPage: number, file: FileValue): void {
+  truncateSlru(kind: SlruKind, firstKeptPage: number, fromPage: number | undefined, file: FileValue): void {
     const segments = this.slru[kind] as Map<number, number>;
     for (const segment of [...segments.keys()]) {
-      if (!segmentPrecedes(kind, segment, firstKeptPage)) continue;
+      if (!slruSegmentTruncated(kind, segment, firstKeptPage, fromPage)) continue;
       segments.delete(segment);
       file(this.series.intern(KIND_SLRU_SEGMENT, 0, 0, kind, 0), segment, GONE);
     }

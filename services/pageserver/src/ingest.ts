@@ -19,12 +19,14 @@ import {
   type EffectSink,
   type ParameterChange,
   type SlruKind,
+  advancePastXid,
+  applyCounters,
   deltaMakesPage,
   emitEffects,
   fsmAddress,
+  fullXidAt,
 } from '@lakebase/pg-redo';
 import { ABSENT, type Catalog, type FileValue } from './catalog.ts';
-import { advancePastXid, applyCounters } from './counters.ts';
 
 export interface DatabaseCopy {
   readonly src: { spc: number; db: number };
@@ -146,8 +148,8 @@ export class Ingest implements EffectSink {
     this.#catalog.touchSlru(kind, page, this.#file);
     this.layer.put(id, page, ENTRY_ZERO, ARG_STOP, this.#lsn, EMPTY);
   }
-  slruTruncate(kind: SlruKind, firstKeptPage: number): void {
-    this.#catalog.truncateSlru(kind, firstKeptPage, this.#file);
+  slruTruncate(kind: SlruKind, firstKeptPage: number, fromPage?: number): void {
+    this.#catalog.truncateSlru(kind, firstKeptPage, fromPage, this.#file);
   }
 
   relCreate(tag: RelTag): void {
@@ -182,11 +184,8 @@ export class Ingest implements EffectSink {
   twophaseDelete(xid: number): void {
     this.#catalog.putTwophase(this.#widen(xid), undefined, this.#file);
   }
-  /** Full xid of a recent 32-bit one: at or before the next full xid (FullTransactionIdFromAllowableAt). */
   #widen(xid: number): number {
-    const next = this.#catalog.checkpoint?.nextFullXid ?? 0;
-    const epoch = Math.floor(next / 0x1_0000_0000) - (xid > next % 0x1_0000_0000 ? 1 : 0);
-    return Math.max(0, epoch) * 0x1_0000_0000 + xid;
+    return fullXidAt(this.#catalog.checkpoint?.nextFullXid ?? 0, xid);
   }
   originAdvance(originId: number, remoteLsn: number): void {
     this.#catalog.putOrigin(originId, remoteLsn, this.#file);

@@ -77,9 +77,14 @@ export function multixactEffects(record: DecodedRecord, major: number, sink: Eff
     case XLOG_MULTIXACT_TRUNCATE_ID: {
       const at = mainData(record, 20);
       const oldest = buf.readUInt32LE(at + 8);
+      const oldestMember = buf.readUInt32LE(at + 12);
       const firstMember = buf.readUInt32LE(at + 16);
       sink.counters({ oldestMulti: oldest, oldestMultiDb: buf.readUInt32LE(at) });
-      sink.slruTruncate(SLRU_MULTIXACT_MEMBERS, Math.floor(firstMember / MULTIXACT_MEMBERS_PER_PAGE));
+      sink.slruTruncate(
+        SLRU_MULTIXACT_MEMBERS,
+        Math.floor(firstMember / MULTIXACT_MEMBERS_PER_PAGE),
+        Math.floor(oldestMember / MULTIXACT_MEMBERS_PER_PAGE),
+      );
       // One multixact back, as PerformOffsetsTruncation: the page of `oldest` itself may not exist yet.
       const before = oldest <= FIRST_MULTIXACT ? UINT32 - 1 : oldest - 1;
       sink.slruTruncate(SLRU_MULTIXACT_OFFSETS, Math.floor(before / MULTIXACT_OFFSETS_PER_PAGE));
