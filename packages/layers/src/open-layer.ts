@@ -20,6 +20,16 @@ const EMPTY = Buffer.alloc(0);
 /** A writer with this much in memory is drained before it gets more. */
 export const DRAIN_BYTES: number = 512 * 1024;
 
+/** Words of a key's row, and what they hold. */
+const ROW = 8;
+const SERIES = 0;
+const BLOCK = 1;
+/** Its newest entry. */
+const HEAD = 2;
+const ENTRIES = 3;
+/** Entries since the last stop entry: what a read would have to apply. */
+const PENDING = 4;
+
 type U32 = Uint32Array<ArrayBuffer>;
 
 /** See {@link OpenLayer.toMessage}. */
@@ -34,7 +44,7 @@ export interface OpenLayerMessage {
     readonly previous: U32;
     readonly kind: Uint16Array<ArrayBuffer>;
   };
-  readonly keys: { readonly series: U32; readonly block: U32; readonly head: U32; readonly entries: U32 };
+  readonly keys: { readonly rows: U32 };
   readonly series: SeriesTableMessage;
 }
 
@@ -67,12 +77,8 @@ export class OpenLayer implements LayerView {
   /** kind << 8 | arg */
   #entryKind = new Uint16Array(65536);
 
-  #keySeries = new Uint32Array(16384);
-  #keyBlock = new Uint32Array(16384);
-  #keyHead = new Uint32Array(16384);
-  #keyEntries = new Uint32Array(16384);
-  /** Entries since the last stop entry: what a read would have to apply. */
-  #keyPending = new Uint32Array(16384);
+  /** One row of {@link ROW} words per key, so that filing touches one cache line of it. */
+  #keys = new Uint32Array(16384 * ROW);
   /** Entries of the row that {@link writeRow} is at. */
   #order = new Uint32Array(64);
   #table = new Uint32Array(65536);
@@ -139,30 +145,31 @@ export class OpenLayer implements LayerView {
   file(series: number, block: number, kind: number, arg: number, lsn: Lsn, pos: number, length: number): number {
     assert(!this.frozen, 'a frozen layer takes no entries');
     let at = hash2(series, block) & this.#mask;
-    let key: number;
+    let row: number;
     for (;;) {
       const slot = this.#table[at] as number;
       if (slot === 0) {
-        key = this.#addKey(series, block, at);
+        row = this.#addKey(series, block, at) * ROW;
         break;
       }
-      key = slot - 1;
-      if (this.#keyBlock[key] === block && this.#keySeries[key] === series) break;
+      row = (slot - 1) * ROW;
+      if (this.#keys[row + BLOCK] === block && this.#keys[row + SERIES] === series) break;
       at = (at + 1) & this.#mask;
     }
+    const keys = this.#keys;
     const entry = this.entryCount++;
     if (entry === this.#entryPos.length) this.#growEntries();
     this.#entryPos[entry] = pos;
     this.#entryLength[entry] = length;
     this.#entryLsn[entry] = lsn;
     this.#entryKind[entry] = (kind << 8) | arg;
-    this.#entryPrevious[entry] = this.#keyHead[key] as number;
-    this.#keyHead[key] = entry;
-    this.#keyEntries[key] = (this.#keyEntries[key] as number) + 1;
+    this.#entryPrevious[entry] = keys[row + HEAD] as number;
+    keys[row + HEAD] = entry;
+    keys[row + ENTRIES] = (keys[row + ENTRIES] as number) + 1;
     this.byteCount += 32;
     if (lsn > this.endLsn) this.endLsn = lsn;
-    const pending = (arg & ARG_STOP) !== 0 ? 0 : (this.#keyPending[key] as number) + 1;
-    this.#keyPending[key] = pending;
+    const pending = (arg & ARG_STOP) !== 0 ? 0 : (keys[row + PENDING] as number) + 1;
+    keys[row + PENDING] = pending;
     return pending;
   }
 
@@ -191,12 +198,7 @@ export class OpenLayer implements LayerView {
         previous: this.#entryPrevious.slice(0, entryCount),
         kind: this.#entryKind.slice(0, entryCount),
       },
-      keys: {
-        series: this.#keySeries.slice(0, keyCount),
-        block: this.#keyBlock.slice(0, keyCount),
-        head: this.#keyHead.slice(0, keyCount),
-        entries: this.#keyEntries.slice(0, keyCount),
-      },
+      keys: { rows: this.#keys.slice(0, keyCount * ROW) },
       series: series.toMessage(),
     };
   }
@@ -210,12 +212,9 @@ export class OpenLayer implements LayerView {
     layer.#entryLsn = m.entries.lsn;
     layer.#entryPrevious = m.entries.previous;
     layer.#entryKind = m.entries.kind;
-    layer.#keySeries = m.keys.series;
-    layer.#keyBlock = m.keys.block;
-    layer.#keyHead = m.keys.head;
-    layer.#keyEntries = m.keys.entries;
+    layer.#keys = m.keys.rows;
     layer.entryCount = m.entries.pos.length;
-    layer.keyCount = m.keys.series.length;
+    layer.keyCount = m.keys.rows.length / ROW;
     layer.freeze(m.endLsn);
     return layer;
   }
@@ -235,7 +234,7 @@ export class OpenLayer implements LayerView {
   collectBlock(series: number, block: number, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
     const key = this.#find(series, block);
     if (key < 0) return false;
-    for (let e = this.#keyHead[key] as number; e !== NONE; e = this.#entryPrevious[e] as number) {
+    for (let e = this.#keys[key * ROW + HEAD] as number; e !== NONE; e = this.#entryPrevious[e] as number) {
       const lsn = this.#entryLsn[e] as Lsn;
       if (lsn > upTo) continue;
       if (lsn <= floor) return false;
@@ -248,7 +247,7 @@ export class OpenLayer implements LayerView {
 
   pending(series: number, block: number): number {
     const key = this.#find(series, block);
-    return key < 0 ? 0 : (this.#keyPending[key] as number);
+    return key < 0 ? 0 : (this.#keys[key * ROW + PENDING] as number);
   }
 
   #entry(e: number): Entry {
@@ -269,7 +268,7 @@ export class OpenLayer implements LayerView {
   sortedKeys(): Uint32Array {
     const bySeries = new Map<number, number>();
     for (let k = 0; k < this.keyCount; k++) {
-      const s = this.#keySeries[k] as number;
+      const s = this.#keys[k * ROW + SERIES] as number;
       bySeries.set(s, (bySeries.get(s) ?? 0) + 1);
     }
     const order = [...bySeries.keys()].map((id) => ({ id, key: Buffer.alloc(20) }));
@@ -278,8 +277,8 @@ export class OpenLayer implements LayerView {
     const buckets = new Map<number, { values: Float64Array; used: number }>();
     for (const [id, n] of bySeries) buckets.set(id, { values: new Float64Array(n), used: 0 });
     for (let k = 0; k < this.keyCount; k++) {
-      const bucket = buckets.get(this.#keySeries[k] as number) as { values: Float64Array; used: number };
-      bucket.values[bucket.used++] = (this.#keyBlock[k] as number) * OPEN_LAYER_ENTRIES_MAX + k;
+      const bucket = buckets.get(this.#keys[k * ROW + SERIES] as number) as { values: Float64Array; used: number };
+      bucket.values[bucket.used++] = (this.#keys[k * ROW + BLOCK] as number) * OPEN_LAYER_ENTRIES_MAX + k;
     }
     const out = new Uint32Array(this.keyCount);
     let n = 0;
@@ -294,26 +293,26 @@ export class OpenLayer implements LayerView {
   valueRows(): number[] {
     const rows: number[] = [];
     for (let k = 0; k < this.keyCount; k++)
-      if ((this.series.kindFork[this.#keySeries[k] as number] as number) >>> 8 < FIRST_PAGE_KIND) rows.push(k);
+      if ((this.series.kindFork[this.#keys[k * ROW + SERIES] as number] as number) >>> 8 < FIRST_PAGE_KIND) rows.push(k);
     return rows;
   }
 
   /** Entries of a key row, oldest first. */
   entriesOf(row: number): Entry[] {
-    const out: Entry[] = new Array(this.#keyEntries[row] as number);
+    const out: Entry[] = new Array(this.#keys[row * ROW + ENTRIES] as number);
     let at = out.length;
-    for (let e = this.#keyHead[row] as number; e !== NONE; e = this.#entryPrevious[e] as number) out[--at] = this.#entry(e);
+    for (let e = this.#keys[row * ROW + HEAD] as number; e !== NONE; e = this.#entryPrevious[e] as number) out[--at] = this.#entry(e);
     return out;
   }
   /** Hands the entries of a key row from number `from` on, oldest first, to a writer: {@link entriesOf} without an object for each.
    *  Stops when the writer has much to drain; returns where to go on, or -1 at the end. Frozen layers only. */
   writeRow(row: number, key: Buffer, writer: LayerWriter, from: number): number {
-    const n = this.#keyEntries[row] as number;
+    const n = this.#keys[row * ROW + ENTRIES] as number;
     let order = this.#order;
     if (from === 0) {
       if (n > order.length) this.#order = order = new Uint32Array(n * 2);
       let k = n;
-      for (let e = this.#keyHead[row] as number; e !== NONE; e = this.#entryPrevious[e] as number) order[--k] = e;
+      for (let e = this.#keys[row * ROW + HEAD] as number; e !== NONE; e = this.#entryPrevious[e] as number) order[--k] = e;
     }
     for (let k = from; k < n; ) {
       const e = order[k] as number;
@@ -328,7 +327,7 @@ export class OpenLayer implements LayerView {
     return -1;
   }
   writeKeyOf(row: number, into: Buffer): void {
-    writeKey(into, 0, this.series.get(this.#keySeries[row] as number), this.#keyBlock[row] as number);
+    writeKey(into, 0, this.series.get(this.#keys[row * ROW + SERIES] as number), this.#keys[row * ROW + BLOCK] as number);
   }
 
   #find(series: number, block: number): number {
@@ -336,30 +335,25 @@ export class OpenLayer implements LayerView {
     for (;;) {
       const slot = this.#table[at] as number;
       if (slot === 0) return -1;
-      if (this.#keyBlock[slot - 1] === block && this.#keySeries[slot - 1] === series) return slot - 1;
+      if (this.#keys[(slot - 1) * ROW + BLOCK] === block && this.#keys[(slot - 1) * ROW + SERIES] === series) return slot - 1;
       at = (at + 1) & this.#mask;
     }
   }
 
   #addKey(series: number, block: number, at: number): number {
     const key = this.keyCount++;
-    if (key === this.#keySeries.length) {
-      this.#keySeries = grow(this.#keySeries);
-      this.#keyBlock = grow(this.#keyBlock);
-      this.#keyHead = grow(this.#keyHead);
-      this.#keyEntries = grow(this.#keyEntries);
-      this.#keyPending = grow(this.#keyPending);
-    }
-    this.#keySeries[key] = series;
-    this.#keyBlock[key] = block;
-    this.#keyHead[key] = NONE;
+    const row = key * ROW;
+    if (row === this.#keys.length) this.#keys = grow(this.#keys);
+    this.#keys[row + SERIES] = series;
+    this.#keys[row + BLOCK] = block;
+    this.#keys[row + HEAD] = NONE;
     this.#table[at] = key + 1;
     if (this.keyCount * 2 > this.#table.length) {
       const size = this.#table.length * 4;
       this.#table = new Uint32Array(size);
       this.#mask = size - 1;
       for (let k = 0; k < this.keyCount; k++) {
-        let slot = hash2(this.#keySeries[k] as number, this.#keyBlock[k] as number) & this.#mask;
+        let slot = hash2(this.#keys[k * ROW + SERIES] as number, this.#keys[k * ROW + BLOCK] as number) & this.#mask;
         while (this.#table[slot] !== 0) slot = (slot + 1) & this.#mask;
         this.#table[slot] = k + 1;
       }
