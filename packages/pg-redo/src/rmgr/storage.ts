@@ -5,7 +5,7 @@ import type { EffectSink } from '../effects.ts';
 import { fsmTruncation } from '../heap/fsm.ts';
 import { fsmTruncateDeltas, vmTruncateDelta } from '../heap/heap-delta.ts';
 import { vmTruncation } from '../heap/vm.ts';
-import { corrupt, mainData, unsupported } from '../record-error.ts';
+import { corrupt, mainData } from '../record-error.ts';
 
 const XLOG_SMGR_CREATE = 0x10;
 const XLOG_SMGR_TRUNCATE = 0x20;
@@ -97,9 +97,22 @@ export function relmapEffects(record: DecodedRecord, _major: number, sink: Effec
   sink.relmap(buf.readUInt32LE(at + 4), buf.readUInt32LE(at), buf.subarray(at + 12, at + 12 + RELMAP_BYTES));
 }
 
-export function tablespaceEffects(record: DecodedRecord, _major: number, _sink: EffectSink): void {
-  throw unsupported(
-    record,
-    'tablespaces other than pg_default and pg_global are not supported; drop the tablespace and keep its tables in pg_default',
-  );
+const XLOG_TBLSPC_CREATE = 0x00;
+const XLOG_TBLSPC_DROP = 0x10;
+/** A tablespace's own directory counts as its database 0: relations and databases in it carry its id anyway. */
+const NO_DATABASE = 0;
+
+/** Where the tablespace lay on the compute's machine is of no meaning to storage: every tablespace is a directory in place on the next compute. */
+export function tablespaceEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
+  const { buf } = record;
+  switch (record.info & 0xf0) {
+    case XLOG_TBLSPC_CREATE:
+      sink.dbCreate(buf.readUInt32LE(mainData(record, 4)), NO_DATABASE);
+      break;
+    case XLOG_TBLSPC_DROP:
+      sink.dbDrop(buf.readUInt32LE(mainData(record, 4)), NO_DATABASE);
+      break;
+    default:
+      throw corrupt(record, 'no such operation');
+  }
 }
