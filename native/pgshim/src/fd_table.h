@@ -1,4 +1,5 @@
-/* Which entry of the resident map an open file descriptor belongs to. Inherited by fork as plain memory. */
+/* What is known of an open file descriptor: which entry of the resident map it belongs to, and whether its bytes are encrypted.
+ * Inherited by fork as plain memory. */
 #ifndef PGSHIM_FD_TABLE_H
 #define PGSHIM_FD_TABLE_H
 
@@ -10,7 +11,12 @@
 /* Descriptors from here on cannot be tracked, so opening a tracked file there fails. Postgres stays below max_files_per_process. */
 #define FD_TABLE_SIZE 65536
 
-extern _Atomic int32_t fd_entries[FD_TABLE_SIZE]; /* entry index + 1; 0: not ours */
+#define FD_LOCKED 1u /* every read and write takes the file's lock */
+#define FD_APPEND 2u /* opened with O_APPEND, which we keep from the kernel */
+
+extern _Atomic int32_t fd_entries[FD_TABLE_SIZE];  /* entry index + 1; 0: not ours */
+extern _Atomic uint64_t fd_inodes[FD_TABLE_SIZE];  /* inode number of an encrypted file; 0: plain */
+extern _Atomic uint8_t fd_flags[FD_TABLE_SIZE];
 
 static inline void fd_table_set(int fd, int32_t entry_plus_one)
 {
@@ -21,6 +27,39 @@ static inline void fd_table_set(int fd, int32_t entry_plus_one)
 static inline int32_t fd_table_get(int fd)
 {
     return fd >= 0 && fd < FD_TABLE_SIZE ? atomic_load_explicit(&fd_entries[fd], memory_order_relaxed) : 0;
+}
+
+static inline void fd_table_set_encrypted(int fd, uint64_t inode, uint8_t flags)
+{
+    if (fd < 0 || fd >= FD_TABLE_SIZE)
+        return;
+    atomic_store_explicit(&fd_flags[fd], flags, memory_order_relaxed);
+    atomic_store_explicit(&fd_inodes[fd], inode, memory_order_relaxed);
+}
+
+static inline uint64_t fd_table_inode(int fd)
+{
+    return fd >= 0 && fd < FD_TABLE_SIZE ? atomic_load_explicit(&fd_inodes[fd], memory_order_relaxed) : 0;
+}
+
+/* Only for encrypted descriptors. */
+static inline uint8_t fd_table_flags(int fd)
+{
+    return atomic_load_explicit(&fd_flags[fd], memory_order_relaxed);
+}
+
+static inline void fd_table_forget(int fd)
+{
+    fd_table_set(fd, 0);
+    fd_table_set_encrypted(fd, 0, 0);
+}
+
+/* After dup: `copy` is another name of `fd`. */
+static inline void fd_table_copy(int fd, int copy)
+{
+    fd_table_set(copy, fd_table_get(fd));
+    uint64_t inode = fd_table_inode(fd);
+    fd_table_set_encrypted(copy, inode, inode == 0 ? 0 : fd_table_flags(fd));
 }
 
 /* The entry behind fd while its name still stands for what storage has; NULL: the file is local. */

@@ -1,5 +1,6 @@
 /* The interposed read and write calls: each asks the fd table whether the descriptor is a tracked segment, does what fault.h says before and
- * after, and calls libc. Calls on everything else cost one array read. Opening, renaming and truncating are in interpose_files.c. */
+ * after, and calls crypt.h, which is libc with encryption below the data directory. Calls on everything else cost two array reads. Opening,
+ * renaming and truncating are in interpose_files.c. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -7,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "crypt.h"
 #include "export.h"
 #include "fault.h"
 #include "fd_table.h"
@@ -14,6 +16,7 @@
 
 /* Longest range a single call is cut to where the caller accepts a short count anyway. */
 #define COPY_BYTES_MAX ((size_t)1024 * BLCKSZ)
+#define COPY_PIECE ((size_t)16 * BLCKSZ)
 
 static struct map_entry *entry_of(int fd)
 {
@@ -44,7 +47,7 @@ static off_t write_position_of(int fd)
     int saved = errno;
     int flags = fcntl(fd, F_GETFL);
     off_t at;
-    if (flags >= 0 && (flags & O_APPEND) != 0) {
+    if ((flags >= 0 && (flags & O_APPEND) != 0) || (fd_table_inode(fd) != 0 && (fd_table_flags(fd) & FD_APPEND) != 0)) {
         off_t here = lseek(fd, 0, SEEK_CUR);
         at = lseek(fd, 0, SEEK_END);
         lseek(fd, here, SEEK_SET);
@@ -71,7 +74,7 @@ EXPORT ssize_t read(int fd, void *to, size_t length)
     struct map_entry *entry = entry_of(fd);
     if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), length))
         return -1;
-    return real.read(fd, to, length);
+    return crypt_read(fd, to, length);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *vector, int count)
@@ -79,7 +82,7 @@ EXPORT ssize_t readv(int fd, const struct iovec *vector, int count)
     struct map_entry *entry = entry_of(fd);
     if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), vector_length(vector, count)))
         return -1;
-    return real.readv(fd, vector, count);
+    return crypt_readv(fd, vector, count);
 }
 
 EXPORT ssize_t pread(int fd, void *to, size_t length, off_t offset)
@@ -87,7 +90,7 @@ EXPORT ssize_t pread(int fd, void *to, size_t length, off_t offset)
     struct map_entry *entry = entry_of(fd);
     if (entry != NULL && read_fails(entry, fd, offset, length))
         return -1;
-    return real.pread(fd, to, length, offset);
+    return crypt_pread(fd, to, length, offset);
 }
 
 EXPORT ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
@@ -95,12 +98,14 @@ EXPORT ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offse
     struct map_entry *entry = entry_of(fd);
     if (entry != NULL && read_fails(entry, fd, offset, vector_length(vector, count)))
         return -1;
-    return real.preadv(fd, vector, count, offset);
+    return crypt_preadv(fd, vector, count, offset);
 }
 
 EXPORT ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
 {
     struct map_entry *entry = entry_of(fd);
+    if (fd_table_inode(fd) != 0) /* the flags are hints, or about durability, which scratch does not have */
+        return offset == -1 ? readv(fd, vector, count) : preadv(fd, vector, count, offset);
     if (entry != NULL && read_fails(entry, fd, offset == -1 ? position_of(fd) : offset, vector_length(vector, count)))
         return -1;
     return real.preadv2(fd, vector, count, offset, flags);
@@ -150,51 +155,53 @@ EXPORT ssize_t write(int fd, const void *from, size_t length)
 {
     struct map_entry *entry = entry_of(fd);
     if (likely(entry == NULL))
-        return real.write(fd, from, length);
+        return crypt_write(fd, from, length);
     struct write_claim claim;
     off_t offset = write_position_of(fd);
     if (write_fails(&claim, entry, fd, offset, length))
         return -1;
-    return end_positioned_write(&claim, fd, offset, real.write(fd, from, length));
+    return end_positioned_write(&claim, fd, offset, crypt_write(fd, from, length));
 }
 
 EXPORT ssize_t writev(int fd, const struct iovec *vector, int count)
 {
     struct map_entry *entry = entry_of(fd);
     if (likely(entry == NULL))
-        return real.writev(fd, vector, count);
+        return crypt_writev(fd, vector, count);
     struct write_claim claim;
     off_t offset = write_position_of(fd);
     if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
         return -1;
-    return end_positioned_write(&claim, fd, offset, real.writev(fd, vector, count));
+    return end_positioned_write(&claim, fd, offset, crypt_writev(fd, vector, count));
 }
 
 EXPORT ssize_t pwrite(int fd, const void *from, size_t length, off_t offset)
 {
     struct map_entry *entry = entry_of(fd);
     if (entry == NULL)
-        return real.pwrite(fd, from, length, offset);
+        return crypt_pwrite(fd, from, length, offset);
     struct write_claim claim;
     if (write_fails(&claim, entry, fd, offset, length))
         return -1;
-    return fault_end_write(&claim, real.pwrite(fd, from, length, offset));
+    return fault_end_write(&claim, crypt_pwrite(fd, from, length, offset));
 }
 
 EXPORT ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
 {
     struct map_entry *entry = entry_of(fd);
     if (entry == NULL)
-        return real.pwritev(fd, vector, count, offset);
+        return crypt_pwritev(fd, vector, count, offset);
     struct write_claim claim;
     if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
         return -1;
-    return fault_end_write(&claim, real.pwritev(fd, vector, count, offset));
+    return fault_end_write(&claim, crypt_pwritev(fd, vector, count, offset));
 }
 
 EXPORT ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
 {
     struct map_entry *entry = entry_of(fd);
+    if (fd_table_inode(fd) != 0)
+        return offset == -1 ? writev(fd, vector, count) : pwritev(fd, vector, count, offset);
     if (entry == NULL)
         return real.pwritev2(fd, vector, count, offset, flags);
     struct write_claim claim;
@@ -206,6 +213,26 @@ EXPORT ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t off
 }
 
 /* Copies inside the kernel */
+
+/* Two encrypted files have two tweaks, so their bytes go through plaintext. One piece: callers of both functions go on after a short count. */
+static ssize_t copy_through_plaintext(int in, off_t *in_offset, int out, off_t *out_offset, size_t length)
+{
+    static _Thread_local char bytes[COPY_PIECE];
+    off_t from = in_offset != NULL ? *in_offset : position_of(in);
+    ssize_t n = pread(in, bytes, length < sizeof bytes ? length : sizeof bytes, from);
+    if (n <= 0)
+        return n;
+    n = out_offset != NULL ? pwrite(out, bytes, (size_t)n, *out_offset) : write(out, bytes, (size_t)n);
+    if (n <= 0)
+        return n;
+    if (in_offset != NULL)
+        *in_offset += n;
+    else
+        lseek(in, from + n, SEEK_SET);
+    if (out_offset != NULL)
+        *out_offset += n;
+    return n;
+}
 
 /* Makes the source resident; cuts *length so that one call does not fault a gigabyte before the first byte moves. */
 static bool copy_source_fails(int fd, const off_t *offset, size_t *length)
@@ -222,6 +249,8 @@ static bool copy_source_fails(int fd, const off_t *offset, size_t *length)
 
 EXPORT ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t length, unsigned flags)
 {
+    if (fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+        return copy_through_plaintext(in, in_offset, out, out_offset, length);
     if (copy_source_fails(in, in_offset, &length))
         return -1;
     struct map_entry *entry = entry_of(out);
@@ -239,6 +268,8 @@ EXPORT ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_off
 
 EXPORT ssize_t sendfile(int out, int in, off_t *offset, size_t length)
 {
+    if (fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+        return copy_through_plaintext(in, offset, out, NULL, length);
     if (copy_source_fails(in, offset, &length))
         return -1;
     return real.sendfile(out, in, offset, length);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "crypt.h"
 #include "export.h"
 #include "fault.h"
 #include "fd_table.h"
@@ -98,15 +99,28 @@ static int open_tracked(struct map_entry *entry, int directory, const char *path
     return fd;
 }
 
+/* `path` from `directory` is what the kernel gets, `name` says which file that is (NULL: not ours). */
+static int open_named(int directory, const char *path, const char *name, int flags, mode_t mode)
+{
+    struct map_entry *entry = tracked(name);
+    enum crypt_class class = crypt_class(name);
+    int with = crypt_open_flags(class, flags);
+    if (with == -1)
+        return -1;
+    int fd;
+    if (entry != NULL) {
+        fd = open_tracked(entry, directory, path, with, mode);
+    } else {
+        fd = real.openat(directory, path, with, mode);
+        fd_table_set(fd, 0);
+    }
+    return crypt_opened(fd, class, flags);
+}
+
 static int open_any(int directory, const char *path, int flags, mode_t mode)
 {
-    struct map_entry *entry = directory == AT_FDCWD || (path != NULL && path[0] == '/') ? tracked(path) : NULL;
-    if (entry != NULL)
-        return open_tracked(entry, directory, path, flags, mode);
     libc_resolve();
-    int fd = real.openat(directory, path, flags, mode);
-    fd_table_set(fd, 0);
-    return fd;
+    return open_named(directory, path, directory == AT_FDCWD || (path != NULL && path[0] == '/') ? path : NULL, flags, mode);
 }
 
 /* Relative to a directory descriptor: Postgres never does, the tools it runs (cp, tar) do. The name is made absolute first. */
@@ -124,8 +138,7 @@ static int open_below(int directory, const char *path, int flags, mode_t mode)
         return open_any(directory, path, flags, mode);
     absolute[length] = '/';
     strcpy(absolute + length + 1, path);
-    struct map_entry *entry = tracked(absolute);
-    return entry != NULL ? open_tracked(entry, directory, path, flags, mode) : open_any(directory, path, flags, mode);
+    return open_named(directory, path, absolute, flags, mode);
 }
 
 #define MODE_ARGUMENT(flags, mode)        \
@@ -178,7 +191,7 @@ extern __typeof(__openat_2) __openat64_2 __attribute__((alias("__openat_2"), vis
 EXPORT int close(int fd)
 {
     libc_resolve();
-    fd_table_set(fd, 0); /* first: after the real call the number may already be another thread's */
+    fd_table_forget(fd); /* first: after the real call the number may already be another thread's */
     return real.close(fd);
 }
 
@@ -186,7 +199,7 @@ EXPORT int dup(int fd)
 {
     libc_resolve();
     int copy = real.dup(fd);
-    fd_table_set(copy, fd_table_get(fd));
+    fd_table_copy(fd, copy);
     return copy;
 }
 
@@ -195,7 +208,7 @@ EXPORT int dup2(int fd, int to)
     libc_resolve();
     int copy = real.dup2(fd, to);
     if (copy >= 0)
-        fd_table_set(copy, fd_table_get(fd));
+        fd_table_copy(fd, copy);
     return copy;
 }
 
@@ -204,7 +217,7 @@ EXPORT int dup3(int fd, int to, int flags)
     libc_resolve();
     int copy = real.dup3(fd, to, flags);
     if (copy >= 0)
-        fd_table_set(copy, fd_table_get(fd));
+        fd_table_copy(fd, copy);
     return copy;
 }
 
@@ -215,22 +228,21 @@ EXPORT int ftruncate(int fd, off_t length)
     libc_resolve();
     struct map_entry *entry = fd_table_entry(fd);
     if (entry == NULL)
-        return real.ftruncate(fd, length);
+        return crypt_ftruncate(fd, length);
     struct truncate_claim claim;
     int error = fault_begin_truncate(&claim, entry, fd, length);
     if (error != 0) {
         errno = error;
         return -1;
     }
-    int result = real.ftruncate(fd, length);
+    int result = crypt_ftruncate(fd, length);
     fault_end_truncate(&claim, result == 0);
     return result;
 }
 
 EXPORT int truncate(const char *path, off_t length)
 {
-    struct map_entry *entry = tracked(path);
-    if (entry == NULL)
+    if (tracked(path) == NULL && crypt_class(path) == CRYPT_PLAIN)
         return real.truncate(path, length);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
@@ -243,15 +255,27 @@ EXPORT int truncate(const char *path, off_t length)
 }
 
 /* Plain allocation changes no byte below the length; anything else (punching, zeroing, collapsing) would have to follow the rules of
- * writes, and Postgres does not use it. posix_fallocate needs nothing for the same reason. */
+ * writes, and Postgres does not use it. */
 EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)
 {
     libc_resolve();
-    if ((mode & ~FALLOC_FL_KEEP_SIZE) != 0 && fd_table_entry(fd) != NULL) {
+    if ((mode & ~FALLOC_FL_KEEP_SIZE) != 0 && (fd_table_entry(fd) != NULL || fd_table_inode(fd) != 0)) {
         errno = EOPNOTSUPP;
         return -1;
     }
+    int error = (mode & FALLOC_FL_KEEP_SIZE) == 0 && offset >= 0 && length > 0 ? crypt_grow(fd, offset + length) : 0;
+    if (error != 0) {
+        errno = error;
+        return -1;
+    }
     return real.fallocate(fd, mode, offset, length);
+}
+
+EXPORT int posix_fallocate(int fd, off_t offset, off_t length)
+{
+    libc_resolve();
+    int error = offset >= 0 && length > 0 ? crypt_grow(fd, offset + length) : 0;
+    return error != 0 ? error : real.posix_fallocate(fd, offset, length);
 }
 
 /* Advice about absent blocks would read holes into the page cache. */
@@ -270,6 +294,7 @@ EXPORT int posix_fadvise(int fd, off_t offset, off_t length, int advice)
 EXPORT_ALIAS(ftruncate, ftruncate64);
 EXPORT_ALIAS(truncate, truncate64);
 EXPORT_ALIAS(fallocate, fallocate64);
+EXPORT_ALIAS(posix_fallocate, posix_fallocate64);
 EXPORT_ALIAS(posix_fadvise, posix_fadvise64);
 
 /* Names */
@@ -300,8 +325,25 @@ static int fault_whole_file(const char *path, struct map_entry *entry)
     return error;
 }
 
+/* From ciphertext to plaintext or back: as between two file systems, the bytes have to be copied. */
+static bool crosses_border(const char *from, const char *to)
+{
+    if ((crypt_class(from) == CRYPT_PLAIN) == (crypt_class(to) == CRYPT_PLAIN))
+        return false;
+    errno = EXDEV;
+    return true;
+}
+
+EXPORT int link(const char *from, const char *to)
+{
+    libc_resolve();
+    return crosses_border(from, to) ? -1 : real.link(from, to);
+}
+
 EXPORT int rename(const char *from, const char *to)
 {
+    if (crosses_border(from, to))
+        return -1;
     struct map_entry *source = tracked(from);
     struct map_entry *target = tracked(to);
     if (source != NULL) {

@@ -30,8 +30,10 @@ void libc_resolve_slow(void)
     RESOLVE(ftruncate);
     RESOLVE(truncate);
     RESOLVE(fallocate);
+    RESOLVE(posix_fallocate);
     RESOLVE(posix_fadvise);
     RESOLVE(unlink);
+    RESOLVE(link);
     RESOLVE(rename);
     RESOLVE(copy_file_range);
     RESOLVE(sendfile);
@@ -46,5 +48,8 @@ void libc_resolve_slow(void)
     RESOLVE(__lxstat64);
     RESOLVE(access);
     RESOLVE(opendir);
+    RESOLVE(fopen);
+    RESOLVE(fdopen);
+    RESOLVE(fileno);
     __atomic_store_n(&real.ready, true, __ATOMIC_RELEASE);
 }

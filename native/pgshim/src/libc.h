@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -30,8 +31,10 @@ struct libc_calls {
     int (*ftruncate)(int, off_t);
     int (*truncate)(const char *, off_t);
     int (*fallocate)(int, int, off_t, off_t);
+    int (*posix_fallocate)(int, off_t, off_t);
     int (*posix_fadvise)(int, off_t, off_t, int);
     int (*unlink)(const char *);
+    int (*link)(const char *, const char *);
     int (*rename)(const char *, const char *);
     ssize_t (*copy_file_range)(int, off_t *, int, off_t *, size_t, unsigned);
     ssize_t (*sendfile)(int, int, off_t *, size_t);
@@ -45,6 +48,9 @@ struct libc_calls {
     int (*__lxstat64)(int, const char *, void *);
     int (*access)(const char *, int);
     void *(*opendir)(const char *);
+    FILE *(*fopen)(const char *, const char *);
+    FILE *(*fdopen)(int, const char *);
+    int (*fileno)(FILE *);
     bool ready;
 };
 

@@ -130,10 +130,22 @@ static const char *relative_to_datadir(const char *path)
         if (path == NULL)
             return NULL;
     }
-    while (path[0] == '.' && path[1] == '/')
-        for (path += 2; *path == '/'; path++)
-            ;
-    return path[0] == 'b' || path[0] == 'g' ? path : NULL;
+    for (;;) {
+        while (*path == '/')
+            path++;
+        if (path[0] != '.' || path[1] != '/')
+            break;
+        path += 2;
+    }
+    return path[0] == '.' && path[1] == '.' && (path[2] == '/' || path[2] == '\0') ? NULL : path;
+}
+
+const char *segment_path_below(const char *path)
+{
+    if (resolved_datadir[0] == '\0' || path == NULL || *path == '\0')
+        return NULL;
+    const char *relative = relative_to_datadir(path);
+    return relative != NULL && (path[0] == '/' || in_datadir()) ? relative : NULL;
 }
 
 bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db)

@@ -16,6 +16,8 @@ size_t segment_format(const struct map_entry *entry, char *to, size_t size);
 /* Sets the data directory that absolute paths are measured against; false: no such directory. */
 bool segment_path_start(const char *datadir);
 const char *segment_path_datadir(void);
+/* `path` relative to the data directory, or NULL: it names something elsewhere. Goes by the text alone. */
+const char *segment_path_below(const char *path);
 /* `base/5` or `global`: the directory's tablespace and database; false for other directories. */
 bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db);
 /* Index of the entry that `path` names, or -1. Relative paths count only while the working directory is the data directory. */

@@ -1,4 +1,4 @@
-/* Start of the shim in a process: environment, map, layout, fork handler. Without LAKEBASE_SHIM_MAP everything passes through. */
+/* Start of the shim in a process: environment, map, key, layout, fork handler. Without LAKEBASE_SHIM_MAP everything passes through. */
 #define _GNU_SOURCE
 #include "shim.h"
 
@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "agent_client.h"
@@ -14,6 +15,7 @@
 #include "layout.h"
 #include "libc.h"
 #include "resident_map.h"
+#include "scratch_key.h"
 #include "segment_path.h"
 #include "util.h"
 
@@ -69,6 +71,7 @@ void shim_start(void)
     if (!registered)
         registered = pthread_atfork(NULL, NULL, after_fork) == 0;
     const char *layout = getenv("LAKEBASE_SHIM_LAYOUT");
+    scratch_key_start(layout != NULL);
     if (layout != NULL) {
         die_with_agent();
         layout_in_postmaster(true);
@@ -79,7 +82,16 @@ void shim_start(void)
     }
 }
 
+/* The key and the pages are in our memory: no core file, and no other process of the same account may look. Backends inherit both. */
+static void close_memory(void)
+{
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    prctl(PR_SET_DUMPABLE, 0);
+}
+
 __attribute__((constructor)) static void on_load(void)
 {
     shim_start();
+    if (map != NULL)
+        close_memory();
 }

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crypt.h"
 #include "libc.h"
 
 static void log_line(const char *format, va_list arguments)
@@ -74,7 +75,7 @@ int pwrite_all(int fd, const void *bytes, size_t length, off_t offset)
 {
     const char *from = bytes;
     while (length > 0) {
-        ssize_t n = real.pwrite(fd, from, length, offset);
+        ssize_t n = crypt_pwrite(fd, from, length, offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)

@@ -25,7 +25,7 @@ int64_t now_ms(void);
 void signals_hold(sigset_t *saved);
 void signals_release(const sigset_t *saved);
 
-/* 0, or an errno: all of the bytes, or an error. */
+/* 0, or an errno: all of the bytes, or an error. Encrypts where the file is. */
 int pwrite_all(int fd, const void *bytes, size_t length, off_t offset);
 
 #endif

@@ -22,6 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "crypt.h"
 #include "resident_map.h"
 #include "shim.h"
 #include "util.h"
@@ -198,6 +199,18 @@ __attribute__((unused)) static void write_map(const char *path, const struct seg
     free(bytes);
 }
 
+/* As the agent does: the key through a pipe, its number in the environment. */
+__attribute__((unused)) static const unsigned char test_key[64] = "0123456789abcdefghijklmnopqrstuvwxyz-0123456789ABCDEFGHIJKLMNOPQ";
+
+__attribute__((unused)) static void send_key(void)
+{
+    int ends[2];
+    char number[16];
+    CHECK(pipe(ends) == 0 && write(ends[1], test_key, sizeof test_key) == sizeof test_key && close(ends[1]) == 0);
+    snprintf(number, sizeof number, "%d", ends[0]);
+    setenv("LAKEBASE_SHIM_KEY_FD", number, 1);
+}
+
 /* A fresh data directory with base/5 and global in it, the map, the layout; the working directory becomes the data directory. */
 __attribute__((unused)) static void start_shim(const struct segment *segments, uint32_t n)
 {
@@ -214,10 +227,11 @@ __attribute__((unused)) static void start_shim(const struct segment *segments, u
     setenv("LAKEBASE_SHIM_SOCKET", socket_path, 1);
     setenv("LAKEBASE_SHIM_RETRY_SECONDS", "60", 1);
     setenv("LAKEBASE_SHIM_LAYOUT", layout_mode, 1);
+    send_key();
     CHECK(chdir(path) == 0);
     knobs = shared_memory(sizeof *knobs);
     shim_start();
-    CHECK(map != NULL && getenv("LAKEBASE_SHIM_LAYOUT") == NULL);
+    CHECK(map != NULL && getenv("LAKEBASE_SHIM_LAYOUT") == NULL && getenv("LAKEBASE_SHIM_KEY_FD") == NULL);
 }
 
 __attribute__((unused)) static void remove_shim(void)
@@ -225,6 +239,7 @@ __attribute__((unused)) static void remove_shim(void)
     char command[96];
     CHECK(chdir("/") == 0);
     map_close();
+    crypt_set_mode(CRYPT_OFF);
     snprintf(command, sizeof command, "rm -rf '%s'", base_directory);
     CHECK(system(command) == 0);
 }
