@@ -1,5 +1,7 @@
 /** The public API as the CLI uses it: personal access token from the home directory, its error envelope, operations awaited. */
 import { readFileSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { Readable } from 'node:stream';
 import { LakebaseError, sleep } from '@lakebase/base';
 import { HTTP_PORT, type Home, portFromEnv, readPorts } from './home.ts';
 
@@ -17,11 +19,16 @@ export class ApiCallError extends LakebaseError {
 
 export class ApiClient {
   readonly #baseUrl: string;
-  readonly #token: string;
+  readonly #headers: Readonly<Record<string, string>>;
 
-  constructor(baseUrl: string, token: string) {
+  constructor(baseUrl: string, headers: Readonly<Record<string, string>>) {
     this.#baseUrl = baseUrl.replace(/\/$/, '');
-    this.#token = token;
+    this.#headers = headers;
+  }
+
+  /** The same caller in another workspace of the account. */
+  inWorkspace(id: string): ApiClient {
+    return new ApiClient(this.#baseUrl, { ...this.#headers, 'x-databricks-org-id': id });
   }
 
   static fromHome(home: Home, env: NodeJS.ProcessEnv): ApiClient {
@@ -36,7 +43,7 @@ export class ApiClient {
         throw new LakebaseError('CONFIG', `no Lakebase in ${home.dir}: run "lakebase up" there, or set LAKEBASE_HOME`, { cause });
       }
     }
-    return new ApiClient(url, token);
+    return new ApiClient(url, { authorization: `Bearer ${token}` });
   }
 
   async call<T = Json>(method: string, path: string, body?: unknown, timeoutMs = 30_000): Promise<T> {
@@ -45,7 +52,7 @@ export class ApiClient {
     try {
       response = await fetch(`${this.#baseUrl}/api/2.0/${path}`, {
         method,
-        headers: { authorization: `Bearer ${this.#token}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+        headers: { ...this.#headers, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.timeout(timeoutMs),
       });
@@ -60,6 +67,16 @@ export class ApiClient {
     const parsed = parse(text);
     if (!response.ok) throw new ApiCallError(response.status, textOf(parsed.error_code), textOf(parsed.message, `HTTP ${response.status}`));
     return parsed as T;
+  }
+
+  /** Lines of a long answer as they come. */
+  async *lines(path: string): AsyncGenerator<string> {
+    const response = await fetch(`${this.#baseUrl}/api/2.0/${path}`, { headers: this.#headers });
+    if (!response.ok || response.body === null) {
+      const error = parse(await response.text());
+      throw new ApiCallError(response.status, textOf(error.error_code), textOf(error.message, `HTTP ${response.status}`));
+    }
+    yield* createInterface({ input: Readable.fromWeb(response.body as Parameters<typeof Readable.fromWeb>[0]) });
   }
 
   get<T = Json>(path: string): Promise<T> {

@@ -14,6 +14,9 @@ export interface Home {
   readonly portsFile: string;
   readonly adminTokenFile: string;
   readonly credentialsFile: string;
+  /** Key files: `root.key`, and those `lakebase keys create-local` makes. */
+  readonly keysDir: string;
+  readonly rootKeyFile: string;
 }
 
 export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
@@ -29,6 +32,8 @@ export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
     portsFile: join(dir, 'config', 'ports.json'),
     adminTokenFile: join(dir, 'admin-token'),
     credentialsFile: join(dir, 'credentials.json'),
+    keysDir: join(dir, 'keys'),
+    rootKeyFile: join(dir, 'keys', 'root.key'),
   };
 }
 

@@ -3,6 +3,8 @@
 import { LakebaseError, errorMessage } from '@lakebase/base';
 import { Command } from 'commander';
 import { createContext } from './commands/context.ts';
+import { addDrillCommand } from './commands/drill.ts';
+import { addKeyCommands } from './commands/keys.ts';
 import { addResourceCommands } from './commands/resources.ts';
 import { addSystemCommands } from './commands/system.ts';
 
@@ -17,6 +19,8 @@ const program = new Command('lakebase')
 const context = createContext(process.env, process.cwd());
 addSystemCommands(program, context);
 addResourceCommands(program, context);
+addKeyCommands(program, context);
+addDrillCommand(program, context);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   // `lakebase logs | head` is no failure.

@@ -149,13 +149,14 @@ export const accountRoutes: Routes = (app, c) => {
       number === undefined || number === null
         ? undefined
         : await store.workspaceByNumber(c.db, account, readNumber('workspace_id', number));
-    if (number !== undefined && number !== null && workspace === undefined) throw notFound(`workspace not found: ${String(number)}`);
+    if (number !== undefined && number !== null && workspace === undefined) throw notFound('workspace not found');
     if (workspace === undefined && !user.account_admin)
       throw badRequest(`${user.user_name} is no account admin: name a workspace_id for the token`);
     if (workspace !== undefined && !user.workspaces.includes(workspace.workspace_id))
       throw badRequest(`${user.user_name} is not assigned to workspace ${workspace.workspace_id}`);
     const lifetime = body['lifetime_seconds'];
-    const seconds = lifetime === undefined ? undefined : parseDuration('lifetime_seconds', `${String(lifetime)}s`, TOKEN_SECONDS);
+    const seconds =
+      lifetime === undefined ? undefined : parseDuration('lifetime_seconds', `${readNumber('lifetime_seconds', lifetime)}s`, TOKEN_SECONDS);
     const expireTime = seconds === undefined ? null : new Date(Date.now() + seconds * 1000);
     const comment = typeof body['comment'] === 'string' ? body['comment'].slice(0, 200) : '';
     await audit(c, request, 'CREATE_TOKEN', user.user_name, workspace === undefined ? 'account' : `workspace ${workspace.workspace_id}`);
