@@ -68,7 +68,7 @@ function checkImport(file: string, kind: string, name: string, target: string, i
     if (!target.endsWith('.ts')) findings.push(`${file}: import ${target} with its .ts ending`);
     return;
   }
-  const ours = /^@lakebase\/(.+)$/.exec(target)?.[1];
+  const ours = /^@lakebase\/([^/]+)/.exec(target)?.[1];
   const manifestPath = kind === 'packages' || kind === 'services' || kind === 'apps' ? `${kind}/${name}` : kind;
   const manifest = join(root, manifestPath, 'package.json');
   if (existsSync(manifest) && !target.startsWith('node:')) {
@@ -93,6 +93,7 @@ function checkImport(file: string, kind: string, name: string, target: string, i
     findings.push(`${file}: ${name} may not import ${ours} (layers point one way: ${Object.keys(LAYER).join(' < ')})`);
   else if (kind === 'apps' && !isTest && !CLI_MAY_IMPORT.has(ours))
     findings.push(`${file}: the CLI talks to services through api only, not ${ours}`);
+  else if (target.endsWith('/testing') && !isTest && kind !== 'tests' && kind !== 'bench') findings.push(`${file}: ${target} is for tests`);
   else if (ours === 'testkit' && !isTest && kind !== 'tests' && kind !== 'bench') findings.push(`${file}: testkit is for tests`);
 }
 
