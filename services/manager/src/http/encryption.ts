@@ -1,6 +1,6 @@
 /** What the account does with the keys of projects: look, move to another key, rotate, re-wrap, check; the audit log and shred reports.
  *  Workspace users see the state in `status.encryption` of their projects and can change none of it. */
-import type { KeyState, ProjectKeyStatus } from '@lakebase/api';
+import { type ProjectKeyStatus, keyUsable } from '@lakebase/api';
 import { isCode } from '@lakebase/base';
 import type { FastifyRequest } from 'fastify';
 import { Readable } from 'node:stream';
@@ -10,7 +10,7 @@ import * as accounts from '../store/accounts.ts';
 import { type ProjectRow, projectById } from '../store/projects.ts';
 import { ACCOUNTS, accountOf, bodyOf, requireBindable, requireKeyById, requireWorkspace } from './accounts.ts';
 import type { ApiContext, Routes } from './api-context.ts';
-import { briefEncryption } from './views.ts';
+import { briefEncryption, publicState } from './views.ts';
 
 type Json = Record<string, unknown>;
 
@@ -92,7 +92,8 @@ export function encryptionView(s: ProjectKeyStatus): Json {
     provider: s.provider,
     key: s.configurationId === null ? 'installation root key' : s.key,
     ...(current === undefined ? {} : { key_version: current.keyVersion, kek_version: current.version }),
-    state: s.state satisfies KeyState,
+    state: publicState(s.state),
+    serving: keyUsable(s.state),
     ...(s.reason === '' ? {} : { reason: s.reason }),
     ...(s.lastCheck === null ? {} : { last_check: s.lastCheck }),
     ...(s.lastSuccess === null ? {} : { last_success: s.lastSuccess }),
@@ -104,6 +105,6 @@ export function encryptionView(s: ProjectKeyStatus): Json {
       key_version: k.keyVersion,
       state: k.state,
     })),
-    history: s.history,
+    history: s.history.map((h) => ({ ...h, state: publicState(h.state), serving: keyUsable(h.state) })),
   };
 }

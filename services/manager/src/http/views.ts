@@ -1,4 +1,5 @@
 /** Rows as the public API shows them. `status` is what holds now; zero and false are sent explicitly, as the official clients expect. */
+import { type KeyState, keyUsable } from '@lakebase/api';
 import type { ManagerConfig } from '../config.ts';
 import type { Queryable } from '../metadata/database.ts';
 import { formatDuration, rfc3339 } from '../model/duration.ts';
@@ -51,13 +52,16 @@ export function projectView(p: ProjectRow, defaultBranch: string, encryption: Js
   };
 }
 
+/** Suspended is unreachable for too long: clients know four states, and whether data is served. */
+export const publicState = (state: KeyState): string => (state === 'SUSPENDED' ? 'UNREACHABLE' : state);
+
 /** State of the project's key as the Manager knows it without asking: lists and operations show this, a single project more. */
 export function briefEncryption(c: Pick<ViewContext, 'keyStates'>, p: ProjectRow): Json {
   const known = c.keyStates.of(p.uid);
   return {
     customer_managed: p.managed_key_id !== null,
     ...(p.managed_key_id === null ? {} : { customer_managed_key_id: p.managed_key_id }),
-    ...(known === undefined ? {} : { state: known.state, kek_version: known.kekVersion }),
+    ...(known === undefined ? {} : { state: publicState(known.state), serving: keyUsable(known.state), kek_version: known.kekVersion }),
     ...(known === undefined || known.reason === '' ? {} : { reason: known.reason }),
   };
 }
