@@ -22,9 +22,17 @@ export class CounterModel {
   readonly mismatches: Mismatch[] = [];
   checkpoints = 0;
   readonly #ours: CheckPoint;
+  readonly #first: CheckPoint;
 
   constructor(baseDir: string) {
     this.#ours = decodeCheckPoint(readFileSync(join(baseDir, 'global', 'pg_control')), CONTROL_CHECKPOINT_OFFSET);
+    this.#first = { ...this.#ours };
+  }
+
+  get wrapped(): boolean {
+    const [first, now] = [this.#first, this.#ours];
+    const epoch = (c: CheckPoint): number => Math.floor(c.nextFullXid / 0x1_0000_0000);
+    return epoch(now) > epoch(first) && now.nextMulti < first.nextMulti && now.nextMultiOffset < first.nextMultiOffset;
   }
 
   get nextFullXid(): number {

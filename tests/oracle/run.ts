@@ -48,6 +48,8 @@ export interface OracleReport {
   /** What redo did with mangled records other than refuse them. */
   readonly hostile: { readonly attempts: number; readonly refused: number; readonly failures: readonly string[] };
   readonly applyMs: number;
+  /** Transactions, multixacts and members were handed out beyond the end of their 32-bit cycles. */
+  readonly wrapped: boolean;
 }
 
 const SETTINGS: Readonly<Record<string, string>> = {
@@ -132,6 +134,7 @@ export async function runOracle(options: OracleOptions = {}): Promise<OracleRepo
       hostile: store.hostile,
       blind: [...store.blindTypes, ...blindSpots(store, standbyDir, comparison)],
       applyMs,
+      wrapped: store.counterModel.wrapped,
     };
   } finally {
     await primary.stop('SIGQUIT');
