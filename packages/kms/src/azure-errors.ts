@@ -80,10 +80,9 @@ const LOCAL_CHECKS: readonly (readonly [RegExp, string])[] = [
 interface RestErrorShape {
   readonly name?: string;
   readonly message?: string;
-  readonly code?: string;
   readonly statusCode?: number;
-  readonly details?: unknown;
-  readonly response?: { readonly bodyAsText?: string | null };
+  /** The body as the SDK parsed it. */
+  readonly details?: { readonly error?: { readonly code?: unknown; readonly innerError?: { readonly code?: unknown } } };
 }
 
 export const azureFailure = (code: string, detail: string, cause?: unknown): KmsError =>
@@ -112,17 +111,10 @@ export function azureError(error: unknown): KmsError {
   );
 }
 
-/** `outer/inner` and `outer` of the error body, which must be the vault's own JSON. */
+/** `outer/inner` and `outer` of the error body; none when the body is not the vault's own JSON. */
 function serviceCodes(error: RestErrorShape): string[] {
-  if (error.name !== 'RestError') return [];
-  let body: unknown;
-  try {
-    body = JSON.parse(error.response?.bodyAsText ?? '');
-  } catch {
-    return [];
-  }
-  const outer = (body as { error?: { code?: unknown; innererror?: { code?: unknown } } } | null)?.error;
+  const outer = error.details?.error;
   if (typeof outer?.code !== 'string') return [];
-  const inner = outer.innererror?.code;
+  const inner = outer.innerError?.code;
   return typeof inner === 'string' ? [`${outer.code}/${inner}`, outer.code] : [outer.code];
 }

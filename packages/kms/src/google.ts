@@ -136,8 +136,8 @@ class GoogleKey implements KmsAdapter {
     this.#opened = null;
   }
 
-  #callOptions(signal: AbortSignal): { timeout: number; retry: null; maxRetries: number; signal: AbortSignal } {
-    return { timeout: this.#env.attemptTimeoutMs ?? 3_000, retry: null, maxRetries: 0, signal };
+  #callOptions(signal: AbortSignal): { timeout: number; retry: { retryCodes: number[] }; signal: AbortSignal } {
+    return { timeout: this.#env.attemptTimeoutMs ?? 3_000, retry: { retryCodes: [] }, signal };
   }
 
   async #open(): Promise<KeyManagementServiceClient> {

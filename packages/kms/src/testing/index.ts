@@ -5,3 +5,4 @@ export * from './fake-azure-vault.ts';
 export * from './fake-google-kms.ts';
 export * from './fake-vault.ts';
 export * from './local-harness.ts';
+export * from './conformance.ts';
