@@ -1,2 +1,10 @@
-/** Made in issue 4. */
-export {};
+/** Entry of the key manager process: `keymanager --config FILE`. */
+import { loadConfig, readSecret, runService } from '@lakebase/service-kit';
+import { keyManagerConfig } from './config.ts';
+import { startKeyManager } from './server.ts';
+
+const config = loadConfig('keymanager', keyManagerConfig, process.argv.slice(2));
+await runService(config.id, config.logLevel, async ({ log, teardown }) => {
+  const server = await startKeyManager(config, readSecret(config.secretFile), log);
+  teardown.add('key manager', () => server.close());
+});

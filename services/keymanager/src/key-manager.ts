@@ -1,0 +1,297 @@
+/** The key manager without HTTP and timers: projects, their KEKs, and what may be done with them.
+ *  Invariants
+ *  - When a project stops being usable its KEKs are wiped and watchers told before anything is written; a result that was computed from a
+ *    KEK is given to nobody once the project is not usable any more.
+ *  - Every change of keys is one replacement of one file: a kill leaves the old or the new.
+ *  - Every use of a CMK and every change is in the audit log before it is answered. */
+import type { AuditEntry, CheckRequest, CheckResult, CreateProjectKey, ProjectKeyStatus, WatchedProject } from '@lakebase/api';
+import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
+import { copySecret, wipe } from '@lakebase/envelope';
+import type { ProjectUid } from '@lakebase/ids';
+import { KmsError } from '@lakebase/kms';
+import type { AuditLog } from './audit/audit-log.ts';
+import { type KeyHealth, type ProbeOutcome, afterProbe, afterTime, iso } from './health.ts';
+import type { KekCache } from './kms/kek-cache.ts';
+import { type KmsAccess, sameKey } from './kms/kms-access.ts';
+import { ProjectState } from './project-state.ts';
+import { type KekRecord, type ProjectRecord, currentKek } from './store/project-record.ts';
+import type { RecordStore } from './store/record-store.ts';
+
+export interface Clock {
+  /** Wall clock, milliseconds. */
+  now(): number;
+  /** Never jumps. */
+  monotonic(): number;
+}
+
+export interface KeyManagerOptions {
+  readonly store: RecordStore;
+  readonly audit: AuditLog;
+  readonly kms: KmsAccess;
+  readonly cache: KekCache;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly graceSeconds: number;
+  readonly storageServices: readonly string[];
+  readonly auditProbes: 'each' | 'summary';
+  readonly versionCheckMs: number;
+}
+
+export type ChangeListener = (project: WatchedProject) => void;
+const SUMMARY_MS = 300_000;
+export const SELF = 'keymanager';
+
+export class KeyManager {
+  readonly o: KeyManagerOptions;
+  readonly #projects = new Map<ProjectUid, ProjectState>();
+  readonly #listeners = new Set<ChangeListener>();
+  /** Unwraps under way, so that many requests make one call. */
+  readonly #opening = new Map<string, Promise<void>>();
+
+  constructor(options: KeyManagerOptions) {
+    this.o = options;
+    for (const record of options.store.all()) this.#projects.set(record.project, new ProjectState(record));
+  }
+
+  /** Called on every change of state, KEK version or existence. */
+  onChange(listener: ChangeListener): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  projects(): readonly ProjectState[] {
+    return [...this.#projects.values()];
+  }
+  find(project: ProjectUid): ProjectState {
+    const state = this.#projects.get(project);
+    if (state === undefined) throw new LakebaseError('NOT_FOUND', `project ${project} has no key`);
+    return state;
+  }
+  peek(project: ProjectUid): ProjectState | undefined {
+    return this.#projects.get(project);
+  }
+  add(record: ProjectRecord): ProjectState {
+    const state = new ProjectState(this.o.store.put({ ...record, audit: this.o.audit.durableHead }));
+    this.#projects.set(record.project, state);
+    return state;
+  }
+
+  /** The stored record with `changes`, and the health that is known now. */
+  save(p: ProjectState, changes: Partial<ProjectRecord>, destroys = false): void {
+    const record = { ...p.record, ...changes, health: p.health, lastSuccess: p.lastSuccess, audit: this.o.audit.durableHead };
+    p.record = this.o.store.put(record, destroys);
+  }
+
+  notify(p: ProjectState): void {
+    for (const listener of this.#listeners) listener(p.watched);
+  }
+
+  audit(
+    p: Pick<ProjectRecord, 'project' | 'account'>,
+    actor: string,
+    action: string,
+    result: AuditEntry['result'],
+    detail: string,
+  ): Promise<number> {
+    return this.o.audit.record({ actor, action, account: p.account, subject: p.project, result, detail });
+  }
+
+  /** One unwrap for real, its outcome applied. Joins one that is under way. */
+  async probe(project: ProjectUid, actor: string = SELF): Promise<ProjectKeyStatus> {
+    const p = this.find(project);
+    p.probing ??= this.#probe(p, actor).finally(() => (p.probing = undefined));
+    await p.probing;
+    return p.status;
+  }
+
+  async #probe(p: ProjectState, actor: string): Promise<void> {
+    const kek = currentKek(p.record);
+    if (kek === undefined) return;
+    const { record } = p;
+    const attempt = async (): Promise<{ outcome: ProbeOutcome; secret?: Buffer }> => {
+      try {
+        return { outcome: { kind: 'OK' }, secret: await this.o.kms.unwrap(record, kek) };
+      } catch (error) {
+        return { outcome: outcomeOf(error) };
+      }
+    };
+    let { outcome, secret } = await attempt();
+    if (outcome.kind === 'DENIED') {
+      await this.audit(record, actor, 'KMS_UNWRAP', 'DENIED', `probe: ${outcome.reason}; asking once more`);
+      ({ outcome, secret } = await attempt());
+    }
+    try {
+      // Another key, or another wrapping, while the KMS was thinking: this answer is about nothing that is still there.
+      const now = currentKek(p.record);
+      if (now?.version !== kek.version || now.wrapped?.blob !== kek.wrapped?.blob || !sameKey(p.record.kms, record.kms)) return;
+      p.lastCheck = iso(this.o.clock.now());
+      if (secret !== undefined) {
+        p.lastSuccess = p.lastCheck;
+        this.o.cache.put(p.project, kek.version, secret);
+      }
+      await this.#apply(p, afterProbe(p.health, outcome, p.record.graceSeconds * 1_000, this.o.clock.now()));
+    } finally {
+      wipe(secret);
+    }
+    await this.#auditProbe(p, actor, outcome);
+  }
+
+  /** The grace may end, and caches grow old, without a probe. */
+  async tick(): Promise<void> {
+    this.o.cache.expire();
+    for (const p of this.#projects.values()) {
+      await this.#apply(p, afterTime(p.health, p.record.graceSeconds * 1_000, this.o.clock.now()));
+      if (p.unreported !== undefined && this.o.clock.now() - Date.parse(p.unreported.since) >= SUMMARY_MS) this.#summarize(p);
+    }
+  }
+
+  async #apply(p: ProjectState, next: KeyHealth): Promise<void> {
+    const before = p.health;
+    if (next === before) return;
+    p.health = next;
+    if (!p.usable) this.o.cache.wipe(p.project);
+    if (next.state !== before.state || next.reason !== before.reason) this.notify(p);
+    try {
+      this.save(p, {});
+    } catch (error) {
+      this.o.log.error(
+        { project: p.project, state: next.state, err: errorMessage(error) },
+        'cannot store the new state of a key; it is in force, but a restart forgets it',
+      );
+    }
+    if (next.state === before.state) return;
+    const level = next.state === 'ACTIVE' ? 'info' : next.state === 'UNREACHABLE' ? 'warn' : 'error';
+    this.o.log[level]({ project: p.project, from: before.state, to: next.state, reason: next.reason }, 'state of a project key changed');
+    const result = { ACTIVE: 'OK', UNREACHABLE: 'UNREACHABLE', SUSPENDED: 'UNREACHABLE', REVOKED: 'DENIED', SHREDDED: 'OK' } as const;
+    await this.audit(
+      p.record,
+      SELF,
+      'STATE_CHANGE',
+      result[next.state],
+      `${before.state} to ${next.state}${next.reason === '' ? '' : `: ${next.reason}`}`,
+    );
+  }
+
+  /** Ends every use of the project's KEKs at once; for shredding. */
+  force(p: ProjectState, next: KeyHealth): void {
+    p.health = next;
+    this.o.cache.wipe(p.project);
+    this.notify(p);
+  }
+
+  /** After a change of binding proved that the key can be used. */
+  async proved(p: ProjectState): Promise<void> {
+    p.lastSuccess = p.lastCheck = iso(this.o.clock.now());
+    await this.#apply(p, afterProbe(p.health, { kind: 'OK' }, 0, this.o.clock.now()));
+  }
+
+  async #auditProbe(p: ProjectState, actor: string, outcome: ProbeOutcome): Promise<void> {
+    const now = iso(this.o.clock.now());
+    if (outcome.kind !== 'OK') return void (await this.audit(p.record, actor, 'KMS_UNWRAP', outcome.kind, `probe: ${outcome.reason}`));
+    if (this.o.auditProbes === 'summary' && actor === SELF) {
+      p.unreported ??= { count: 0, since: now };
+      p.unreported.count++;
+      return;
+    }
+    this.o.audit.append({
+      actor,
+      action: 'KMS_UNWRAP',
+      account: p.record.account,
+      subject: p.project,
+      result: 'OK',
+      detail: `probe of KEK ${p.watched.kekVersion}`,
+    });
+  }
+
+  #summarize(p: ProjectState): void {
+    const { count, since } = p.unreported as NonNullable<ProjectState['unreported']>;
+    p.unreported = undefined;
+    const detail = `${count} probes of KEK ${p.watched.kekVersion} since ${since}`;
+    this.o.audit.append({ actor: SELF, action: 'KMS_UNWRAP', account: p.record.account, subject: p.project, result: 'OK', detail });
+  }
+
+  /** Copies of KEKs, for `use`, which must be synchronous; wiped afterwards. */
+  async withKeks<T>(p: ProjectState, versions: Iterable<number>, use: (keks: ReadonlyMap<number, Buffer>) => T): Promise<T> {
+    const keks = new Map<number, Buffer>();
+    try {
+      for (const version of new Set(versions)) {
+        const kek = p.record.keks[version - 1];
+        if (kek === undefined || kek.wrapped === null) continue;
+        p.requireUsable();
+        if (this.o.cache.get(p.project, version) === undefined) await this.#open(p, kek);
+        const cached = this.o.cache.get(p.project, version);
+        p.requireUsable();
+        if (cached === undefined) throw new LakebaseError('UNAVAILABLE', 'the key was dropped while it was being used; try again');
+        keks.set(version, copySecret(cached));
+      }
+      p.requireUsable();
+      return use(keks);
+    } finally {
+      wipe(...keks.values());
+    }
+  }
+
+  async #open(p: ProjectState, kek: KekRecord): Promise<void> {
+    const name = `${p.project}/${kek.version}`;
+    let opening = this.#opening.get(name);
+    if (opening === undefined) {
+      opening = this.#openNow(p, kek).finally(() => this.#opening.delete(name));
+      this.#opening.set(name, opening);
+    }
+    await opening;
+  }
+
+  async #openNow(p: ProjectState, kek: KekRecord): Promise<void> {
+    try {
+      const secret = await this.o.kms.unwrap(p.record, kek);
+      // Revoked or shredded meanwhile: withKeks looks again, but the cache must not fill up behind the wipe.
+      if (p.usable && p.record.keks[kek.version - 1]?.wrapped !== null) this.o.cache.put(p.project, kek.version, secret);
+      wipe(secret);
+      await this.audit(p.record, SELF, 'KMS_UNWRAP', 'OK', `KEK ${kek.version} for a service`);
+    } catch (error) {
+      const outcome = outcomeOf(error);
+      await this.audit(p.record, SELF, 'KMS_UNWRAP', outcome.kind, `KEK ${kek.version} for a service: ${errorMessage(error)}`);
+      // The probe decides what that means; we only do not wait for its turn.
+      void this.probe(p.project).catch((e: unknown) => this.o.log.warn({ project: p.project, err: errorMessage(e) }, 'probe failed'));
+      throw error;
+    }
+  }
+
+  /** A live wrap and unwrap of a throw-away key. */
+  async check(request: CheckRequest): Promise<CheckResult> {
+    const result = await this.o.kms.check(request.kms, request.account);
+    await this.o.audit.record({
+      actor: request.actor,
+      action: 'KEY_CHECK',
+      account: request.account,
+      subject: `${request.kms.provider} ${request.kms.key}`,
+      result: result.outcome === 'INVALID' ? 'FAILED' : result.outcome,
+      detail: result.message,
+    });
+    return result;
+  }
+
+  newRecord(
+    project: ProjectUid,
+    body: CreateProjectKey,
+  ): Pick<ProjectRecord, 'project' | 'account' | 'configurationId' | 'kms' | 'graceSeconds'> {
+    return {
+      project,
+      account: body.account,
+      configurationId: body.configurationId,
+      kms: body.kms,
+      graceSeconds: body.graceSeconds ?? this.o.graceSeconds,
+    };
+  }
+
+  close(): void {
+    this.o.cache.wipeAll();
+    this.o.kms.close();
+  }
+}
+
+/** INVALID of a key that once worked: the KMS did not deny it, so it is ridden out like an outage, with the same end. */
+function outcomeOf(error: unknown): Extract<ProbeOutcome, { reason: string }> {
+  const denied = error instanceof KmsError && error.outcome === 'DENIED';
+  return { kind: denied ? 'DENIED' : 'UNREACHABLE', reason: errorMessage(error) };
+}

@@ -1,0 +1,98 @@
+/** The key manager put together, without process concerns: what main.ts and tests start. */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Logger } from '@lakebase/base';
+import type { KmsEnvironment } from '@lakebase/kms';
+import { createHttpServer } from '@lakebase/service-kit';
+import { AuditLog } from './audit/audit-log.ts';
+import type { KeyManagerConfig } from './config.ts';
+import { KeyChanges } from './key-changes.ts';
+import { type Clock, KeyManager } from './key-manager.ts';
+import { KekCache } from './kms/kek-cache.ts';
+import { KmsAccess, type KmsAccessOptions } from './kms/kms-access.ts';
+import { kmsMetrics, registerMetrics } from './metrics.ts';
+import { Prober } from './prober.ts';
+import { registerRoutes } from './routes.ts';
+import { RecordStore } from './store/record-store.ts';
+import { WatchHub } from './watch-hub.ts';
+
+const BODY_BYTES_MAX = 1024 * 1024;
+
+export interface KeyManagerServer {
+  readonly manager: KeyManager;
+  readonly httpPort: number;
+  close(): Promise<void>;
+}
+
+export const systemClock: Clock = { now: () => Date.now(), monotonic: () => performance.now() };
+
+export async function startKeyManager(
+  config: KeyManagerConfig,
+  secret: string,
+  log: Logger,
+  options: { clock?: Clock; open?: KmsAccessOptions['open'] } = {},
+): Promise<KeyManagerServer> {
+  const clock = options.clock ?? systemClock;
+  mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
+  const store = new RecordStore(join(config.dataDir, 'projects'));
+  const expect = store.all().map((r) => r.audit);
+  const audit = await AuditLog.open({ dir: join(config.dataDir, 'audit'), log, now: () => clock.now(), expect });
+  const late: { manager?: KeyManager } = {};
+  const { app, metrics } = createHttpServer({
+    log,
+    secret,
+    bodyLimitBytes: BODY_BYTES_MAX,
+    health: () => {
+      const projects = late.manager?.projects() ?? [];
+      return {
+        projects: projects.length,
+        locked: projects.filter((p) => !p.usable).length,
+        ...(audit.problem === undefined ? {} : { auditProblem: audit.problem }),
+      };
+    },
+  });
+  const env: KmsEnvironment = { rootKeyPath: config.rootKeyFile, endpoints: config.kmsEndpoints };
+  const kms = new KmsAccess({
+    env,
+    timeoutMs: config.probeTimeoutMs,
+    observe: kmsMetrics(metrics),
+    ...(options.open === undefined ? {} : { open: options.open }),
+  });
+  const manager = new KeyManager({
+    store,
+    audit,
+    kms,
+    cache: new KekCache(config.kekCacheSeconds * 1_000, () => clock.monotonic()),
+    clock,
+    log,
+    graceSeconds: config.graceSeconds,
+    storageServices: config.storageServices,
+    auditProbes: config.auditProbes,
+    versionCheckMs: config.versionCheckMs,
+  });
+  late.manager = manager;
+  const changes = new KeyChanges(manager);
+  const hub = new WatchHub({ snapshot: () => manager.projects().map((p) => p.watched), leaseSeconds: config.leaseSeconds });
+  registerMetrics(metrics, manager, hub);
+  registerRoutes(app, { manager, changes, hub });
+  const prober = new Prober({ manager, changes, log, intervalMs: config.probeIntervalMs, rotateKekDays: config.rotateKekDays });
+  manager.onChange((project) => hub.change(project));
+  await app.listen({ host: config.httpHost, port: config.httpPort });
+  hub.start();
+  prober.start();
+  void audit.verifyAll(expect).catch((error: unknown) => log.error({ err: String(error) }, 'cannot check the audit log'));
+  const address = app.server.address();
+  const httpPort = typeof address === 'object' && address !== null ? address.port : config.httpPort;
+  log.info({ httpPort, projects: manager.projects().length, auditLines: audit.head.sequence }, 'key manager is ready');
+  return {
+    manager,
+    httpPort,
+    close: async () => {
+      prober.stop();
+      hub.close();
+      await app.close();
+      manager.close();
+      await audit.close();
+    },
+  };
+}
