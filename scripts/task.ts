@@ -73,10 +73,14 @@ switch (task) {
   case 'oracle':
     handOver('tests/oracle/main.ts', args, fromSource);
     break;
+  case 'conformance':
+    build();
+    handOver('tests/conformance/main.ts', args, fromSource);
+    break;
   case 'chaos':
     build();
     handOver('tests/system/chaos.ts', args, fromSource);
     break;
   default:
-    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, oracle, chaos`);
+    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, oracle, conformance, chaos`);
 }
