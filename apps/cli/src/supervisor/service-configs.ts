@@ -9,13 +9,20 @@ import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
-export const SERVICE_NAMES = [...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
+export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
 export type ServiceName = (typeof SERVICE_NAMES)[number];
 
 /** Started together, stopped together: a group starts when the one before it is healthy, and stops in the reverse order. */
-export const START_ORDER: readonly (readonly ServiceName[])[] = [SAFEKEEPERS, ['pageserver', 'compute'], ['manager'], ['proxy']];
+export const START_ORDER: readonly (readonly ServiceName[])[] = [
+  ['keymanager'],
+  SAFEKEEPERS,
+  ['pageserver', 'compute'],
+  ['manager'],
+  ['proxy'],
+];
 
 export const INTERNAL_PORTS = [
+  'keymanagerHttp',
   'sk1Http',
   'sk1Pg',
   'sk2Http',
@@ -89,20 +96,29 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     pgHost: LOOPBACK,
     pgPort: ports[`${id}Pg`],
   }));
+  const keyManagerUrl = http(ports.keymanagerHttp);
   const safekeeper = (id: (typeof SAFEKEEPERS)[number]): Record<string, unknown> => ({
     ...common(id, ports[`${id}Http`]),
     pgHost: LOOPBACK,
     pgPort: ports[`${id}Pg`],
     dataDir: join(home.data, id),
+    keyManagerUrl,
     peers: peers.filter((peer) => peer.id !== id),
   });
   return {
+    keymanager: {
+      ...common('keymanager', ports.keymanagerHttp),
+      dataDir: join(home.data, 'keymanager'),
+      rootKeyFile: home.rootKeyFile,
+      storageServices: [...SAFEKEEPERS, 'pageserver'],
+    },
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),
     sk3: safekeeper('sk3'),
     pageserver: {
       ...common('pageserver', ports.pageserverHttp),
       dataDir: join(home.data, 'pageserver'),
+      keyManagerUrl,
       pageHost: LOOPBACK,
       pagePort: ports.pageserverPages,
     },
@@ -124,6 +140,8 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       computeHostUrl: http(ports.computeHttp),
       pageserver: { httpUrl: http(ports.pageserverHttp), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
       safekeepers: peers,
+      keyManagerUrl,
+      localKeysDir: home.keysDir,
       proxyHost: 'localhost',
       proxyPort: s.pgPort,
       adminTokenFile: home.adminTokenFile,
