@@ -8,6 +8,8 @@ export interface Unwrapped {
 }
 
 export interface KmsAdapter {
+  /** Loads the provider's SDK. Apart from the calls: a busy machine may take seconds, and that says nothing about the provider. */
+  load(): Promise<void>;
   wrap(plain: Buffer, context: WrapContext, signal: AbortSignal): Promise<WrappedKey>;
   unwrap(wrapped: WrappedKey, context: WrapContext, signal: AbortSignal): Promise<Unwrapped>;
   currentVersion(signal: AbortSignal): Promise<string>;

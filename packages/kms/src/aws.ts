@@ -114,6 +114,11 @@ class AwsKey implements KmsAdapter {
     }
   }
 
+  async load(): Promise<void> {
+    await import('@aws-sdk/client-kms');
+    if (this.#settings.roleArn !== undefined) await import('@aws-sdk/credential-providers');
+  }
+
   close(): void {
     this.#closed = true;
     this.#opened?.then(({ client }) => client.destroy()).catch(() => {});

@@ -140,6 +140,10 @@ class AzureKey implements KmsAdapter {
     return (await this.#get(await this.#open(), signal)).properties.version ?? '';
   }
 
+  async load(): Promise<void> {
+    await Promise.all([import('@azure/keyvault-keys'), import('@azure/identity')]);
+  }
+
   close(): void {
     // The SDK holds no connection of its own beyond the process's keep-alive agent.
     this.#opened = null;

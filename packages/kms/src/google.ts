@@ -131,6 +131,10 @@ class GoogleKey implements KmsAdapter {
     }
   }
 
+  async load(): Promise<void> {
+    await Promise.all([import('@google-cloud/kms'), import('google-auth-library')]);
+  }
+
   close(): void {
     this.#opened?.then(({ client }) => client.close()).catch(() => {});
     this.#opened = null;

@@ -109,6 +109,10 @@ class LocalKey implements KmsAdapter {
     return version;
   }
 
+  load(): Promise<void> {
+    return Promise.resolve();
+  }
+
   close(): void {}
 
   /** The 32 bytes; the caller wipes them. */

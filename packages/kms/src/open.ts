@@ -65,7 +65,13 @@ class CheckedKey implements KmsKey {
 
   async wrap(plain: Buffer, context: WrapContext, signal: AbortSignal): Promise<WrappedKey> {
     contextPairs(context);
-    if (plain.length !== KEK_BYTES) throw new KmsError('INVALID', this.#provider, 'KeyLength', `${this.#provider} KeyLength: a KEK to wrap has ${KEK_BYTES} bytes, this one has ${plain.length}`);
+    if (plain.length !== KEK_BYTES)
+      throw new KmsError(
+        'INVALID',
+        this.#provider,
+        'KeyLength',
+        `${this.#provider} KeyLength: a KEK to wrap has ${KEK_BYTES} bytes, this one has ${plain.length}`,
+      );
     const wrapped = await this.#attempts(signal, (s) => this.#adapter.wrap(plain, context, s));
     if (wrapped.blob.length === 0 || wrapped.blob.length > BLOB_BYTES_MAX)
       throw badAnswer(this.#provider, `a wrapped key of ${wrapped.blob.length} bytes`);
@@ -96,7 +102,8 @@ class CheckedKey implements KmsKey {
     this.#adapter.close();
   }
 
-  #attempts<T>(signal: AbortSignal, attempt: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    return withAttempts(this.#provider, this.#env, signal, ADAPTERS[this.#provider].classify, attempt);
+  async #attempts<T>(signal: AbortSignal, attempt: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    await this.#adapter.load();
+    return await withAttempts(this.#provider, this.#env, signal, ADAPTERS[this.#provider].classify, attempt);
   }
 }

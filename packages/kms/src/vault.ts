@@ -136,6 +136,10 @@ class VaultKey implements KmsAdapter {
     }
   }
 
+  load(): Promise<void> {
+    return Promise.resolve();
+  }
+
   close(): void {
     this.#agent.destroy();
   }

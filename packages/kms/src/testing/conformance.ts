@@ -9,9 +9,9 @@ import type { KmsEnvironment, KmsKey, KmsKeyConfig, WrapContext } from '../types
 import type { FakeFaults, KmsHarness } from './fake-kms.ts';
 
 export const CONTEXT: WrapContext = { project: 'p-0123', account: 'acme', purpose: 'kek', kekVersion: 1 };
-export const soon = (ms = 5_000): AbortSignal => AbortSignal.timeout(ms);
+export const soon = (ms = 20_000): AbortSignal => AbortSignal.timeout(ms);
 /** Short, so that tests of what never answers end soon. */
-const QUICK: Partial<KmsEnvironment> = { attemptTimeoutMs: 1_500, attemptsMax: 2 };
+const QUICK: Partial<KmsEnvironment> = { attemptTimeoutMs: 4_000, attemptsMax: 2 };
 
 export async function expectOutcome(work: Promise<unknown>, outcome: KmsOutcome, code?: RegExp): Promise<KmsError> {
   const error = await work.then(
@@ -107,7 +107,8 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         const renewed = await key.wrap(kek, CONTEXT, soon());
         assert.equal(renewed.keyVersion, after);
         assert.deepEqual(await key.unwrap(renewed, CONTEXT, soon()), kek);
-      }));
+      }),
+    );
 
     const takenAway = (what: string, take: (key: string) => void, giveBack: ((key: string) => void) | null) => () =>
       withKey(async (key, config, kek) => {
@@ -122,10 +123,38 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         giveBack(config.key);
         assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
       });
-    test('disabled, then enabled', skip('disable'), takenAway('disable', (k) => harness.disable(k), (k) => harness.enable(k)));
-    test('deletion scheduled, then cancelled', skip('deletion'), takenAway('deletion', (k) => harness.scheduleDeletion(k), (k) => harness.cancelDeletion(k)));
-    test('permission taken, then given', skip('deny'), takenAway('deny', (k) => harness.deny(k), (k) => harness.allow(k)));
-    test('destroyed', skip('destroy'), takenAway('destroy', (k) => harness.destroy(k), null));
+    test(
+      'disabled, then enabled',
+      skip('disable'),
+      takenAway(
+        'disable',
+        (k) => harness.disable(k),
+        (k) => harness.enable(k),
+      ),
+    );
+    test(
+      'deletion scheduled, then cancelled',
+      skip('deletion'),
+      takenAway(
+        'deletion',
+        (k) => harness.scheduleDeletion(k),
+        (k) => harness.cancelDeletion(k),
+      ),
+    );
+    test(
+      'permission taken, then given',
+      skip('deny'),
+      takenAway(
+        'deny',
+        (k) => harness.deny(k),
+        (k) => harness.allow(k),
+      ),
+    );
+    test(
+      'destroyed',
+      skip('destroy'),
+      takenAway('destroy', (k) => harness.destroy(k), null),
+    );
 
     test('a caller that gives up gets UNREACHABLE at once', () =>
       withKey(async (key, _config, kek) => {
@@ -146,7 +175,9 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         }
         assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
       });
-    const needsFaults = (): { skip: string | false } => ({ skip: name.includes('LOCAL') || name.includes('independent') ? 'no faults to inject here' : false });
+    const needsFaults = (): { skip: string | false } => ({
+      skip: name.includes('LOCAL') || name.includes('independent') ? 'no faults to inject here' : false,
+    });
     for (const kind of ['throttle', 'error500', 'reset', 'garbage', 'truncate', 'proxy403'] as const)
       test(`${kind} is unreachable, never a denial`, needsFaults(), broken({ kind }));
 
@@ -160,7 +191,8 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         } finally {
           harness.setFaults?.(null);
         }
-      }));
+      }),
+    );
 
     test('a server that never answers ends at the deadline of the caller', needsFaults(), () =>
       withKey(async (key, _config, kek) => {
@@ -171,7 +203,8 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         assert.ok(performance.now() - start < 1_200);
         harness.setFaults?.(null);
         assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
-      }));
+      }),
+    );
 
     test('one failure that passes is not seen by the caller', needsFaults(), () =>
       withKey(async (key, _config, kek) => {
@@ -181,6 +214,7 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
           assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
         }
         harness.setFaults?.(null);
-      }));
+      }),
+    );
   });
 }

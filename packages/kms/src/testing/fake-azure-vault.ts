@@ -112,7 +112,10 @@ export class FakeAzureVault extends FakeKms {
     const input = Buffer.from(value, 'base64url');
     const result = verb === 'wrapkey' ? wrap(version, alg, input) : unwrap(version, alg, input);
     if (result === null) return this.error(400, 'BadParameter', undefined, 'Bad or unknown format; the key could not be unwrapped.');
-    return json(200, { kid: this.#kid(key, version), value: (corrupt ? (verb === 'wrapkey' ? flipBit(result) : result.subarray(1)) : result).toString('base64url') });
+    return json(200, {
+      kid: this.#kid(key, version),
+      value: (corrupt ? (verb === 'wrapkey' ? flipBit(result) : result.subarray(1)) : result).toString('base64url'),
+    });
   }
 
   #kid(key: FakeKey, version: FakeKeyVersion): string {

@@ -6,3 +6,4 @@ export * from './fake-google-kms.ts';
 export * from './fake-vault.ts';
 export * from './local-harness.ts';
 export * from './conformance.ts';
+export * from './self-signed.ts';
