@@ -6,6 +6,7 @@
  *    GET    /v1/timelines/:project/:timeline         -> PageTimelineStatus                        (T)
  *    DELETE /v1/timelines/:project/:timeline
  *    PUT    /v1/timelines/:project/:timeline/suspend-state   body: SuspendState binary (docs/formats/start-bundle.md)   (T)
+ *                                                            with LSN 0: of a running compute, files that a start after a crash may take
  *    PUT    /v1/timelines/:project/:timeline/boot-set        body: boot set binary (docs/formats/start-bundle.md)       (T)
  *    POST   /v1/timelines/:project/:timeline/checkpoint      flush the open layer and publish the index -> PageTimelineStatus
  *
@@ -41,7 +42,8 @@ export interface PageTimelineStatus {
   /** In layers that survive kill -9; WAL before it is not needed any more. */
   readonly diskConsistentLsn: string;
   readonly logicalSizeBytes: number;
-  readonly state: 'ACTIVE' | 'BROKEN';
+  /** LOCKED: the project's key may not be used; everything else of the status is unknown then. */
+  readonly state: 'ACTIVE' | 'BROKEN' | 'LOCKED';
   readonly error: string | null;
   readonly layers: number;
 }

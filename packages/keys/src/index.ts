@@ -3,3 +3,4 @@ export * from './key-watch.ts';
 export * from './project-keys.ts';
 export * from './key-ring.ts';
 export * from './local-keys.ts';
+export * from './plain-keys.ts';

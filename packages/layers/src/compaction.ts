@@ -75,7 +75,7 @@ class RunWriter {
       endLsn,
       compress: true,
     };
-    this.#writer = await LayerWriter.create(path, identity, files.ciphers);
+    this.#writer = await LayerWriter.create(path, identity, files.keys);
     return this.#writer;
   }
 

@@ -2,10 +2,10 @@
  *  ingest go on between the pieces. */
 import { join } from 'node:path';
 import { assert } from '@lakebase/base';
-import type { CipherProvider } from '@lakebase/envelope';
 import { KEY_BYTES } from './key.ts';
 import { layerName } from './layer-name.ts';
 import { type LayerDescriptor, LayerWriter } from './layer-writer.ts';
+import type { ObjectKeys } from './object-keys.ts';
 import { DRAIN_BYTES, type OpenLayer } from './open-layer.ts';
 
 export interface FlushTarget {
@@ -14,7 +14,7 @@ export interface FlushTarget {
   readonly timeline: string;
   readonly generation: number;
   readonly number: number;
-  readonly ciphers: CipherProvider;
+  readonly keys: ObjectKeys;
 }
 
 export async function flushLayer(layer: OpenLayer, target: FlushTarget): Promise<LayerDescriptor> {
@@ -22,7 +22,7 @@ export async function flushLayer(layer: OpenLayer, target: FlushTarget): Promise
   const { startLsn, endLsn } = layer;
   const path = join(target.directory, layerName('delta', startLsn, endLsn, target.number, 0, target.generation));
   const identity = { ...target, kind: 'delta' as const, level: 0, startLsn, endLsn };
-  const writer = await LayerWriter.create(path, identity, target.ciphers);
+  const writer = await LayerWriter.create(path, identity, target.keys);
   try {
     const key = Buffer.alloc(KEY_BYTES);
     for (const row of layer.sortedKeys()) {

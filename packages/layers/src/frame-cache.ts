@@ -44,6 +44,16 @@ export class FrameCache {
     }
   }
 
+  /** Drops frames [from, to). With `wipe` they become zeros: then no read may be under way that looks at them. */
+  forget(from: number, to: number, wipe: boolean): void {
+    for (const [key, frame] of this.#map) {
+      if (key < from || key >= to) continue;
+      this.#map.delete(key);
+      this.#used -= frame.bytes.length;
+      if (wipe) frame.bytes.fill(0);
+    }
+  }
+
   get bytes(): number {
     return this.#used;
   }

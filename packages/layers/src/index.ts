@@ -15,4 +15,6 @@ export * from './page-reader.ts';
 export * from './scan.ts';
 export * from './flush.ts';
 export * from './compaction.ts';
+export * from './object-keys.ts';
+export * from './sealed-object.ts';
 export * from './timeline-index.ts';

@@ -1,16 +1,17 @@
 /** Byte format of layer files, without I/O: header, frames, footer (docs/formats/layer.md).
  *  A file is `header · data frames · index frame · footer`. Data frames and the index frame are sealed by the object's {@link FrameCipher}
- *  (nonce: the frame's number; associated data: the header's CRC and object id), so a flipped byte or a frame from another place never opens. */
+ *  (nonce: the frame's number; associated data: the object's identity, name and header), so a flipped byte or a frame from another place never
+ *  opens. The footer is bound to the index frame. */
 import { randomBytes } from 'node:crypto';
 import { LakebaseError } from '@lakebase/base';
 import { ByteReader, ByteWriter, crc32c } from '@lakebase/bytes';
-import { KEY_REFERENCE_BYTES_MAX, TAG_BYTES } from '@lakebase/envelope';
+import { KEY_REFERENCE_BYTES_MAX, TAG_BYTES, objectBinding } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import { KEY_BYTES } from './key.ts';
 
 export const LAYER_MAGIC = 0x4c424c59;
 export const FOOTER_MAGIC = 0x4c424c46;
-export const LAYER_VERSION = 1;
+export const LAYER_VERSION = 2;
 export const FRAME_TARGET_BYTES = 32_768;
 /** A frame grows past the target only for one large value. */
 export const FRAME_BYTES_MAX = 1 << 30;
@@ -125,11 +126,9 @@ export function decodeFooter(bytes: Buffer, fileBytes: number, file: string): La
   return footer;
 }
 
-/** What every frame of an object is bound to besides its number. */
-export function associatedData(header: LayerHeader): Buffer {
-  const encoded = encodeHeader(header);
-  return Buffer.concat([header.objectId, encoded.subarray(encoded.length - 4)]);
-}
+/** What every frame of the layer file `name` is bound to; the number goes into its end (`bindFrame`). */
+export const layerBinding = (header: LayerHeader, name: string): Buffer =>
+  objectBinding(header.project, header.timeline, name, encodeHeader(header));
 
 export const corrupt = (file: string, what: string): LakebaseError => new LakebaseError('CORRUPT', `layer ${file} ${what}`);
 

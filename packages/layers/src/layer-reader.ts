@@ -5,7 +5,7 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { basename } from 'node:path';
 import { zstdDecompressSync } from 'node:zlib';
 import { LakebaseError, assert } from '@lakebase/base';
-import { type CipherProvider, type FrameCipher, TAG_BYTES, frameNonce } from '@lakebase/envelope';
+import { type CipherProvider, type FrameCipher, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { type CachedFrame, FrameCache } from './frame-cache.ts';
@@ -21,10 +21,10 @@ import {
   type LayerHeader,
   type LayerKind,
   asCorrupt,
-  associatedData,
   corrupt,
   decodeFooter,
   decodeHeader,
+  layerBinding,
 } from './layer-format.ts';
 
 export class LayerReader implements LayerView {
@@ -35,12 +35,14 @@ export class LayerReader implements LayerView {
   readonly #cache: FrameCache;
   readonly #cacheBase: number;
   readonly #cipher: FrameCipher;
-  readonly #aad: Buffer;
+  readonly #binding: Buffer;
+  readonly #footerBytes: Buffer;
   readonly #headerBytes: number;
   #fd: number;
   #index: Buffer | undefined;
 
-  constructor(path: string, ciphers: CipherProvider, cache: FrameCache) {
+  /** `reference`: the key reference to use instead of the header's. Its key was loaded before. */
+  constructor(path: string, ciphers: CipherProvider, cache: FrameCache, reference?: Buffer) {
     this.path = path;
     this.#name = basename(path);
     this.#cache = cache;
@@ -57,9 +59,10 @@ export class LayerReader implements LayerView {
       this.header = header;
       this.#headerBytes = headerBytes;
       if (size < headerBytes + FOOTER_BYTES) throw corrupt(path, 'is cut short');
-      this.footer = decodeFooter(this.#read(size - FOOTER_BYTES, FOOTER_BYTES), size, path);
-      this.#aad = associatedData(header);
-      this.#cipher = ciphers.restore(header.project, header.algorithm, header.keyReference);
+      this.#footerBytes = this.#read(size - FOOTER_BYTES, FOOTER_BYTES);
+      this.footer = decodeFooter(this.#footerBytes, size, path);
+      this.#binding = layerBinding(header, this.#name);
+      this.#cipher = ciphers.restore(header.algorithm, reference ?? header.keyReference).frames(header.objectId);
     } catch (error) {
       closeSync(this.#fd);
       throw asCorrupt(path, error);
@@ -79,9 +82,13 @@ export class LayerReader implements LayerView {
     return this.footer.frames;
   }
 
-  close(): void {
+  /** `wipe`: what of it is in memory becomes zeros. */
+  close(wipe = false): void {
     if (this.#fd >= 0) closeSync(this.#fd);
     this.#fd = -1;
+    this.#cache.forget(this.#cacheBase, this.#cacheBase + this.footer.frames, wipe);
+    if (wipe) this.#index?.fill(0);
+    this.#index = undefined;
   }
 
   covers(key: Buffer): boolean {
@@ -183,12 +190,14 @@ export class LayerReader implements LayerView {
 
   #frameIndex(): Buffer {
     if (this.#index === undefined) {
-      this.#index = this.#open(this.footer.indexOffset, this.footer.indexBytes - TAG_BYTES, this.footer.frames);
+      const { indexOffset, indexBytes, frames } = this.footer;
+      this.#index = this.#open(indexOffset, indexBytes - TAG_BYTES, frames, this.#footerBytes);
     }
     return this.#index;
   }
 
-  #open(offset: number, length: number, n: number): Buffer {
+  /** `more`: what the frame is bound to besides its place. */
+  #open(offset: number, length: number, n: number, more?: Buffer): Buffer {
     if (
       length > FRAME_BYTES_MAX ||
       offset < this.#headerBytes ||
@@ -196,9 +205,12 @@ export class LayerReader implements LayerView {
     )
       throw corrupt(this.path, `has frame ${n} outside the file`);
     const stored = this.#read(offset, length + TAG_BYTES);
+    const binding = bindFrame(this.#binding, n);
+    const associatedData = more === undefined ? binding : Buffer.concat([binding, more]);
     try {
-      return this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), this.#aad);
+      return this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), associatedData);
     } catch (error) {
+      if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
       throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n}: ${(error as Error).message}`, { cause: error });
     }
   }

@@ -4,17 +4,17 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError } from '@lakebase/base';
-import type { CipherProvider } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import type { Entry } from './entry.ts';
 import type { FrameCache } from './frame-cache.ts';
 import { LayerReader } from './layer-reader.ts';
 import { layerNumber } from './layer-name.ts';
 import type { LayerDescriptor } from './layer-writer.ts';
+import { type ObjectKeys, keyFromText } from './object-keys.ts';
 
 export interface LayerFiles {
   readonly directory: string;
-  readonly ciphers: CipherProvider;
+  readonly keys: ObjectKeys;
   readonly cache: FrameCache;
   /** Identity that every layer file must carry. */
   readonly project: string;
@@ -23,7 +23,7 @@ export interface LayerFiles {
 
 /** A layer file by its descriptor; opens itself when first read. */
 export class LayerHandle {
-  readonly descriptor: LayerDescriptor;
+  #descriptor: LayerDescriptor;
   readonly keyMin: Buffer;
   readonly keyMax: Buffer;
   readonly number: number;
@@ -31,11 +31,19 @@ export class LayerHandle {
   #reader: LayerReader | undefined;
 
   constructor(descriptor: LayerDescriptor, files: LayerFiles) {
-    this.descriptor = descriptor;
+    this.#descriptor = descriptor;
     this.keyMin = Buffer.from(descriptor.keyMin, 'hex');
     this.keyMax = Buffer.from(descriptor.keyMax, 'hex');
     this.number = layerNumber(descriptor.name);
     this.#files = files;
+  }
+
+  get descriptor(): LayerDescriptor {
+    return this.#descriptor;
+  }
+  /** The same key in another wrapping. */
+  set key(key: string) {
+    this.#descriptor = { ...this.#descriptor, key };
   }
 
   get path(): string {
@@ -56,7 +64,7 @@ export class LayerHandle {
 
   reader(): LayerReader {
     if (this.#reader !== undefined) return this.#reader;
-    const reader = new LayerReader(this.path, this.#files.ciphers, this.#files.cache);
+    const reader = new LayerReader(this.path, this.#files.keys, this.#files.cache, keyFromText(this.descriptor.key));
     const d = this.descriptor,
       h = reader.header;
     if (
@@ -75,8 +83,8 @@ export class LayerHandle {
     return reader;
   }
 
-  close(): void {
-    this.#reader?.close();
+  close(wipe = false): void {
+    this.#reader?.close(wipe);
     this.#reader = undefined;
   }
 }
@@ -111,8 +119,8 @@ export class LayerSet {
     return new LayerSet([...this.layers.filter((l) => !gone.has(l)), ...add]);
   }
 
-  close(): void {
-    for (const layer of this.layers) layer.close();
+  close(wipe = false): void {
+    for (const layer of this.layers) layer.close(wipe);
   }
 }
 

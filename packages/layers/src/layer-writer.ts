@@ -6,7 +6,7 @@ import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { constants, zstdCompressSync } from 'node:zlib';
 import { assert } from '@lakebase/base';
-import { type CipherProvider, type FrameCipher, frameNonce } from '@lakebase/envelope';
+import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
 import { abandonFile, commitFile, createTemp, writeFully } from './durable.ts';
 import { KEY_BYTES } from './key.ts';
@@ -18,11 +18,12 @@ import {
   GROUP_HEADER_BYTES,
   type LayerHeader,
   type LayerKind,
-  associatedData,
   encodeFooter,
   encodeHeader,
+  layerBinding,
   newObjectId,
 } from './layer-format.ts';
+import { type ObjectKeys, keyToText } from './object-keys.ts';
 
 /** What the index keeps of a finished layer. */
 export interface LayerDescriptor {
@@ -39,6 +40,8 @@ export interface LayerDescriptor {
   readonly entries: number;
   /** SHA-256 of the file. */
   readonly hash: string;
+  /** Key reference, base64. The one to unwrap: the header's, or a later wrapping of the same key. */
+  readonly key: string;
 }
 
 /** Pages compress to about a fifth; at level 1 that costs less than writing and syncing them whole. */
@@ -71,7 +74,8 @@ export class LayerWriter {
   readonly #path: string;
   readonly #identity: LayerIdentity;
   readonly #cipher: FrameCipher;
-  readonly #aad: Buffer;
+  readonly #binding: Buffer;
+  readonly #keyReference: Buffer;
   readonly #hash: Hash = createHash('sha256');
   readonly #handle: FileHandle;
   #offset = 0;
@@ -89,22 +93,30 @@ export class LayerWriter {
   #groupAt = -1;
   #groupEntries = 0;
 
-  static async create(path: string, identity: LayerIdentity, ciphers: CipherProvider): Promise<LayerWriter> {
-    return new LayerWriter(path, identity, ciphers.create(identity.project), await createTemp(path));
+  static async create(path: string, identity: LayerIdentity, keys: ObjectKeys): Promise<LayerWriter> {
+    await keys.reserve(1);
+    const handle = await createTemp(path);
+    try {
+      return new LayerWriter(path, identity, keys.create(), handle);
+    } catch (error) {
+      await abandonFile(handle, path);
+      throw error;
+    }
   }
 
-  private constructor(path: string, identity: LayerIdentity, cipher: FrameCipher, handle: FileHandle) {
+  private constructor(path: string, identity: LayerIdentity, key: ObjectKey, handle: FileHandle) {
     this.#path = path;
     this.#identity = identity;
-    this.#cipher = cipher;
     this.#handle = handle;
     const header: LayerHeader = {
       ...identity,
       objectId: newObjectId(),
-      algorithm: cipher.algorithm,
-      keyReference: cipher.keyReference,
+      algorithm: key.algorithm,
+      keyReference: key.keyReference,
     };
-    this.#aad = associatedData(header);
+    this.#cipher = key.frames(header.objectId);
+    this.#keyReference = key.keyReference;
+    this.#binding = layerBinding(header, basename(path));
     this.#emit(encodeHeader(header));
   }
 
@@ -177,19 +189,19 @@ export class LayerWriter {
     if (this.#frameUsed > 0) this.#closeFrame();
     const indexOffset = this.#offset;
     const index = Buffer.from(this.#frameIndex.subarray(0, this.#frames * FRAME_INDEX_ENTRY_BYTES));
-    const sealed = this.#cipher.seal(index, frameNonce(this.#frames), this.#aad);
+    const footer = encodeFooter({
+      indexOffset,
+      indexBytes: index.length + TAG_BYTES,
+      frames: this.#frames,
+      entries: this.#entries,
+      keyMin: this.#keyMin,
+      keyMax: this.#keyLast,
+    });
+    const associatedData = Buffer.concat([bindFrame(this.#binding, this.#frames), footer]);
+    const sealed = this.#cipher.seal(index, frameNonce(this.#frames), associatedData);
     this.#emit(sealed.bytes);
     this.#emit(sealed.tag);
-    this.#emit(
-      encodeFooter({
-        indexOffset,
-        indexBytes: this.#offset - indexOffset,
-        frames: this.#frames,
-        entries: this.#entries,
-        keyMin: this.#keyMin,
-        keyMax: this.#keyLast,
-      }),
-    );
+    this.#emit(footer);
     await this.drain();
     await commitFile(this.#handle, this.#path);
     const { kind, level, generation, startLsn, endLsn } = this.#identity;
@@ -205,6 +217,7 @@ export class LayerWriter {
       bytes: this.#offset,
       entries: this.#entries,
       hash: this.#hash.digest('hex'),
+      key: keyToText(this.#keyReference),
     };
   }
 
@@ -229,9 +242,8 @@ export class LayerWriter {
     this.#closeGroup();
     const plain = this.#frame.subarray(0, this.#frameUsed);
     const small = this.#identity.compress === true ? zstdCompressSync(plain, COMPRESSION) : undefined;
-    // Sealed frames wait for the disk: they must not be views of the frame that is filled next.
     if (small !== undefined && small.length < plain.length * 0.9) this.#sealFrame(small, plain.length);
-    else this.#sealFrame(Buffer.from(plain), 0);
+    else this.#sealFrame(plain, 0);
     this.#frameUsed = 0;
   }
 
@@ -241,8 +253,9 @@ export class LayerWriter {
     this.#frameIndex.writeUInt32BE(this.#offset % 0x1_0000_0000, at + 4);
     this.#frameIndex.writeUInt32BE(stored.length, at + 8);
     this.#frameIndex.writeUInt32BE(plainBytes, at + 12);
-    const sealed = this.#cipher.seal(stored, frameNonce(this.#frames), this.#aad);
-    this.#emit(sealed.bytes);
+    const sealed = this.#cipher.seal(stored, frameNonce(this.#frames), bindFrame(this.#binding, this.#frames));
+    // Sealed frames wait for the disk: they must not be views of the frame that is filled next (the plain cipher's are).
+    this.#emit(sealed.bytes === stored ? Buffer.from(stored) : sealed.bytes);
     this.#emit(sealed.tag);
     this.#frames++;
   }

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isCode } from '@lakebase/base';
-import { plainProvider } from '@lakebase/envelope';
+import { LocalKeys } from '@lakebase/keys';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import fc from 'fast-check';
 import {
@@ -45,6 +45,7 @@ import {
 
 const PROJECT = 'a'.repeat(32);
 const TIMELINE = 'b'.repeat(32);
+const keys = new LocalKeys().project(PROJECT);
 
 /** A record `[x]` makes page[i] depend on everything applied before: order and completeness show. */
 const stir = (page: Buffer, bytes: Buffer): void => {
@@ -61,7 +62,7 @@ const fakeRedo: PageRedo = {
 
 class MiniStore implements KeyView {
   readonly dir = mkdtempSync(join(tmpdir(), 'layers-'));
-  readonly files = { directory: this.dir, ciphers: plainProvider, cache: new FrameCache(1 << 20), project: PROJECT, timeline: TIMELINE };
+  readonly files = { directory: this.dir, keys, cache: new FrameCache(1 << 20), project: PROJECT, timeline: TIMELINE };
   series = new SeriesTable();
   open = new OpenLayer(this.series, 0 as Lsn);
   set = new LayerSet([]);
@@ -252,7 +253,7 @@ test('a flipped byte or a cut layer file is CORRUPT and names the file, never ot
   const good = readFileSync(path);
   const expected = Array.from({ length: 20 }, (_, b) => store.reader.page(metaSeries(KIND_REL_PAGE, 1663, 5, 1), b, 1600 as Lsn));
   const readAll = (): void => {
-    const reader = new LayerReader(path, plainProvider, new FrameCache(1 << 20));
+    const reader = new LayerReader(path, keys, new FrameCache(1 << 20));
     const pages = new PageReader(reader, fakeRedo);
     try {
       for (let b = 0; b < 20; b++)
@@ -283,6 +284,7 @@ test('the index comes back as written; any damage is CORRUPT and names it', asyn
   const index: TimelineIndex = {
     project: PROJECT,
     timeline: TIMELINE,
+    version: 0,
     generation: 0,
     pgVersion: 18,
     systemId: '7400000000000000001',
@@ -296,23 +298,17 @@ test('the index comes back as written; any damage is CORRUPT and names it', asyn
     bootSet: null,
     extra: { safekeepers: [] },
   };
-  assert.equal(readIndex(path, PROJECT, TIMELINE, plainProvider), undefined);
-  await writeIndex(path, index, plainProvider);
-  assert.deepEqual(readIndex(path, PROJECT, TIMELINE, plainProvider), index);
+  assert.equal(await readIndex(path, PROJECT, TIMELINE, keys), undefined);
+  await writeIndex(path, index, keys);
+  assert.deepEqual((await readIndex(path, PROJECT, TIMELINE, keys))?.index, { ...index, version: 1 });
   const good = readFileSync(path);
   for (let i = 0; i < good.length; i += 7) {
     const bad = Buffer.from(good);
     bad[i] = (bad[i] as number) ^ 1;
     writeFileSync(path, bad);
-    assert.throws(
-      () => readIndex(path, PROJECT, TIMELINE, plainProvider),
-      (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(path),
-    );
+    await assert.rejects(readIndex(path, PROJECT, TIMELINE, keys), (e: unknown) => isCode(e, 'CORRUPT') && e.message.includes(path));
   }
   writeFileSync(path, good.subarray(0, good.length - 9));
-  assert.throws(
-    () => readIndex(path, PROJECT, TIMELINE, plainProvider),
-    (e: unknown) => isCode(e, 'CORRUPT'),
-  );
+  await assert.rejects(readIndex(path, PROJECT, TIMELINE, keys), (e: unknown) => isCode(e, 'CORRUPT'));
   rmSync(dir, { recursive: true });
 });

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { plainProvider } from '@lakebase/envelope';
+import { LocalKeys } from '@lakebase/keys';
 import type { Lsn } from '@lakebase/ids';
 import {
   ENTRY_RECORD,
@@ -73,7 +73,8 @@ test('records are found where they were in buffers copied as a whole, in memory 
     assert.ok(expected.length > 250);
     assert.deepEqual(sorted(found(layer)), expected);
     layer.freeze(1e6 as Lsn);
-    const files = { directory, ciphers: plainProvider, cache: new FrameCache(1 << 20), project: 'a'.repeat(32), timeline: 'b'.repeat(32) };
+    const keys = new LocalKeys().project('a'.repeat(32));
+    const files = { directory, keys, cache: new FrameCache(1 << 20), project: 'a'.repeat(32), timeline: 'b'.repeat(32) };
     // As a worker gets it: shared chunks, cloned tables.
     const descriptor = await flushLayer(OpenLayer.fromMessage(structuredClone(layer.toMessage())), { ...files, generation: 0, number: 1 });
     const handle = new LayerHandle(descriptor, files);

@@ -183,6 +183,12 @@ export class OpenLayer implements LayerView {
     if (endLsn > this.endLsn) this.endLsn = endLsn;
   }
 
+  /** Zeroes the content, for every thread that has it: the layer is of no use afterwards. */
+  wipe(): void {
+    this.#source = undefined;
+    for (const chunk of this.#chunks) chunk.fill(0);
+  }
+
   /** A frozen layer as a message for another thread: bytes are shared, the tables that lead to them are copied. */
   toMessage(): OpenLayerMessage {
     assert(this.frozen, 'only a frozen layer leaves its thread');
@@ -380,9 +386,8 @@ function grow(a: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
   return b;
 }
 
+/** An odd multiplier spreads neighbouring blocks of a series over different slots. */
 function hash2(series: number, block: number): number {
-  let h = Math.imul(series ^ 0x9e3779b9, 0x85ebca6b) ^ block;
-  h = Math.imul(h ^ (h >>> 16), 0xc2b2ae35);
-  h = Math.imul(h ^ (h >>> 13), 0x27d4eb2f);
-  return (h ^ (h >>> 16)) >>> 0;
+  const h = Math.imul(block ^ Math.imul(series, 0x85ebca6b), 0x9e3779b1);
+  return (h ^ (h >>> 15)) >>> 0;
 }

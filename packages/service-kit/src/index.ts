@@ -5,3 +5,6 @@ export * from './http-server.ts';
 export * from './main.ts';
 export * from './postgres-installation.ts';
 export * from './metrics.ts';
+export * from './keys.ts';
+export * from './memory.ts';
+export * from './key-rotation.ts';

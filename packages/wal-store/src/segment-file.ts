@@ -4,19 +4,18 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync } from 'node:fs';
 import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
-import { type CipherProvider, type FrameCipher, NONCE_BYTES, TAG_BYTES } from '@lakebase/envelope';
-import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn } from '@lakebase/ids';
+import { EPOCH_BYTES, type FrameCipher, type ObjectKey, TAG_BYTES, frameNonce, objectBinding } from '@lakebase/envelope';
+import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, walFileName } from '@lakebase/ids';
 import { RecordBoundary } from './record-boundary.ts';
 import {
+  FRAME_EPOCH_AT,
   FRAME_HEADER_BYTES,
-  FRAME_NONCE_AT,
   FRAME_TAG_AT,
   type Frame,
   SALT_BYTES,
   SEGMENT_HEADER_BYTES,
   type SegmentHeader,
   alignFrame,
-  associatedData,
   decodeSegmentHeader,
   encodeSegmentHeader,
   finishFrame,
@@ -32,18 +31,26 @@ export const SEGMENT_FILE_BYTES: number = WAL_SEGMENT_BYTES + WAL_SEGMENT_BYTES 
 export const PREALLOCATE_STEP = 1024 * 1024;
 export const ZEROS: Buffer = Buffer.alloc(PREALLOCATE_STEP);
 
-export function newSegmentHeader(project: ProjectUid, timeline: TimelineId, segment: number, cipher: FrameCipher): SegmentHeader {
-  return { project, timeline, segment, salt: randomBytes(SALT_BYTES), algorithm: cipher.algorithm, keyReference: cipher.keyReference };
+export function newSegmentHeader(project: ProjectUid, timeline: TimelineId, segment: number, key: ObjectKey): SegmentHeader {
+  return { project, timeline, segment, salt: randomBytes(SALT_BYTES), algorithm: key.algorithm, keyReference: key.keyReference };
 }
 
 export class SegmentFile {
   readonly path: string;
   readonly header: SegmentHeader;
   readonly saltCrc: number;
-  readonly #cipher: FrameCipher;
+  readonly #key: ObjectKey;
   readonly #io: SegmentIo;
+  /** What frames are bound to; the header fields of the frame at hand go behind it. */
+  readonly #binding: Buffer;
+  readonly #bindingBytes: number;
   #fd: number;
-  #nonce = Buffer.alloc(NONCE_BYTES);
+  /** Of the frames this opening writes; chosen when the first is. */
+  #epoch: Buffer | undefined;
+  #writer: FrameCipher | undefined;
+  /** The cipher of the frames read last. */
+  #readEpoch: Buffer | undefined;
+  #reader: FrameCipher | undefined;
 
   /** Where the next frame goes, its number, and the number the running batch began with. */
   offset = SEGMENT_HEADER_BYTES;
@@ -56,19 +63,21 @@ export class SegmentFile {
   lsns: number[] = [];
   offsets: number[] = [];
 
-  constructor(path: string, fd: number, header: SegmentHeader, cipher: FrameCipher, io: SegmentIo) {
+  constructor(path: string, fd: number, header: SegmentHeader, key: ObjectKey, io: SegmentIo) {
     this.path = path;
     this.header = header;
     this.saltCrc = crc32c(header.salt);
-    this.#cipher = cipher;
+    this.#key = key;
     this.#io = io;
     this.#fd = fd;
     this.allocated = fstatSync(fd).size;
-    this.newNonces();
+    const binding = objectBinding(header.project, header.timeline, walFileName(header.segment), encodeSegmentHeader(header));
+    this.#bindingBytes = binding.length;
+    this.#binding = Buffer.concat([binding, Buffer.alloc(FRAME_TAG_AT)]);
   }
 
   /** A fresh small file: header, then a first step of zeros. Durable on return. */
-  static create(dir: string, path: string, header: SegmentHeader, cipher: FrameCipher, io: SegmentIo): SegmentFile {
+  static create(dir: string, path: string, header: SegmentHeader, key: ObjectKey, io: SegmentIo): SegmentFile {
     let fd: number | undefined;
     try {
       fd = openSync(path, 'wx+', 0o600);
@@ -76,7 +85,7 @@ export class SegmentFile {
       io.write(fd, encodeSegmentHeader(header), 0, SEGMENT_HEADER_BYTES, 0);
       fsyncSync(fd);
       syncDirectory(dir);
-      return new SegmentFile(path, fd, header, cipher, io);
+      return new SegmentFile(path, fd, header, key, io);
     } catch (error) {
       if (fd !== undefined) closeSync(fd);
       throw ioError(error, path, 'cannot create');
@@ -89,7 +98,7 @@ export class SegmentFile {
     project: ProjectUid,
     timeline: TimelineId,
     segment: number,
-    ciphers: CipherProvider,
+    keyOf: (header: SegmentHeader) => ObjectKey,
     io: SegmentIo,
   ): SegmentFile {
     const fd = openSync(path, 'r+');
@@ -99,7 +108,7 @@ export class SegmentFile {
       const header = decodeSegmentHeader(block);
       if (header.project !== project || header.timeline !== timeline || header.segment !== segment)
         throw new LakebaseError('CORRUPT', 'the header names another project, timeline or segment');
-      return new SegmentFile(path, fd, header, ciphers.restore(project, header.algorithm, header.keyReference), io);
+      return new SegmentFile(path, fd, header, keyOf(header), io);
     } catch (error) {
       closeSync(fd);
       if (error instanceof LakebaseError) throw new LakebaseError(error.code, `${path}: ${error.message}`, { cause: error });
@@ -107,19 +116,31 @@ export class SegmentFile {
     }
   }
 
-  /** Nonce = 4 random bytes chosen at each opening, 8 bytes of sequence: a number written again after a crash gets another nonce. */
-  newNonces(): void {
-    randomBytes(4).copy(this.#nonce, 0);
+  /** A frame number that is written again needs another epoch: at each opening (nothing to do), and when frames were abandoned. */
+  newEpoch(): void {
+    this.#epoch = undefined;
+  }
+
+  /** Associated data of a frame; good until the next call. */
+  #bind(file: Buffer, at: number, sequence: number): Buffer {
+    this.#binding.writeUInt32BE(sequence, this.#bindingBytes - 4);
+    file.copy(this.#binding, this.#bindingBytes, at, at + FRAME_TAG_AT);
+    return this.#binding;
   }
 
   /** Seals the payload that already stands at `out[at + FRAME_HEADER_BYTES…]` into a frame. Returns the frame's size, padding included. */
   seal(out: Buffer, at: number, kind: number, lsn: Lsn, length: number): number {
-    this.#nonce.writeUInt32BE(this.sequence, 8);
-    writeFramePrefix(out, at, kind, this.sequence, lsn, length, this.#nonce);
+    if (this.#epoch === undefined || this.#writer === undefined) {
+      const epoch = randomBytes(EPOCH_BYTES);
+      this.#writer = this.#key.frames(epoch);
+      this.#epoch = epoch;
+    }
+    const { sequence, batchStart } = this;
+    writeFramePrefix(out, at, { kind, sequence, lsn, length, batchStart, epoch: this.#epoch });
     const payload = out.subarray(at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + length);
-    const sealed = this.#cipher.seal(payload, this.#nonce, associatedData(this.header, out.subarray(at, at + FRAME_HEADER_BYTES)));
+    const sealed = this.#writer.seal(payload, frameNonce(sequence), this.#bind(out, at, sequence));
     if (sealed.bytes.buffer !== payload.buffer || sealed.bytes.byteOffset !== payload.byteOffset) sealed.bytes.copy(payload);
-    finishFrame(out, at, length, sealed.tag, this.batchStart, this.saltCrc);
+    finishFrame(out, at, length, sealed.tag, this.saltCrc);
     this.sequence++;
     const size = alignFrame(FRAME_HEADER_BYTES + length);
     out.fill(0, at + FRAME_HEADER_BYTES + length, at + size);
@@ -167,11 +188,14 @@ export class SegmentFile {
 
   /** Plain payload of a frame in `file`, which must hold all of it. Throws CORRUPT. */
   open(file: Buffer, at: number, frame: Frame): Buffer {
-    const header = file.subarray(at, at + FRAME_HEADER_BYTES);
+    const epoch = file.subarray(at + FRAME_EPOCH_AT, at + FRAME_EPOCH_AT + EPOCH_BYTES);
+    if (this.#reader === undefined || this.#readEpoch?.equals(epoch) !== true) {
+      this.#reader = this.#key.frames(epoch);
+      this.#readEpoch = Buffer.from(epoch);
+    }
     const payload = file.subarray(frame.payloadOffset, frame.payloadOffset + frame.length);
-    const nonce = header.subarray(FRAME_NONCE_AT, FRAME_NONCE_AT + NONCE_BYTES);
-    const tag = header.subarray(FRAME_TAG_AT, FRAME_TAG_AT + TAG_BYTES);
-    return this.#cipher.open(payload, nonce, tag, associatedData(this.header, header));
+    const tag = file.subarray(at + FRAME_TAG_AT, at + FRAME_TAG_AT + TAG_BYTES);
+    return this.#reader.open(payload, frameNonce(frame.sequence), tag, this.#bind(file, at, frame.sequence));
   }
 
   addToIndex(lsn: Lsn, offset: number): void {

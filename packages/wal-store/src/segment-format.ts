@@ -3,7 +3,7 @@
  *  another segment or an earlier use of the disk never validate; sequence numbers start at 0 and have no holes. */
 import { LakebaseError } from '@lakebase/base';
 import { ByteReader, ByteWriter, crc32c } from '@lakebase/bytes';
-import { KEY_REFERENCE_BYTES_MAX, NONCE_BYTES, TAG_BYTES } from '@lakebase/envelope';
+import { EPOCH_BYTES, KEY_REFERENCE_BYTES_MAX, TAG_BYTES } from '@lakebase/envelope';
 import {
   type Lsn,
   type ProjectUid,
@@ -19,11 +19,11 @@ import {
 const SEGMENT_MAGIC = 0x4c425753;
 /** 'LBWF' */
 export const FRAME_MAGIC = 0x4c425746;
-export const SEGMENT_VERSION = 1;
+export const SEGMENT_VERSION = 2;
 export const SALT_BYTES = 16;
 /** Frames begin here. */
 export const SEGMENT_HEADER_BYTES = 4096;
-export const FRAME_HEADER_BYTES = 64;
+export const FRAME_HEADER_BYTES = 72;
 /** Longest payload of one frame; a longer batch becomes several frames in one write. */
 export const FRAME_PAYLOAD_MAX: number = 256 * 1024;
 
@@ -94,27 +94,25 @@ export interface Frame {
 }
 
 /** Offsets in a frame header. */
-export const FRAME_NONCE_AT = 28;
-export const FRAME_TAG_AT: number = FRAME_NONCE_AT + NONCE_BYTES;
-const FRAME_BATCH_AT = FRAME_TAG_AT + TAG_BYTES;
-const FRAME_CRC_AT = FRAME_BATCH_AT + 4;
+const FRAME_BATCH_AT = 28;
+export const FRAME_EPOCH_AT = 32;
+export const FRAME_TAG_AT: number = FRAME_EPOCH_AT + EPOCH_BYTES;
+const FRAME_CRC_AT = FRAME_TAG_AT + TAG_BYTES;
 
 export const alignFrame = (offset: number): number => (offset + 7) & ~7;
 
-/** Bytes that bind a frame to its place: the segment's identity and the header fields before the tag. */
-export function associatedData(h: SegmentHeader, frameHeader: Buffer): Buffer {
-  const identity = Buffer.allocUnsafe(56 + FRAME_TAG_AT);
-  identity.write(h.project, 0, 'hex');
-  identity.write(h.timeline, 16, 'hex');
-  h.salt.copy(identity, 32);
-  identity.writeUInt32BE(Math.floor(h.segment / 0x1_0000_0000), 48);
-  identity.writeUInt32BE(h.segment % 0x1_0000_0000, 52);
-  frameHeader.copy(identity, 56, 0, FRAME_TAG_AT);
-  return identity;
+export interface FramePrefix {
+  readonly kind: number;
+  readonly sequence: number;
+  readonly lsn: Lsn;
+  readonly length: number;
+  readonly batchStart: number;
+  readonly epoch: Buffer;
 }
 
 /** Writes everything of a frame header up to the tag at `out[at…]`. */
-export function writeFramePrefix(out: Buffer, at: number, kind: number, sequence: number, lsn: Lsn, length: number, nonce: Buffer): void {
+export function writeFramePrefix(out: Buffer, at: number, f: FramePrefix): void {
+  const { kind, sequence, lsn, length } = f;
   out.writeUInt32BE(FRAME_MAGIC, at);
   out.writeUInt32BE(kind << 24, at + 4);
   out.writeUInt32BE(0, at + 8);
@@ -122,18 +120,19 @@ export function writeFramePrefix(out: Buffer, at: number, kind: number, sequence
   out.writeUInt32BE(lsnHigh(lsn), at + 16);
   out.writeUInt32BE(lsnLow(lsn), at + 20);
   out.writeUInt32BE(length, at + 24);
-  nonce.copy(out, at + FRAME_NONCE_AT);
+  out.writeUInt32BE(f.batchStart, at + FRAME_BATCH_AT);
+  f.epoch.copy(out, at + FRAME_EPOCH_AT);
 }
 
 /** Completes a frame whose payload is already in place after the header. */
-export function finishFrame(out: Buffer, at: number, length: number, tag: Buffer, batchStart: number, saltCrc: number): void {
+export function finishFrame(out: Buffer, at: number, length: number, tag: Buffer, saltCrc: number): void {
   tag.copy(out, at + FRAME_TAG_AT);
-  out.writeUInt32BE(batchStart, at + FRAME_BATCH_AT);
   const crc = crc32c(
     out.subarray(at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + length),
     crc32c(out.subarray(at, at + FRAME_CRC_AT), saltCrc),
   );
   out.writeUInt32BE(crc, at + FRAME_CRC_AT);
+  out.writeUInt32BE(0, at + FRAME_CRC_AT + 4);
 }
 
 /** Header fields at `at`, unchecked beyond magic, kind and bounds; undefined when there is no frame header or it is cut off. */

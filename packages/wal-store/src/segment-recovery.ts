@@ -40,7 +40,10 @@ export function indexSegment(file: SegmentFile, number: number): Indexed {
       context = frame;
     },
     data: (frame, at) => pieces.push({ lsn: frame.lsn, at, frame, end: frame.lsn + frame.length }),
-    truncate: (lsn) => {
+    truncate: (frame, at) => {
+      // It has no payload, but it voids WAL: only its tag says that we wrote it.
+      file.open(bytes, at, frame);
+      const { lsn } = frame;
       while (pieces.length > 0 && (pieces[pieces.length - 1] as Piece).lsn >= lsn) pieces.pop();
       const last = pieces[pieces.length - 1];
       if (last !== undefined) last.end = Math.min(last.end, lsn);

@@ -17,7 +17,8 @@ export interface ScanHandler {
   /** First frame of a segment: state at its first byte. */
   context(frame: Frame): void;
   data(frame: Frame, frameOffset: number): void;
-  truncate(lsn: Lsn): void;
+  /** Throws when the frame is not what was written there. */
+  truncate(frame: Frame, frameOffset: number): void;
 }
 
 export interface ScanResult {
@@ -60,7 +61,7 @@ export function scanSegment(file: Buffer, segment: number, saltCrc: number, hand
     } else if (frame.kind === FRAME_TRUNCATE) {
       if (frame.lsn > (end as number)) damage = `truncation to ${formatLsn(frame.lsn)} is beyond its end`;
       else {
-        handler.truncate(frame.lsn);
+        handler.truncate(frame, offset);
         end = frame.lsn;
       }
     }

@@ -48,6 +48,11 @@ export class WalRing {
     if (end < this.start) this.release();
   }
 
+  wipe(): void {
+    this.#buffer?.fill(0);
+    this.release();
+  }
+
   release(): void {
     this.#buffer = undefined;
     this.start = 0;

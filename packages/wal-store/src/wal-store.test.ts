@@ -12,11 +12,13 @@ import { SEGMENT_HEADER_BYTES } from './segment-format.ts';
 import { type SegmentIo, nodeIo } from './segment-io.ts';
 import { WalStore } from './wal-store.ts';
 import { syntheticWal } from './testing/synthetic-wal.ts';
+import { testCiphers } from './testing/test-keys.ts';
 
 const root = mkdtempSync(join(tmpdir(), 'wal-store-'));
 after(() => rmSync(root, { recursive: true, force: true }));
 const project = 'a'.repeat(32) as ProjectUid;
 const timeline = 'b'.repeat(32) as TimelineId;
+const ciphers = testCiphers(project);
 let dirs = 0;
 const newDir = (): string => join(root, `t${dirs++}`);
 
@@ -25,7 +27,7 @@ const START = lsn(3 * WAL_SEGMENT_BYTES - 40_000);
 const wal = syntheticWal(START, 200_000, 7);
 
 const open = (dir: string, more: { flushHint?: Lsn; ringBytes?: number; io?: SegmentIo } = {}): WalStore =>
-  WalStore.open({ dir, project, timeline, startLsn: START, prevRecordLsn: lsn(START - 120), ringBytes: 0, ...more });
+  WalStore.open({ dir, project, timeline, ciphers, startLsn: START, prevRecordLsn: lsn(START - 120), ringBytes: 0, ...more });
 
 const slice = (from: number, to: number): Buffer => wal.bytes.subarray(from - START, to - START);
 

@@ -12,7 +12,7 @@ import { copyFileSync, mkdirSync, openSync, readFileSync, readdirSync, renameSyn
 import { open as openAsync } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, errorMessage, silentLogger } from '@lakebase/base';
-import { type CipherProvider, plainProvider } from '@lakebase/envelope';
+import type { CipherProvider, ObjectKey } from '@lakebase/envelope';
 import {
   type Lsn,
   type ProjectUid,
@@ -32,11 +32,21 @@ import {
   FRAME_PAYLOAD_MAX,
   FRAME_TRUNCATE,
   SEGMENT_HEADER_BYTES,
+  type SegmentHeader,
   alignFrame,
   encodeSegmentHeader,
 } from './segment-format.ts';
 import { SEGMENT_FILE_BYTES, SegmentFile, ZEROS, newSegmentHeader } from './segment-file.ts';
 import { type SegmentIo, ioError, isDiskFull, nodeIo, syncDirectory } from './segment-io.ts';
+import {
+  DAMAGED_SUFFIX,
+  QUARANTINE,
+  SEGMENT_NAME,
+  SegmentReferences,
+  isWithoutKey,
+  saltName,
+  storedSegments,
+} from './segment-references.ts';
 import { indexSegment, recoverSegment } from './segment-recovery.ts';
 import { lastNonZero } from './segment-scan.ts';
 import { WalRing } from './wal-ring.ts';
@@ -50,7 +60,8 @@ export interface WalStoreOptions {
   readonly prevRecordLsn: Lsn;
   /** WAL known to have been durable (from the control file): an end before it is damage, not a torn tail. */
   readonly flushHint?: Lsn;
-  readonly ciphers?: CipherProvider;
+  /** Of the project. What is stored is loaded before: {@link storedReferences}. */
+  readonly ciphers: CipherProvider;
   readonly log?: Logger;
   /** Recent WAL kept in memory for readers; 0 turns it off. */
   readonly ringBytes?: number;
@@ -64,10 +75,9 @@ export interface Damage {
   readonly message: string;
 }
 
-const SEGMENT_NAME = /^00000001[0-9A-F]{16}$/;
-const DAMAGED_SUFFIX = '.damaged';
 /** Prepare the next segment once this much of the current one is used. */
 const PREPARE_AFTER = WAL_SEGMENT_BYTES / 4;
+const PREPARE_RETRY_MS = 1_000;
 /** Read handles kept on older segments. */
 const READ_HANDLES = 3;
 const CONTEXT_FRAME_BYTES = alignFrame(FRAME_HEADER_BYTES + BOUNDARY_STATE_BYTES);
@@ -79,10 +89,13 @@ export class WalStore {
   readonly #log: Logger;
   readonly #ciphers: CipherProvider;
   readonly #ring: WalRing;
+  readonly #references: SegmentReferences;
 
   #current!: SegmentFile;
   #prepared: SegmentFile | undefined;
   #preparing: Promise<void> | undefined;
+  /** Not at every append of a full disk. */
+  #prepareAgainAt = 0;
   #readers = new Map<number, SegmentFile>();
   /** Numbers of the segments that hold WAL, first and last; there are no holes. */
   #firstSegment = 0;
@@ -110,7 +123,8 @@ export class WalStore {
     this.dir = options.dir;
     this.#io = options.io ?? nodeIo;
     this.#log = options.log ?? silentLogger;
-    this.#ciphers = options.ciphers ?? plainProvider;
+    this.#ciphers = options.ciphers;
+    this.#references = SegmentReferences.read(options.dir, this.#log);
     this.#ring = new WalRing(options.ringBytes ?? 4 * 1024 * 1024);
   }
 
@@ -118,7 +132,12 @@ export class WalStore {
   static open(options: WalStoreOptions): WalStore {
     const store = new WalStore(options);
     mkdirSync(options.dir, { recursive: true });
-    store.#recover(false);
+    try {
+      store.#recover(false);
+    } catch (error) {
+      store.#closeAll();
+      throw error;
+    }
     return store;
   }
 
@@ -186,7 +205,12 @@ export class WalStore {
       if (this.#broken === undefined) this.abort();
       throw ioError(error, this.#current.path, 'cannot write');
     }
-    if (this.#position % WAL_SEGMENT_BYTES > PREPARE_AFTER && this.#prepared === undefined && this.#preparing === undefined)
+    if (
+      this.#position % WAL_SEGMENT_BYTES > PREPARE_AFTER &&
+      this.#prepared === undefined &&
+      this.#preparing === undefined &&
+      performance.now() > this.#prepareAgainAt
+    )
       void this.prepareNext();
     return this.flushLsn;
   }
@@ -204,7 +228,7 @@ export class WalStore {
     current.offset = this.#syncedOffset;
     current.sequence = this.#syncedSequence;
     current.batchStart = this.#syncedSequence;
-    current.newNonces();
+    current.newEpoch();
     if (this.#broken === undefined) {
       try {
         this.#clearAbandoned();
@@ -296,14 +320,9 @@ export class WalStore {
   #createSegment(number: number): SegmentFile {
     const path = this.#path(number);
     removeIfThere(path);
-    const cipher = this.#ciphers.create(this.#options.project);
-    return SegmentFile.create(
-      this.dir,
-      path,
-      newSegmentHeader(this.#options.project, this.#options.timeline, number, cipher),
-      cipher,
-      this.#io,
-    );
+    const key = this.#ciphers.create();
+    const header = newSegmentHeader(this.#options.project, this.#options.timeline, number, key);
+    return SegmentFile.create(this.dir, path, header, key, this.#io);
   }
 
   /** Writes the next segment's header and zeros in the background. Never rejects: without it the appender makes a small file itself. */
@@ -317,9 +336,9 @@ export class WalStore {
   async #prepare(number: number): Promise<void> {
     const path = this.#path(number);
     const temporary = `${path}.tmp`;
-    const cipher = this.#ciphers.create(this.#options.project);
-    const header = newSegmentHeader(this.#options.project, this.#options.timeline, number, cipher);
     try {
+      const key = this.#ciphers.create();
+      const header = newSegmentHeader(this.#options.project, this.#options.timeline, number, key);
       const handle = await openAsync(temporary, 'w', 0o600);
       try {
         for (let at = 0; at < SEGMENT_FILE_BYTES && !this.#closed; at += ZEROS.length)
@@ -333,9 +352,10 @@ export class WalStore {
       if (this.#closed || this.#current.header.segment + 1 !== number) return removeIfThere(temporary);
       renameSync(temporary, path);
       syncDirectory(this.dir);
-      this.#prepared = new SegmentFile(path, openSync(path, 'r+'), header, cipher, this.#io);
+      this.#prepared = new SegmentFile(path, openSync(path, 'r+'), header, key, this.#io);
     } catch (error) {
       removeIfThere(temporary);
+      this.#prepareAgainAt = performance.now() + PREPARE_RETRY_MS;
       this.#log.warn({ path, err: errorMessage(error), diskFull: isDiskFull(error) }, 'cannot prepare the next WAL segment');
     }
   }
@@ -391,6 +411,7 @@ export class WalStore {
     try {
       return this.#reader(number).read(from, max, Math.min(end, (number + 1) * WAL_SEGMENT_BYTES));
     } catch (error) {
+      if (isWithoutKey(error)) throw error;
       const damage = { path: this.#path(number), lsn: from, message: errorMessage(error) };
       this.#damage ??= damage;
       this.#log.error({ ...damage, lsn: formatLsn(from) }, 'WAL on disk is damaged');
@@ -469,7 +490,7 @@ export class WalStore {
     if (this.#damage === undefined) return;
     const keep = this.#damage.lsn;
     // What is cut off is kept aside for a person; nothing reads it again.
-    const quarantine = join(this.dir, 'damaged');
+    const quarantine = join(this.dir, QUARANTINE);
     mkdirSync(quarantine, { recursive: true });
     this.#closeAll();
     this.#ring.release();
@@ -496,11 +517,34 @@ export class WalStore {
     this.#begin(at, lastRecordLsn);
   }
 
+  /** Puts other wrappings of the same keys beside the segments (docs/flows/key-path.md, rotation). `rewrap` gets those that `isOld` says need
+   *  it and may take its time. Resolves with how many there were; when it rejects, run it again. No byte of WAL is touched. */
+  async rewrap(
+    isOld: (reference: Buffer) => boolean,
+    rewrap: (references: readonly Buffer[]) => Promise<readonly Buffer[]>,
+  ): Promise<number> {
+    // A segment that is being prepared got its key before; afterwards it has a name.
+    await this.#preparing;
+    const old = storedSegments(this.dir, this.#references).filter((s) => s.reference.length > 0 && isOld(s.reference));
+    if (old.length === 0) return 0;
+    const fresh = await rewrap(old.map((s) => s.reference));
+    if (this.#closed) throw new LakebaseError('CLOSED', 'the WAL store is closed');
+    this.#references.replace(new Map(old.map((s, i) => [saltName(s.header), fresh[i] as Buffer])));
+    return old.length;
+  }
+
   /** Gives back the memory of an idle timeline. */
   releaseMemory(): void {
     if (this.#framePayload > 0 || this.#stageBase > 0) return;
     this.#ring.release();
     this.#stage = Buffer.allocUnsafe(0);
+  }
+
+  /** {@link close}, and nothing of the WAL stays in this process's buffers. */
+  wipe(): Promise<void> {
+    this.#stage.fill(0);
+    this.#ring.wipe();
+    return this.close();
   }
 
   /** Appended but unsynced bytes are dropped. The promise waits for background preparation, after which the directory is not touched. */
@@ -576,6 +620,7 @@ export class WalStore {
         if (found.damage !== undefined) note(path, this.flushLsn, found.damage);
         break;
       } catch (error) {
+        if (isWithoutKey(error)) throw error;
         if (repair) removeIfThere(path);
         else note(path, number * WAL_SEGMENT_BYTES, errorMessage(error));
       }
@@ -612,13 +657,19 @@ export class WalStore {
       } finally {
         file.close();
       }
-    } catch {
+    } catch (error) {
+      if (isWithoutKey(error)) throw error;
       return undefined; // Readers of that segment will find and report it.
     }
   }
 
   #openSegment(number: number): SegmentFile {
-    return SegmentFile.open(this.#path(number), this.#options.project, this.#options.timeline, number, this.#ciphers, this.#io);
+    const { project, timeline } = this.#options;
+    return SegmentFile.open(this.#path(number), project, timeline, number, (header) => this.#keyOf(header), this.#io);
+  }
+
+  #keyOf(header: SegmentHeader): ObjectKey {
+    return this.#ciphers.restore(header.algorithm, this.#references.of(header));
   }
 
   /** Makes segment `number` the current one, from its file. undefined when it is prepared but unused. Throws CORRUPT. */

@@ -16,7 +16,7 @@ import { Catalog } from './catalog.ts';
 import { Compactor } from './compactor.ts';
 import { Ingest } from './ingest.ts';
 import { startPageserver } from './server.ts';
-import { TEST_PROJECT, TEST_TIMELINE, createTimeline, ingestFiles, testConfig } from './testing.ts';
+import { TEST_PROJECT, TEST_TIMELINE, createTimeline, ingestFiles, testConfig, testServiceKeys } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
 const CHUNK_BYTES = 131_072;
@@ -175,7 +175,7 @@ try {
     // The same files, served by the real listener.
     mkdirSync(join(directory, 'timelines', TEST_PROJECT), { recursive: true });
     renameSync(join(directory, 'timeline'), join(directory, 'timelines', TEST_PROJECT, TEST_TIMELINE));
-    const server = await startPageserver(config, SECRET, silentLogger);
+    const server = await startPageserver(config, SECRET, silentLogger, testServiceKeys);
     const getPage: Record<string, unknown> = {};
     for (const { records, requests } of byRecords)
       if (requests.length > 0) getPage[`records${records}`] = await askPages(server.pagePort, SECRET, requests, 1);

@@ -41,8 +41,12 @@ export class BundleCache {
     }
   }
 
-  forget(timeline: string): void {
-    this.#used -= this.#entries.get(timeline)?.bytes.length ?? 0;
+  /** `wipe`: nobody may be sending it. */
+  forget(timeline: string, wipe = false): void {
+    const entry = this.#entries.get(timeline);
+    if (entry === undefined) return;
+    this.#used -= entry.bytes.length;
     this.#entries.delete(timeline);
+    if (wipe) entry.bytes.fill(0);
   }
 }

@@ -13,7 +13,7 @@ import {
 import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
 import { BLCKSZ, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn } from '@lakebase/ids';
-import { SeriesTable, openObject, scanValues } from '@lakebase/layers';
+import { type LayerFiles, type ObjectEntry, SeriesTable, keyFromText, openObject, scanValues } from '@lakebase/layers';
 import { type CheckPoint, encodeCheckPoint, patchControlFile } from '@lakebase/pg-format';
 import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT, type SlruKind } from '@lakebase/pg-redo';
 import { Catalog } from './catalog.ts';
@@ -22,9 +22,10 @@ import type { Timeline } from './timeline.ts';
 
 export const SUSPEND_OBJECT_MAGIC = 0x4c425350;
 export const BOOT_OBJECT_MAGIC = 0x4c424250;
-export const OBJECT_VERSION = 1;
 /** pg_control_version 1800 and 1700 name two-phase files by the full xid. */
 const FULL_XID_FILES_FROM_MAJOR = 17;
+/** Files of a suspend or of a running compute that a start at another LSN may take: slots may resend, statistics are as of then. */
+const MAY_BE_OLD = /^(?:pg_replslot|pg_logical\/(?:snapshots|mappings)|pg_stat)\//;
 /** REPLICATION_STATE_MAGIC. */
 const ORIGIN_MAGIC = 0x1257dade;
 
@@ -50,7 +51,7 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
 
   const suspend = t.storage.index.suspend;
   const cleanSuspend = suspend !== null && suspend.lsn === lsn;
-  if (cleanSuspend) files.push(...suspendFiles(t, suspend.file));
+  if (suspend !== null) files.push(...suspendFiles(t, suspend).filter((file) => cleanSuspend || MAY_BE_OLD.test(file.path)));
 
   const relations: BundleRelation[] = [];
   for (const id of catalog.relations()) {
@@ -155,8 +156,13 @@ function originFile(origins: ReadonlyMap<number, number>): Buffer {
   return bytes;
 }
 
-function suspendFiles(t: Timeline, file: string): readonly BundleFile[] {
-  const path = join(t.storage.files.directory, file);
-  const payload = openObject(SUSPEND_OBJECT_MAGIC, OBJECT_VERSION, t.project, readFileSync(path), t.storage.files.ciphers, path);
-  return decodeSuspendState(payload).files;
+function suspendFiles(t: Timeline, entry: ObjectEntry): readonly BundleFile[] {
+  return decodeSuspendState(readObject(SUSPEND_OBJECT_MAGIC, t.storage.files, entry)).files;
+}
+
+/** A sealed object that the index names. Its key was loaded when the timeline was attached. */
+export function readObject(magic: number, files: LayerFiles, { file, key }: ObjectEntry): Buffer {
+  const path = join(files.directory, file);
+  const name = { project: files.project, timeline: files.timeline, name: file };
+  return openObject(magic, name, readFileSync(path), files.keys, path, keyFromText(key));
 }

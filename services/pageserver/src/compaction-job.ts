@@ -1,5 +1,4 @@
 /** One piece of background work on layers as a plain message, and how it is run: the same function in a worker thread and inline. */
-import { plainProvider } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import {
   FrameCache,
@@ -11,10 +10,12 @@ import {
   flushLayer,
   mergeDeltas,
 } from '@lakebase/layers';
+import { JobKeys, type KeyMessage, type MoreKeys } from './compaction-keys.ts';
 import { pageRedo } from './page-redo.ts';
 
 export interface CompactionJob {
   readonly kind: 'merge' | 'images';
+  readonly keys: KeyMessage;
   readonly directory: string;
   readonly project: string;
   readonly timeline: string;
@@ -32,6 +33,7 @@ export interface CompactionJob {
 /** Writing of a frozen layer: the same in a worker thread and inline. */
 export interface FlushJob {
   readonly kind: 'flush';
+  readonly keys: KeyMessage;
   readonly layer: OpenLayerMessage;
   readonly directory: string;
   readonly project: string;
@@ -42,17 +44,25 @@ export interface FlushJob {
 
 export type StorageJob = CompactionJob | FlushJob;
 
-export async function runJob(job: StorageJob): Promise<LayerDescriptor[]> {
-  if (job.kind !== 'flush') return runCompaction(job);
-  return [await flushLayer(OpenLayer.fromMessage(job.layer), { ...job, ciphers: plainProvider })];
+/** `more`: where a job that writes more files than it has keys for gets some. */
+export async function runJob(job: StorageJob, more?: MoreKeys): Promise<LayerDescriptor[]> {
+  const keys = new JobKeys(job.keys, more);
+  try {
+    if (job.kind !== 'flush') return await compactWith(job, keys);
+    return [await flushLayer(OpenLayer.fromMessage(job.layer), { ...job, keys })];
+  } finally {
+    keys.wipe();
+  }
 }
+
+export const runCompaction: (job: CompactionJob, more?: MoreKeys) => Promise<LayerDescriptor[]> = runJob;
 
 const FRAME_CACHE_BYTES = 16 << 20;
 
-export async function runCompaction(job: CompactionJob): Promise<LayerDescriptor[]> {
+async function compactWith(job: CompactionJob, keys: JobKeys): Promise<LayerDescriptor[]> {
   const files = {
     directory: job.directory,
-    ciphers: plainProvider,
+    keys,
     cache: new FrameCache(FRAME_CACHE_BYTES),
     project: job.project,
     timeline: job.timeline,
@@ -72,6 +82,6 @@ export async function runCompaction(job: CompactionJob): Promise<LayerDescriptor
     const inputs = job.inputs.map((name) => byName.get(name)).filter((l) => l !== undefined);
     return await mergeDeltas(set, inputs, redo, options);
   } finally {
-    set.close();
+    set.close(true);
   }
 }

@@ -1,21 +1,34 @@
-/** Worker thread: runs the jobs it is sent, one at a time, and answers each with its result. */
+/** Worker thread: runs the jobs it is sent, one at a time, and answers each with its result. A job that needs more keys asks for them. */
 import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 import { LakebaseError, errorMessage } from '@lakebase/base';
 import { type StorageJob, runJob } from './compaction-job.ts';
+import type { KeyMessage } from './compaction-keys.ts';
 
 /** Behind commits, reads and ingest wherever they want the same processor. On Linux a priority is the calling thread's own. */
 const NICE = 10;
 setPriority(0, NICE);
 
-parentPort?.on('message', (message: { id: number; job: StorageJob }) => {
-  runJob(message.job).then(
-    (layers) => parentPort?.postMessage({ id: message.id, layers }),
+type Message = { readonly id: number; readonly job: StorageJob } | { readonly id: number; readonly keys: KeyMessage | string };
+const asking = new Map<number, { resolve(keys: KeyMessage): void; reject(error: Error): void }>();
+
+parentPort?.on('message', (message: Message) => {
+  const { id } = message;
+  if ('keys' in message) {
+    const waiting = asking.get(id);
+    asking.delete(id);
+    if (typeof message.keys === 'string') waiting?.reject(new LakebaseError('UNAVAILABLE', message.keys));
+    else waiting?.resolve(message.keys);
+    return;
+  }
+  const more = (count: number): Promise<KeyMessage> =>
+    new Promise((resolve, reject) => {
+      asking.set(id, { resolve, reject });
+      parentPort?.postMessage({ id, more: count });
+    });
+  runJob(message.job, more).then(
+    (layers) => parentPort?.postMessage({ id, layers }),
     (error: unknown) =>
-      parentPort?.postMessage({
-        id: message.id,
-        code: error instanceof LakebaseError ? error.code : 'INTERNAL',
-        message: errorMessage(error),
-      }),
+      parentPort?.postMessage({ id, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
   );
 });

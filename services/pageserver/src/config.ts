@@ -1,5 +1,5 @@
 /** Configuration of the pageserver (keys common to all services: service-kit commonConfig). */
-import { commonConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const MIB = 1 << 20;
@@ -7,8 +7,7 @@ const MIB = 1 << 20;
 export const configSchema = Type.Object(
   {
     ...commonConfig,
-    /** Where data keys come from (docs/flows/key-path.md). */
-    keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
+    ...keyConfig,
     /** Directory of templates and timelines. */
     dataDir: Type.String(),
     /** Address and port of the page service (docs/protocols/page-service.md). */

@@ -37,10 +37,10 @@ export async function copyDatabase(timeline: Timeline, copy: DatabaseCopy, lsn: 
   const relmap = catalog.relmaps.get(`${src.spc}/${src.db}`)?.bytes;
 
   await storage.addLayers(async (number) => {
-    const { directory, project, timeline: id, ciphers } = storage.files;
+    const { directory, project, timeline: id, keys } = storage.files;
     const generation = storage.index.generation;
     const identity = { project, timeline: id, kind: 'delta' as const, level: 0, generation, startLsn: lsn, endLsn: lsn };
-    const writer = await LayerWriter.create(join(directory, layerName('delta', lsn, lsn, number, 0, generation)), identity, ciphers);
+    const writer = await LayerWriter.create(join(directory, layerName('delta', lsn, lsn, number, 0, generation)), identity, keys);
     try {
       const value = (s: SeriesId, bytes: Buffer): void => writer.add(encodeKey(s, 0), lsn, ENTRY_VALUE, ARG_STOP, bytes);
       value(metaSeries(KIND_DATABASE, dst.spc, dst.db), Buffer.from([1]));

@@ -1,8 +1,9 @@
 /** Entry of the pageserver process: `pageserver --config FILE`. */
-import { loadConfig, readSecret, runService } from '@lakebase/service-kit';
+import { hardenMemory, loadConfig, readSecret, runService } from '@lakebase/service-kit';
 import { configSchema } from './config.ts';
 import { startPageserver } from './server.ts';
 
+hardenMemory();
 const config = loadConfig('pageserver', configSchema, process.argv.slice(2));
 await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   const server = await startPageserver(config, readSecret(config.secretFile), log);

@@ -55,6 +55,7 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
   perTimeline('lakebase_layers', 'Layer files', (t) => t.timeline.storage.set.layers.length);
   perTimeline('lakebase_compactions', 'Merges since the process started', (t) => t.timeline.storage.compactions);
   perTimeline('lakebase_timeline_broken', '1 when ingest stopped for good', (t) => (t.timeline.broken === undefined ? 0 : 1));
+  gauge('lakebase_timelines_locked', "Timelines whose project's key may not be used", () => store.locked);
   gauge('lakebase_timelines_damaged', 'Timelines whose files failed a check at attach', () => store.damaged);
   gauge('lakebase_page_connections', 'Open page service connections', () => listener()?.connections ?? 0);
   gauge('lakebase_frame_cache_bytes', 'Layer frames in memory', () => store.caches.frames.bytes);

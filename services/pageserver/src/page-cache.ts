@@ -52,6 +52,12 @@ export class PageCache {
     if (this.#pages.delete(series * SERIES_SPAN + block)) this.#budget.used -= BLCKSZ;
   }
 
+  /** {@link clear}, and the pages are zeros: nobody may be sending one. */
+  wipe(): void {
+    for (const { page } of this.#pages.values()) page.fill(0);
+    this.clear();
+  }
+
   clear(): void {
     this.#budget.used -= this.#pages.size * BLCKSZ;
     this.#pages.clear();

@@ -37,6 +37,7 @@ export class PageListener {
   readonly #metrics: PageMetrics;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  readonly #connections = new Set<Connection>();
 
   constructor(store: TimelineStore, secret: string, log: Logger, metrics: PageMetrics) {
     this.#store = store;
@@ -70,6 +71,11 @@ export class PageListener {
     return new Promise((resolve) => this.#server.close(() => resolve()));
   }
 
+  /** Ends all connections of a project, with everything that waits to be sent. */
+  end(project: string, error: LakebaseError): void {
+    for (const connection of this.#connections) if (connection.project === project) connection.end(error);
+  }
+
   get connections(): number {
     return this.#sockets.size;
   }
@@ -95,7 +101,10 @@ export class PageListener {
           throw new LakebaseError('UNAUTHENTICATED', 'a valid internal token is needed');
         const target = this.#store.get(project, timeline);
         for (const part of encodeFrame(MSG.HELLO_OK, 0)) socket.write(part);
-        new Connection(socket, target, this.#store, this.#metrics, this.#log).start(pending.subarray(decoded.consumed));
+        const connection = new Connection(socket, target, this.#store, this.#metrics, this.#log);
+        this.#connections.add(connection);
+        socket.on('close', () => this.#connections.delete(connection));
+        connection.start(pending.subarray(decoded.consumed));
       } catch (error) {
         clearTimeout(timer);
         this.#metrics.failed(error instanceof LakebaseError ? error.code : 'INTERNAL');
@@ -124,6 +133,7 @@ class Connection {
   readonly #parser = new FrameParser(REQUEST_FRAME_BYTES_MAX);
   #inflight = 0;
   #blocked = false;
+  #ended = false;
 
   constructor(socket: Socket, timeline: Timeline, store: TimelineStore, metrics: PageMetrics, log: Logger) {
     this.#socket = socket;
@@ -131,6 +141,18 @@ class Connection {
     this.#store = store;
     this.#metrics = metrics;
     this.#log = log;
+  }
+
+  get project(): string {
+    return this.#timeline.project;
+  }
+
+  /** At once: of what was written only what the kernel has already taken is still sent. */
+  end(error: LakebaseError): void {
+    this.#ended = true;
+    this.#metrics.failed(error.code);
+    if (this.#socket.writableLength > 0) this.#socket.destroy();
+    else refuse(this.#socket, error);
   }
 
   start(first: Buffer): void {
@@ -169,7 +191,7 @@ class Connection {
           this.#metrics.observe(request.type, (performance.now() - started) / 1_000, pages);
         },
         (error: unknown) => {
-          if (!(error instanceof LakebaseError))
+          if (!(error instanceof LakebaseError) && !this.#ended)
             this.#log.error({ err: errorMessage(error), stack: (error as Error).stack, request: request.type }, 'page request failed');
           this.#metrics.failed(error instanceof LakebaseError ? error.code : 'INTERNAL');
           this.#write(encodeErrorFrame(request.id, error));
@@ -201,7 +223,7 @@ class Connection {
   }
 
   #write(frames: readonly Buffer[]): void {
-    if (this.#socket.destroyed || !this.#socket.writable) return;
+    if (this.#ended || this.#socket.destroyed || !this.#socket.writable) return;
     this.#socket.cork();
     let room = true;
     for (const frame of frames) room = this.#socket.write(frame);

@@ -26,7 +26,7 @@ import { readControlFile } from '@lakebase/pg-format';
 import { StockPostgres } from '@lakebase/testkit';
 import pg from 'pg';
 import { startPageserver } from './server.ts';
-import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig } from './testing.ts';
+import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig, testServiceKeys } from './testing.ts';
 
 const SECRET = 'ab'.repeat(32);
 const PROJECT = parseProjectUid(TEST_PROJECT);
@@ -101,7 +101,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
   const pgPort = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'lb-pss-'));
   const config = testConfig(directory, { waitLsnTimeoutMs: 2_000 });
-  let server = await startPageserver(config, SECRET, silentLogger);
+  let server = await startPageserver(config, SECRET, silentLogger, testServiceKeys);
   try {
     // Template and timeline.
     const tar = await tarBytes(stock.pgdata);
@@ -194,7 +194,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     await stock.stop();
     const stopped = readControlFile(readFileSync(join(stock.pgdata, 'global/pg_control')));
     await stock.start();
-    server = await startPageserver(config, SECRET, silentLogger);
+    server = await startPageserver(config, SECRET, silentLogger, testServiceKeys);
     client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
     pages = await PageClient.open(server.pagePort, TOKEN);
     const file = readFileSync(join(stock.pgdata, `base/${db}/${f}`));
@@ -242,7 +242,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
       assert.ok((await pages.pages(tag, 1, 1, end))[0]?.equals(Buffer.alloc(BLCKSZ, 9)));
       if (round === 0) {
         await server.close();
-        server = await startPageserver(config, SECRET, silentLogger);
+        server = await startPageserver(config, SECRET, silentLogger, testServiceKeys);
         pages = await PageClient.open(server.pagePort, TOKEN);
       }
     }
@@ -253,7 +253,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     const layer = join(dir, readdirSync(dir).find((n) => n.startsWith('image-')) as string);
     const bytes = readFileSync(layer);
     writeFileSync(layer, bytes.subarray(0, bytes.length - 100));
-    server = await startPageserver(config, SECRET, silentLogger);
+    server = await startPageserver(config, SECRET, silentLogger, testServiceKeys);
     client = new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
     const broken = await client.status(PROJECT, TIMELINE);
     assert.equal(broken.state, 'BROKEN');

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isCode, silentLogger } from '@lakebase/base';
-import { plainProvider } from '@lakebase/envelope';
+import { LocalKeys } from '@lakebase/keys';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import {
   ARG_STOP,
@@ -28,11 +28,14 @@ const OPTIONS = { compactionLayers: 4, layerFileBytes: 1 << 20, maxRecordsPerPag
 
 async function withStorage(run: (make: () => Promise<TimelineStorage>, directory: string) => Promise<void>): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'lb-storage-'));
-  const files = { directory, ciphers: plainProvider, cache: new FrameCache(1 << 22), project: '3'.repeat(32), timeline: '4'.repeat(32) };
+  const project = '3'.repeat(32);
+  const keys = new LocalKeys().project(project);
+  const files = { directory, keys, cache: new FrameCache(1 << 22), project, timeline: '4'.repeat(32) };
   const compactor = new Compactor();
   await TimelineStorage.create(files, {
     project: files.project,
     timeline: files.timeline,
+    version: 0,
     generation: 0,
     pgVersion: 18,
     systemId: '1',

@@ -3,29 +3,36 @@
  *  leaves the disk only after an index without it is durable; a failed job changes nothing and may be repeated. */
 import { mkdir, readdir, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
+import { decodeDekReference, type ObjectKey } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
+import type { ProjectKeys } from '@lakebase/keys';
 import {
   type Entry,
   type LayerDescriptor,
   type LayerFiles,
   LayerHandle,
   LayerSet,
+  type ObjectEntry,
   type OpenLayer,
   TEMP_SUFFIX,
   type TimelineIndex,
   flushLayer,
   isLayerName,
+  keyFromText,
+  keyToText,
   readIndex,
   syncDirectory,
   writeFileDurably,
   writeIndex,
 } from '@lakebase/layers';
 import type { CompactionJob, StorageJob } from './compaction-job.ts';
+import { FRESH_PER_JOB, type KeyMessage, type MoreKeys, packKeys } from './compaction-keys.ts';
 
 export const INDEX_FILE = 'index';
 /** A layer with less is written by the main thread itself: no worker is started for the trickle of an idle database. */
 const FLUSH_HERE_BYTES = 1 << 20;
+const JOB_TRIES = 5;
 
 export interface StorageOptions {
   readonly compactionLayers: number;
@@ -34,7 +41,12 @@ export interface StorageOptions {
 }
 
 /** Runs a job in a worker thread. */
-export type RunJob = (job: StorageJob) => Promise<LayerDescriptor[]>;
+export type RunJob = (job: StorageJob, more?: MoreKeys) => Promise<LayerDescriptor[]>;
+export type RunCompaction = (job: CompactionJob, more?: MoreKeys) => Promise<LayerDescriptor[]>;
+/** The files of a timeline with the keys of its project. */
+export interface TimelineFiles extends LayerFiles {
+  readonly keys: ProjectKeys;
+}
 
 interface Frozen {
   readonly layer: OpenLayer;
@@ -42,13 +54,15 @@ interface Frozen {
 }
 
 export class TimelineStorage {
-  readonly files: LayerFiles;
+  readonly files: TimelineFiles;
   index: TimelineIndex;
+  /** Of the index file's own key. */
+  #indexKey: Buffer;
   set: LayerSet;
   /** Newest first, not yet in the set. */
   frozen: readonly Frozen[] = [];
   readonly #options: StorageOptions;
-  readonly #compact: (job: CompactionJob) => Promise<LayerDescriptor[]>;
+  readonly #compact: RunCompaction;
   readonly #flushElsewhere: RunJob | undefined;
   readonly #log: Logger;
   readonly #jobs = new SerialQueue();
@@ -59,16 +73,17 @@ export class TimelineStorage {
   compactions = 0;
 
   private constructor(
-    files: LayerFiles,
-    index: TimelineIndex,
+    files: TimelineFiles,
+    { index, reference }: { index: TimelineIndex; reference: Buffer },
     options: StorageOptions,
-    compact: (job: CompactionJob) => Promise<LayerDescriptor[]>,
+    compact: RunCompaction,
     log: Logger,
     flushElsewhere: RunJob | undefined,
   ) {
     this.#flushElsewhere = flushElsewhere;
     this.files = files;
     this.index = index;
+    this.#indexKey = reference;
     this.#nextNumber = index.nextLayerNumber;
     this.set = LayerSet.open(index.layers, files);
     this.#options = options;
@@ -77,22 +92,24 @@ export class TimelineStorage {
   }
 
   /** Makes the directory durable with a first index. The layer files are there already. */
-  static async create(files: LayerFiles, index: TimelineIndex): Promise<void> {
-    await writeIndex(join(files.directory, INDEX_FILE), index, files.ciphers);
+  static async create(files: TimelineFiles, index: TimelineIndex): Promise<void> {
+    await writeIndex(join(files.directory, INDEX_FILE), index, files.keys);
     await syncDirectory(join(files.directory, '..'));
   }
 
   /** Undefined when the directory has no index: an unfinished creation. */
   static async open(
-    files: LayerFiles,
+    files: TimelineFiles,
     options: StorageOptions,
-    compact: (job: CompactionJob) => Promise<LayerDescriptor[]>,
+    compact: RunCompaction,
     log: Logger,
     flushElsewhere?: RunJob,
   ): Promise<TimelineStorage | undefined> {
-    const index = readIndex(join(files.directory, INDEX_FILE), files.project, files.timeline, files.ciphers);
-    if (index === undefined) return undefined;
-    const storage = new TimelineStorage(files, index, options, compact, log, flushElsewhere);
+    const found = await readIndex(join(files.directory, INDEX_FILE), files.project, files.timeline, files.keys);
+    if (found === undefined) return undefined;
+    const storage = new TimelineStorage(files, found, options, compact, log, flushElsewhere);
+    // Readers open their files in the middle of a read, where nothing can be waited for.
+    await files.keys.load(storage.#objects().map((o) => keyFromText(o.key)));
     for (const layer of storage.set.layers) layer.verifyPresence();
     await storage.#removeUnreferenced();
     return storage;
@@ -129,10 +146,30 @@ export class TimelineStorage {
   }
 
   async #writeLayer(layer: OpenLayer): Promise<LayerDescriptor[]> {
-    const { directory, project, timeline, ciphers } = this.files;
+    const { directory, project, timeline, keys } = this.files;
     const target = { directory, project, timeline, generation: this.index.generation, number: this.#takeNumber() };
-    if (this.#flushElsewhere === undefined || layer.byteCount < FLUSH_HERE_BYTES) return [await flushLayer(layer, { ...target, ciphers })];
-    return this.#flushElsewhere({ kind: 'flush', layer: layer.toMessage(), ...target });
+    const elsewhere = this.#flushElsewhere;
+    if (elsewhere === undefined || layer.byteCount < FLUSH_HERE_BYTES) return [await flushLayer(layer, { ...target, keys })];
+    return this.#repeated(async () => elsewhere({ kind: 'flush', layer: layer.toMessage(), keys: await this.#jobKeys([]), ...target }));
+  }
+
+  #jobKeys(layers: readonly LayerDescriptor[]): Promise<KeyMessage> {
+    return packKeys(
+      this.files.keys,
+      layers.map((d) => d.key),
+      FRESH_PER_JOB,
+    );
+  }
+
+  /** A job whose worker was ended because of another project is run again. */
+  async #repeated<T>(run: () => Promise<T>): Promise<T> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await run();
+      } catch (error) {
+        if (!isCode(error, 'UNAVAILABLE') || tries === JOB_TRIES || this.#closed) throw error;
+      }
+    }
   }
 
   /** Publishes layers written outside (`make` gets a fresh number). */
@@ -146,13 +183,20 @@ export class TimelineStorage {
   }
 
   /** Writes a sealed object and makes the index name it; the one it replaces goes away. */
-  putObject(prefix: 'suspend' | 'bootset', bytes: Buffer, change: (file: string) => Partial<TimelineIndex>): Promise<void> {
+  putObject(
+    prefix: 'suspend' | 'bootset',
+    seal: (name: string, key: ObjectKey) => Buffer,
+    change: (entry: ObjectEntry) => Partial<TimelineIndex>,
+  ): Promise<void> {
     return this.#job(async () => {
-      const before = prefix === 'suspend' ? this.index.suspend?.file : this.index.bootSet;
+      const { keys } = this.files;
+      const before = prefix === 'suspend' ? this.index.suspend?.file : this.index.bootSet?.file;
       const file = `${prefix}-${this.#takeNumber().toString(16).padStart(8, '0')}`;
-      await writeFileDurably(join(this.files.directory, file), bytes);
-      await this.#publish([], [], change(file));
-      if (before !== null && before !== undefined) await unlink(join(this.files.directory, before)).catch(() => {});
+      await keys.reserve(1);
+      const key = keys.create();
+      await writeFileDurably(join(this.files.directory, file), seal(file, key));
+      await this.#publish([], [], change({ file, key: keyToText(key.keyReference) }));
+      if (before !== undefined) await unlink(join(this.files.directory, before)).catch(() => {});
     });
   }
 
@@ -161,10 +205,41 @@ export class TimelineStorage {
     return this.#jobs.run(async () => {});
   }
 
-  async close(): Promise<void> {
+  /** Everything the index names, with its key. */
+  #objects(): readonly { readonly key: string }[] {
+    const { layers, suspend, bootSet } = this.index;
+    return [...layers, ...(suspend === null ? [] : [suspend]), ...(bootSet === null ? [] : [bootSet])];
+  }
+
+  /** Leaves no key here that is wrapped by a KEK older than `kekVersion`: new wrappings go into the index, no other byte is written. What took
+   *  its key before now is waited for. When it rejects, run it again. */
+  rewrap(kekVersion: number): Promise<number> {
+    return this.#compactions.run(() =>
+      this.#job(async () => {
+        const isOld = (reference: Buffer): boolean => reference.length > 0 && decodeDekReference(reference).kekVersion < kekVersion;
+        const old = [...new Set(this.#objects().map((o) => o.key))].filter((key) => isOld(keyFromText(key)));
+        if (old.length === 0 && !isOld(this.#indexKey)) return 0;
+        const fresh = await this.files.keys.rewrap(old.map(keyFromText));
+        const changed = new Map(old.map((key, i) => [key, keyToText(fresh[i] as Buffer)]));
+        const again = <T extends { readonly key: string }>(o: T): T => ({ ...o, key: changed.get(o.key) ?? o.key });
+        const { layers, suspend, bootSet } = this.index;
+        await this.#publish([], [], {
+          layers: layers.map(again),
+          suspend: suspend === null ? null : again(suspend),
+          bootSet: bootSet === null ? null : again(bootSet),
+        });
+        if (isOld(this.#indexKey)) throw new LakebaseError('UNAVAILABLE', 'the index was written with a key of an older version; again');
+        for (const handle of this.set.layers) handle.key = changed.get(handle.descriptor.key) ?? handle.descriptor.key;
+        return old.length;
+      }),
+    );
+  }
+
+  /** `wipe`: of the memory of what was open. */
+  async close(wipe = false): Promise<void> {
     this.#closed = true;
     await this.settled();
-    this.set.close();
+    this.set.close(wipe);
   }
 
   #job<T>(run: () => Promise<T>): Promise<T> {
@@ -185,10 +260,11 @@ export class TimelineStorage {
       ...this.index,
       ...change,
       nextLayerNumber: this.#nextNumber,
-      layers: [...this.index.layers.filter((d) => !gone.has(d.name)), ...add],
+      layers: [...(change.layers ?? this.index.layers).filter((d) => !gone.has(d.name)), ...add],
     };
-    await writeIndex(join(this.files.directory, INDEX_FILE), next, this.files.ciphers);
-    this.index = next;
+    const written = await writeIndex(join(this.files.directory, INDEX_FILE), next, this.files.keys);
+    this.index = written.index;
+    this.#indexKey = written.reference;
     this.set = this.set.replaced(
       remove,
       add.map((d) => new LayerHandle(d, this.files)),
@@ -226,26 +302,41 @@ export class TimelineStorage {
   async #compactOnce(): Promise<void> {
     const inputs = this.#level0();
     if (inputs.length > 0) {
-      const merged = await this.#compact(this.#compactionJob('merge', inputs));
+      const merged = await this.#runCompaction('merge', inputs, 0 as Lsn);
       await this.#job(() => this.#publish(inputs, merged, {}));
       this.compactions++;
     }
     const imageLsn = this.#imageLsnWhenDue();
     if (imageLsn === undefined) return;
-    const images = await this.#compact({ ...this.#compactionJob('images', []), imageLsn });
+    const images = await this.#runCompaction('images', [], imageLsn);
     await this.#job(() => this.#publish([], images, {}));
   }
 
-  #compactionJob(kind: 'merge' | 'images', inputs: readonly LayerHandle[]): CompactionJob {
+  #runCompaction(kind: 'merge' | 'images', inputs: readonly LayerHandle[], imageLsn: Lsn): Promise<LayerDescriptor[]> {
+    const more: MoreKeys = (count) => packKeys(this.files.keys, [], count);
+    return this.#repeated(async () => {
+      const { layers } = this.index;
+      return this.#compact(this.#compactionJob(kind, layers, inputs, imageLsn, await this.#jobKeys(layers)), more);
+    });
+  }
+
+  #compactionJob(
+    kind: 'merge' | 'images',
+    layers: readonly LayerDescriptor[],
+    inputs: readonly LayerHandle[],
+    imageLsn: Lsn,
+    keys: KeyMessage,
+  ): CompactionJob {
     return {
       kind,
+      keys,
       directory: this.files.directory,
       project: this.files.project,
       timeline: this.files.timeline,
       major: this.index.pgVersion,
-      layers: this.index.layers,
+      layers,
       inputs: inputs.map((l) => l.descriptor.name),
-      imageLsn: 0,
+      imageLsn,
       generation: this.index.generation,
       number: this.#takeNumber(),
       targetBytes: this.#options.layerFileBytes,
@@ -271,7 +362,7 @@ export class TimelineStorage {
   async #removeUnreferenced(): Promise<void> {
     const keep = new Set<string>([INDEX_FILE, ...this.index.layers.map((d) => d.name)]);
     if (this.index.suspend !== null) keep.add(this.index.suspend.file);
-    if (this.index.bootSet !== null) keep.add(this.index.bootSet);
+    if (this.index.bootSet !== null) keep.add(this.index.bootSet.file);
     for (const name of await readdir(this.files.directory)) {
       if (keep.has(name)) continue;
       const ours = isLayerName(name) || name.endsWith(TEMP_SUFFIX) || /^(suspend|bootset)-[0-9a-f]{8}$/.test(name);

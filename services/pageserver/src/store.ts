@@ -1,11 +1,11 @@
 /** All templates and timelines of this pageserver, by identity, under one data directory:
- *  `templates/<major>/`, `timelines/<project>/<timeline>/`. Invariant: creation, deletion and attachment of one timeline never overlap. */
+ *  `templates/<major>/`, `timelines/<project>/<timeline>/`. Invariants: creation, deletion and attachment of one timeline never overlap; from
+ *  the moment a project's key is lost nothing of it is answered, and soon nothing of it is in memory; it comes back by itself. */
 import { readdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
 import {
-  type BlockRef,
   type CreatePageTimeline,
   type PageTimelineStatus,
   type PeerAddress,
@@ -16,35 +16,24 @@ import {
   internalToken,
   timelineScope,
 } from '@lakebase/api';
-import { plainProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
-import { FrameCache, type LayerFiles, openObject, sealObject, syncDirectory } from '@lakebase/layers';
+import { FrameCache, sealObject, syncDirectory } from '@lakebase/layers';
+import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import type { Readable } from 'node:stream';
-import { readFileSync } from 'node:fs';
-import { BOOT_OBJECT_MAGIC, OBJECT_VERSION, SUSPEND_OBJECT_MAGIC, buildStartBundle } from './bundle.ts';
+import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle, readObject } from './bundle.ts';
 import { BundleCache } from './bundle-cache.ts';
 import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
 import { CacheBudget } from './page-cache.ts';
-import { TimelineStorage, ensureDirectory } from './storage.ts';
-import { TEMPLATE_ID, importTemplate, instantiate, templateInfo } from './template.ts';
+import { type TimelineFiles, TimelineStorage, ensureDirectory } from './storage.ts';
+import { TEMPLATE_ID, importTemplate, instantiate, rewrapTemplate, templateInfo } from './template.ts';
 import { Timeline } from './timeline.ts';
+import { type Attached, type Entry, absentStatus, isAttached, isLocked, timelineKey } from './timeline-entry.ts';
 import { WalReceiver } from './wal-receiver.ts';
 
-interface Attached {
-  readonly timeline: Timeline;
-  readonly receiver: WalReceiver;
-  bootSet: readonly BlockRef[];
-}
-
-/** A timeline whose files fail a check: listed, answers with its error, touches nothing. */
-interface Damaged {
-  readonly error: LakebaseError;
-}
-
-const key = (project: string, timeline: string): string => `${project}/${timeline}`;
 const STOP_FLUSH_MS = 10_000;
 const BUNDLE_CACHE_BYTES = 16 << 20;
+const ATTACH_AGAIN_MS = 1_000;
 const DELETED_SUFFIX = '.deleted';
 
 export class TimelineStore {
@@ -56,10 +45,20 @@ export class TimelineStore {
   readonly #compactor = new Compactor();
   readonly #flusher = new Compactor();
   readonly #bundles = new BundleCache(BUNDLE_CACHE_BYTES);
-  readonly #timelines = new Map<string, Attached | Damaged>();
+  readonly #timelines = new Map<string, Entry>();
+  readonly #keys: ServiceKeys;
+  readonly #rotation: KeyRotation;
+  /** Under way, by project: their keys may be of any version until they are done. */
+  readonly #creations = new Map<string, Set<Promise<unknown>>>();
+  /** Ends what the project's clients have under way. Called before memory is zeroed: nothing of it may still be sent. */
+  onLock: (project: string, error: LakebaseError) => void = () => {};
+  #closed = false;
   readonly #queues = new Map<string, SerialQueue>();
 
-  constructor(config: PageserverConfig, secret: string, log: Logger) {
+  constructor(config: PageserverConfig, secret: string, log: Logger, keys: ServiceKeys) {
+    this.#keys = keys;
+    this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
+    keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
     this.#config = config;
     this.#secret = secret;
     this.#log = log;
@@ -82,7 +81,9 @@ export class TimelineStore {
   }
 
   async close(): Promise<void> {
-    const attached = [...this.#timelines.values()].filter((t) => 'timeline' in t);
+    this.#closed = true;
+    await this.#rotation.close();
+    const attached = [...this.#timelines.values()].filter(isAttached);
     await Promise.all(
       attached.map(async (t) => {
         await withDeadline(t.receiver.stop(), STOP_FLUSH_MS, 'stop of the WAL receiver').catch(() => {});
@@ -101,10 +102,21 @@ export class TimelineStore {
   // --- templates ---
 
   async putTemplate(major: number, body: Readable): Promise<TemplateInfo> {
-    return this.#queue(`template/${major}`).run(() => importTemplate(body, major, this.#templateFiles(major)));
+    // The template has a key of its own, under the installation's root.
+    await this.#keys.client?.createProject(TEMPLATE_ID as ProjectUid, {
+      account: 'installation',
+      configurationId: null,
+      kms: { provider: 'LOCAL', key: 'root' },
+      actor: this.#config.id,
+    });
+    const files = this.#templateFiles(major);
+    return this.#queue(`template/${major}`).run(async () => {
+      await files.keys.ready();
+      return importTemplate(body, major, files);
+    });
   }
-  template(major: number): TemplateInfo {
-    const info = templateInfo(this.#templateFiles(major));
+  async template(major: number): Promise<TemplateInfo> {
+    const info = await templateInfo(this.#templateFiles(major));
     if (info === undefined) throw new LakebaseError('NOT_FOUND', `there is no template for Postgres ${major}`);
     return info;
   }
@@ -112,10 +124,10 @@ export class TimelineStore {
   // --- timelines ---
 
   async create(project: ProjectUid, timeline: TimelineId, request: CreatePageTimeline): Promise<PageTimelineStatus> {
-    return this.#queue(key(project, timeline)).run(async () => {
-      const existing = this.#timelines.get(key(project, timeline));
+    return this.#creation(project, timeline, async () => {
+      const existing = this.#timelines.get(timelineKey(project, timeline));
       if (existing !== undefined) {
-        if ('error' in existing) throw existing.error;
+        if (!isAttached(existing)) throw isLocked(existing) ? existing.locked : existing.error;
         const index = existing.timeline.storage.index;
         if (index.systemId !== request.systemId || index.pgVersion !== request.pgVersion)
           throw new LakebaseError('ALREADY_EXISTS', `timeline ${timeline} exists with another system id or Postgres version`);
@@ -124,6 +136,7 @@ export class TimelineStore {
         return existing.timeline.status();
       }
       const files = this.#files(project, timeline);
+      await files.keys.ready();
       await ensureDirectory(dirname(files.directory));
       await this.#queue(`template/${request.pgVersion}`).run(() =>
         instantiate(this.#templateFiles(request.pgVersion), files, request.systemId, { safekeepers: request.safekeepers }),
@@ -139,38 +152,24 @@ export class TimelineStore {
   }
 
   #attached(project: string, timeline: string): Attached {
-    const found = this.#timelines.get(key(project, timeline));
+    const found = this.#timelines.get(timelineKey(project, timeline));
     if (found === undefined) throw new LakebaseError('NOT_FOUND', `there is no timeline ${timeline} here`);
-    if ('error' in found) throw found.error;
+    if (!isAttached(found)) throw isLocked(found) ? found.locked : found.error;
     return found;
   }
 
-  /** Status also of a timeline whose files are damaged. */
+  /** Status also of a timeline that is locked or damaged. */
   status(project: ProjectUid, timeline: TimelineId): PageTimelineStatus {
-    const found = this.#timelines.get(key(project, timeline));
-    if (found === undefined || !('error' in found)) return this.get(project, timeline).status();
-    return {
-      project,
-      timeline,
-      pgVersion: 0,
-      systemId: '0',
-      startLsn: '0/0',
-      startPrevRecordLsn: '0/0',
-      lastRecordLsn: '0/0',
-      diskConsistentLsn: '0/0',
-      logicalSizeBytes: 0,
-      state: 'BROKEN',
-      error: found.error.message,
-      layers: 0,
-    };
+    const found = this.#timelines.get(timelineKey(project, timeline));
+    return found === undefined || isAttached(found) ? this.get(project, timeline).status() : absentStatus(project, timeline, found);
   }
 
   async remove(project: ProjectUid, timeline: TimelineId): Promise<void> {
-    return this.#queue(key(project, timeline)).run(async () => {
-      const found = this.#timelines.get(key(project, timeline));
-      this.#timelines.delete(key(project, timeline));
+    return this.#queue(timelineKey(project, timeline)).run(async () => {
+      const found = this.#timelines.get(timelineKey(project, timeline));
+      this.#timelines.delete(timelineKey(project, timeline));
       this.#bundles.forget(timeline);
-      if (found !== undefined && 'timeline' in found) {
+      if (isAttached(found)) {
         const stopped = found.receiver.stop();
         await found.timeline.close();
         await stopped;
@@ -193,9 +192,8 @@ export class TimelineStore {
     const { suspend } = t.storage.index;
     const bundle = await buildStartBundle(t, at, bootSet);
     // What went into it may have changed while pages were read.
-    const now = this.#timelines.get(key(t.project, t.id));
-    const same =
-      now !== undefined && 'timeline' in now && now.timeline === t && now.bootSet === bootSet && t.storage.index.suspend === suspend;
+    const now = this.#timelines.get(timelineKey(t.project, t.id));
+    const same = isAttached(now) && now.timeline === t && now.bootSet === bootSet && t.storage.index.suspend === suspend;
     if (same && t.lastRecordLsn === at) this.#bundles.set(t.id, at, bundle);
     return bundle;
   }
@@ -209,25 +207,35 @@ export class TimelineStore {
   async putSuspendState(project: ProjectUid, timeline: TimelineId, body: Buffer): Promise<void> {
     const { timeline: t } = this.#attached(project, timeline);
     const state = decodeSuspendState(body);
-    await t.waitFor(state.lsn);
-    if (t.lastRecordLsn !== state.lsn)
+    // Of a running compute: no pages, and of no LSN; a start after a crash takes what may be old of it.
+    const running = state.lsn === 0 && state.pages.length === 0;
+    if (!running) await t.waitFor(state.lsn);
+    if (!running && t.lastRecordLsn !== state.lsn)
       throw new LakebaseError(
         'CONFLICT',
         `the timeline has gone on to ${formatLsn(t.lastRecordLsn)}; a suspend state at ${formatLsn(state.lsn)} is too late`,
       );
-    t.fileImages(state.pages);
-    await t.checkpoint();
-    const sealed = sealObject(SUSPEND_OBJECT_MAGIC, OBJECT_VERSION, project, body, t.storage.files.ciphers);
-    await t.storage.putObject('suspend', sealed, (file) => ({ suspend: { lsn: state.lsn, file } }));
+    if (!running) {
+      t.fileImages(state.pages);
+      await t.checkpoint();
+    }
+    await t.storage.putObject(
+      'suspend',
+      (name, key) => sealObject(SUSPEND_OBJECT_MAGIC, { project, timeline, name }, body, key),
+      (entry) => ({ suspend: { lsn: state.lsn, ...entry } }),
+    );
     this.#bundles.forget(t.id);
-    this.#buildAhead(t);
+    if (!running) this.#buildAhead(t);
   }
 
   async putBootSet(project: ProjectUid, timeline: TimelineId, body: Buffer): Promise<void> {
     const attached = this.#attached(project, timeline);
     const blocks = decodeBootSet(body);
-    const sealed = sealObject(BOOT_OBJECT_MAGIC, OBJECT_VERSION, project, encodeBootSet(blocks), attached.timeline.storage.files.ciphers);
-    await attached.timeline.storage.putObject('bootset', sealed, (file) => ({ bootSet: file }));
+    await attached.timeline.storage.putObject(
+      'bootset',
+      (name, key) => sealObject(BOOT_OBJECT_MAGIC, { project, timeline, name }, encodeBootSet(blocks), key),
+      (bootSet) => ({ bootSet }),
+    );
     attached.bootSet = blocks;
     this.#bundles.forget(timeline);
   }
@@ -243,7 +251,10 @@ export class TimelineStore {
 
   /** For metrics and health. */
   *attached(): Generator<{ timeline: Timeline; receiver: WalReceiver }> {
-    for (const t of this.#timelines.values()) if ('timeline' in t) yield t;
+    for (const t of this.#timelines.values()) if (isAttached(t)) yield t;
+  }
+  get locked(): number {
+    return [...this.#timelines.values()].filter(isLocked).length;
   }
   get damaged(): number {
     return [...this.#timelines.values()].filter((t) => 'error' in t).length;
@@ -252,40 +263,124 @@ export class TimelineStore {
     return { frames: this.#cache, pages: this.#budget };
   }
 
+  // --- keys ---
+
+  #lock(project: string, reason: string): void {
+    const error = this.#keys.source.project(project).locked ?? new LakebaseError('KEY_REVOKED', reason);
+    const ended: Promise<unknown>[] = [];
+    // First nobody gets anything any more, then what is in memory goes.
+    const affected = [...this.#timelines].filter(([name]) => name.startsWith(`${project}/`));
+    for (const [name, entry] of affected) if (isAttached(entry) || isLocked(entry)) this.#timelines.set(name, { locked: error });
+    this.onLock(project, error);
+    for (const [name, entry] of affected) if (isAttached(entry)) ended.push(this.#queue(name).run(() => this.#end(entry, error)));
+    // A worker may hold what an earlier job of the project left behind.
+    ended.push(this.#compactor.forget(project, error), this.#flusher.forget(project, error));
+    this.#log.warn({ project, reason, timelines: affected.length }, 'project locked');
+    void Promise.allSettled(ended)
+      .then(forgetGarbage)
+      .catch((cause: unknown) => this.#log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'));
+  }
+
+  async #end({ timeline, receiver }: Attached, error: LakebaseError): Promise<void> {
+    this.#bundles.forget(timeline.id, true);
+    const stopped = receiver.stop();
+    await timeline.close(error);
+    await stopped;
+    timeline.wipe();
+  }
+
+  #unlock(project: string): void {
+    for (const [name, entry] of this.#timelines) {
+      const [uid, timeline] = name.split('/') as [ProjectUid, TimelineId];
+      if (uid !== project || !isLocked(entry)) continue;
+      void this.#queue(name).run(async () => {
+        if (isLocked(this.#timelines.get(name)) && !this.#closed) await this.#attach(uid, timeline);
+      });
+    }
+    this.#rotation.check(project);
+  }
+
+  /** Every reference of the project here. Rejects while one cannot be reached. */
+  async #rewrap(project: string, kekVersion: number): Promise<number> {
+    await Promise.allSettled([...(this.#creations.get(project) ?? [])]);
+    let references = 0;
+    if (project === TEMPLATE_ID) {
+      for (const major of readdirSync(join(this.#config.dataDir, 'templates')))
+        references += await this.#queue(`template/${major}`).run(() =>
+          rewrapTemplate(this.#templateFiles(Number(major)), kekVersion, this.#log),
+        );
+      return references;
+    }
+    for (const [name, entry] of this.#timelines) {
+      if (!name.startsWith(`${project}/`)) continue;
+      if (!isAttached(entry)) throw new LakebaseError('UNAVAILABLE', `timeline ${name} is not attached`);
+      references += await entry.timeline.storage.rewrap(kekVersion);
+    }
+    return references;
+  }
+
+  #creation<T>(project: ProjectUid, timeline: TimelineId, run: () => Promise<T>): Promise<T> {
+    let running = this.#creations.get(project);
+    if (running === undefined) this.#creations.set(project, (running = new Set()));
+    const made = this.#queue(timelineKey(project, timeline))
+      .run(run)
+      .finally(() => running.delete(made));
+    running.add(made);
+    return made;
+  }
+
   async #attach(project: ProjectUid, id: TimelineId): Promise<void> {
+    const name = timelineKey(project, id);
     const files = this.#files(project, id);
+    const { keys } = files;
     const log = this.#log.child({ project, timeline: id });
+    if (keys.locked !== undefined) return void this.#timelines.set(name, { locked: keys.locked });
     try {
       const storage = await TimelineStorage.open(files, this.#config, this.#compactor.run, log, this.#flusher.run);
       if (storage === undefined) {
         // A creation that was cut short: the caller repeats it.
+        this.#timelines.delete(name);
         await rm(files.directory, { recursive: true, force: true });
         return;
       }
       const timeline = new Timeline(storage, this.#config, this.#budget, log);
+      const bootSet = readBootSet(storage);
       const safekeepers = (storage.index.extra['safekeepers'] ?? []) as PeerAddress[];
       const receiver = new WalReceiver(timeline, safekeepers, internalToken(this.#secret, timelineScope(project, id)));
-      this.#timelines.set(key(project, id), { timeline, receiver, bootSet: readBootSet(storage) });
+      const attached = { timeline, receiver, bootSet };
+      // The key may have gone since it opened the last file.
+      if (keys.locked !== undefined) {
+        this.#timelines.set(name, { locked: keys.locked });
+        return await this.#end(attached, keys.locked);
+      }
+      this.#timelines.set(name, attached);
+      this.#rotation.check(project);
     } catch (error) {
       const wrapped = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
+      if (wrapped.code === 'KEY_REVOKED' || wrapped.code === 'UNAVAILABLE') {
+        log.warn({ err: wrapped.message }, 'the timeline cannot be attached without its keys');
+        this.#timelines.set(name, { locked: wrapped });
+        if (keys.usable) setTimeout(() => this.#unlock(project), ATTACH_AGAIN_MS).unref();
+        return;
+      }
       log.error({ err: wrapped.message }, 'the timeline cannot be attached');
-      this.#timelines.set(key(project, id), { error: wrapped });
+      this.#timelines.set(name, { error: wrapped });
     }
   }
 
-  #files(project: ProjectUid, timeline: TimelineId): LayerFiles {
+  #files(project: ProjectUid, timeline: TimelineId): TimelineFiles {
     return {
       directory: join(this.#config.dataDir, 'timelines', project, timeline),
-      ciphers: plainProvider,
+      keys: this.#keys.source.project(project),
       cache: this.#cache,
       project,
       timeline,
     };
   }
-  #templateFiles(major: number): LayerFiles {
+  #templateFiles(major: number): TimelineFiles {
     return {
       directory: join(this.#config.dataDir, 'templates', String(major)),
-      ciphers: plainProvider,
+      keys: this.#keys.source.project(TEMPLATE_ID),
       cache: this.#cache,
       project: TEMPLATE_ID,
       timeline: TEMPLATE_ID,
@@ -301,11 +396,6 @@ export class TimelineStore {
   }
 }
 
-function readBootSet(storage: TimelineStorage): readonly BlockRef[] {
-  const file = storage.index.bootSet;
-  if (file === null) return [];
-  const path = join(storage.files.directory, file);
-  return decodeBootSet(
-    openObject(BOOT_OBJECT_MAGIC, OBJECT_VERSION, storage.files.project, readFileSync(path), storage.files.ciphers, path),
-  );
+function readBootSet({ index, files }: TimelineStorage): Attached['bootSet'] {
+  return index.bootSet === null ? [] : decodeBootSet(readObject(BOOT_OBJECT_MAGIC, files, index.bootSet));
 }

@@ -4,7 +4,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable, pipeline } from 'node:stream';
 import { promisify } from 'node:util';
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, type Logger } from '@lakebase/base';
 import type { TemplateInfo } from '@lakebase/api';
 import { BLCKSZ, GLOBAL_TABLESPACE, type Lsn, RELSEG_BLOCKS, formatLsn, parseRelPath } from '@lakebase/ids';
 import {
@@ -19,11 +19,11 @@ import {
   KIND_SLRU_PAGE,
   KIND_SLRU_SEGMENT,
   type LayerDescriptor,
-  type LayerFiles,
   LayerReader,
   LayerWriter,
   type TimelineIndex,
   encodeKey,
+  keyFromText,
   layerName,
   metaSeries,
   readIndex,
@@ -38,7 +38,7 @@ import {
   SHUTDOWN_CHECKPOINT_BYTES,
 } from '@lakebase/pg-format';
 import { extract } from 'tar-stream';
-import { INDEX_FILE, TimelineStorage, ensureDirectory } from './storage.ts';
+import { INDEX_FILE, type TimelineFiles, TimelineStorage, ensureDirectory } from './storage.ts';
 import { PAGES_PER_SEGMENT, parseSegmentPath } from './slru.ts';
 
 export const TEMPLATE_ID: string = '0'.repeat(32);
@@ -54,7 +54,7 @@ interface Item {
 }
 
 /** Reads the tar, checks it is a clean shutdown of `major`, and replaces the template. */
-export async function importTemplate(body: Readable, major: number, files: LayerFiles): Promise<TemplateInfo> {
+export async function importTemplate(body: Readable, major: number, files: TimelineFiles): Promise<TemplateInfo> {
   const items: Item[] = [];
   const sizes = new Map<string, { key: Buffer; blocks: number }>();
   const segments = new Map<string, { key: Buffer; pages: number }>();
@@ -117,7 +117,7 @@ export async function importTemplate(body: Readable, major: number, files: Layer
   const writer = await LayerWriter.create(
     join(files.directory, layerName('image', end, end, 1, 0, 0)),
     imageIdentity(files, end),
-    files.ciphers,
+    files.keys,
   );
   for (const item of items) {
     writer.add(item.key, end, item.kind, ARG_STOP, item.bytes);
@@ -128,9 +128,10 @@ export async function importTemplate(body: Readable, major: number, files: Layer
   return { major, endLsn: formatLsn(end), prevRecordLsn: formatLsn(prev), layerBytes: layer.bytes };
 }
 
-export function templateInfo(files: LayerFiles): TemplateInfo | undefined {
-  const index = readIndex(join(files.directory, INDEX_FILE), files.project, files.timeline, files.ciphers);
-  if (index === undefined) return undefined;
+export async function templateInfo(files: TimelineFiles): Promise<TemplateInfo | undefined> {
+  const found = await readIndex(join(files.directory, INDEX_FILE), files.project, files.timeline, files.keys);
+  if (found === undefined) return undefined;
+  const { index } = found;
   return {
     major: index.pgVersion,
     endLsn: formatLsn(index.startLsn as Lsn),
@@ -139,27 +140,30 @@ export function templateInfo(files: LayerFiles): TemplateInfo | undefined {
   };
 }
 
-/** Makes a timeline's directory from the template: every frame sealed again under the new identity. The control file still carries the
+/** Makes a timeline's directory from the template: every frame sealed again under the new identity and the project's
+ *  own keys, so that nothing of a project outlives its keys in a template. The control file still carries the
  *  template's system id: a timeline puts its own in when it is attached. */
 export async function instantiate(
-  template: LayerFiles,
-  target: LayerFiles,
+  template: TimelineFiles,
+  target: TimelineFiles,
   systemId: string,
   extra: Readonly<Record<string, unknown>>,
 ): Promise<void> {
-  const index = readIndex(join(template.directory, INDEX_FILE), template.project, template.timeline, template.ciphers);
-  if (index === undefined)
+  const found = await readIndex(join(template.directory, INDEX_FILE), template.project, template.timeline, template.keys);
+  if (found === undefined)
     throw new LakebaseError('NOT_FOUND', 'there is no template for this Postgres version; import one with PUT /v1/templates/:major');
+  const { index } = found;
+  await template.keys.load(index.layers.map((d) => keyFromText(d.key)));
   await rm(target.directory, { recursive: true, force: true });
   await ensureDirectory(target.directory);
   const layers: LayerDescriptor[] = [];
   const end = index.startLsn as Lsn;
   for (const [i, d] of index.layers.entries()) {
-    const reader = new LayerReader(join(template.directory, d.name), template.ciphers, template.cache);
+    const reader = new LayerReader(join(template.directory, d.name), template.keys, template.cache, keyFromText(d.key));
     const writer = await LayerWriter.create(
       join(target.directory, layerName('image', end, end, 1, i, 0)),
       imageIdentity(target, end),
-      target.ciphers,
+      target.keys,
     );
     try {
       await writer.copyFrom(reader);
@@ -175,7 +179,19 @@ export async function instantiate(
   await TimelineStorage.create(target, firstIndex(target, { major: index.pgVersion, systemId, end, prev, layers, extra }));
 }
 
-const imageIdentity = (files: LayerFiles, lsn: Lsn) => ({
+/** See {@link TimelineStorage.rewrap}. */
+export async function rewrapTemplate(files: TimelineFiles, kekVersion: number, log: Logger): Promise<number> {
+  const options = { compactionLayers: Number.POSITIVE_INFINITY, layerFileBytes: 0, maxRecordsPerPage: 0 };
+  const storage = await TimelineStorage.open(files, options, () => Promise.resolve([]), log);
+  if (storage === undefined) return 0;
+  try {
+    return await storage.rewrap(kekVersion);
+  } finally {
+    await storage.close();
+  }
+}
+
+const imageIdentity = (files: TimelineFiles, lsn: Lsn) => ({
   project: files.project,
   timeline: files.timeline,
   kind: 'image' as const,
@@ -187,12 +203,13 @@ const imageIdentity = (files: LayerFiles, lsn: Lsn) => ({
 });
 
 function firstIndex(
-  files: LayerFiles,
+  files: TimelineFiles,
   t: { major: number; systemId: string; end: Lsn; prev: Lsn; layers: readonly LayerDescriptor[]; extra: Readonly<Record<string, unknown>> },
 ): TimelineIndex {
   return {
     project: files.project,
     timeline: files.timeline,
+    version: 0,
     generation: 0,
     pgVersion: t.major,
     systemId: t.systemId,

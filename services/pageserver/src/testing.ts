@@ -3,16 +3,16 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, readdirSync, s
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { silentLogger } from '@lakebase/base';
-import { plainProvider } from '@lakebase/envelope';
 import { type Lsn, segmentNumber, segmentOffset, WAL_SEGMENT_BYTES, walFileName } from '@lakebase/ids';
-import { FrameCache, type LayerFiles } from '@lakebase/layers';
+import { type KeySource, LocalKeys, plainKeys } from '@lakebase/keys';
+import { FrameCache } from '@lakebase/layers';
 import type { WalDecoder } from '@lakebase/pg-format';
-import { parseConfig } from '@lakebase/service-kit';
+import { type ServiceKeys, parseConfig } from '@lakebase/service-kit';
 import { pack } from 'tar-stream';
 import { runCompaction } from './compaction-job.ts';
 import { type PageserverConfig, configSchema } from './config.ts';
 import { CacheBudget } from './page-cache.ts';
-import { type RunJob, TimelineStorage } from './storage.ts';
+import { type RunCompaction, type RunJob, type TimelineFiles, TimelineStorage } from './storage.ts';
 import { TEMPLATE_ID, importTemplate, instantiate } from './template.ts';
 import { Timeline } from './timeline.ts';
 
@@ -40,9 +40,13 @@ export function tarOf(directory: string): Readable {
   return tar as unknown as Readable;
 }
 
-const filesAt = (directory: string, project: string, timeline: string): LayerFiles => ({
+/** Keys of all tests of a file: they outlive what is stopped and started again. BENCH_PLAIN=1: none, to see what encryption costs. */
+export const testKeys: KeySource = process.env['BENCH_PLAIN'] === '1' ? plainKeys : new LocalKeys();
+export const testServiceKeys: ServiceKeys = { source: testKeys, retire: async () => {}, client: undefined };
+
+const filesAt = (directory: string, project: string, timeline: string): TimelineFiles => ({
   directory,
-  ciphers: plainProvider,
+  keys: testKeys.project(project),
   cache: new FrameCache(32 << 20),
   project,
   timeline,
@@ -54,7 +58,7 @@ export async function createTimeline(
   pgdata: string,
   systemId: string,
   config: PageserverConfig,
-  compact = runCompaction,
+  compact: RunCompaction = runCompaction,
   flush?: RunJob,
 ): Promise<Timeline> {
   const template = filesAt(join(directory, 'template'), TEMPLATE_ID, TEMPLATE_ID);
@@ -66,7 +70,7 @@ export async function createTimeline(
 export async function openTimeline(
   directory: string,
   config: PageserverConfig,
-  compact = runCompaction,
+  compact: RunCompaction = runCompaction,
   flush?: RunJob,
 ): Promise<Timeline> {
   const files = filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE);

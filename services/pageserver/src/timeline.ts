@@ -430,14 +430,24 @@ export class Timeline {
     };
   }
 
-  /** Ends ingest and waiting reads; writes nothing more (what is not flushed is ingested again at the next start). */
-  async close(): Promise<void> {
+  /** Ends ingest and waiting reads; writes nothing more (what is not flushed is ingested again at the next start). With `locked` (why) buffers
+   *  with content become zeros: nobody may be sending one. */
+  async close(locked?: LakebaseError): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#idleTimer);
-    this.#stop.abort(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
-    this.#waiters.fail(new LakebaseError('CLOSED', 'the pageserver is shutting down'));
+    const reason = locked ?? new LakebaseError('CLOSED', 'the pageserver is shutting down');
+    this.#stop.abort(reason);
+    this.#waiters.fail(reason);
+    if (locked !== undefined) this.wipe();
     await this.#flushing;
-    await this.storage.close();
+    await this.storage.close(locked !== undefined);
+    // What was under way may have filed or cached something meanwhile.
+    if (locked !== undefined) this.wipe();
     this.cache.clear();
+  }
+
+  wipe(): void {
+    for (const layer of this.memoryLayers()) layer.wipe();
+    this.cache.wipe();
   }
 }

@@ -2,7 +2,7 @@
  *  of our log, reports every flush. Reconnects with back-off until its term is over or it is stopped.
  *  Invariant: a status update names only what is durable here in this term. */
 import type { PeerAddress, SubscribeRequest } from '@lakebase/api';
-import { LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
+import { type ErrorCode, LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
 import { type Lsn, type Term, formatLsn, parseTerm } from '@lakebase/ids';
 import { PgConnection, PgError, type ReplicationStream } from '@lakebase/pg-wire';
 import { mayStream, quorumCommit } from '@lakebase/wal-quorum';
@@ -18,6 +18,7 @@ export interface ReceiverOptions {
 /** SQLSTATE of "requested WAL segment … has already been removed". */
 const UNDEFINED_FILE = '58P01';
 const BACKOFF_MAX_MS = 1_000;
+const ENDS_FOR_GOOD: ReadonlySet<ErrorCode> = new Set(['FENCED', 'CLOSED', 'NOT_FOUND', 'KEY_REVOKED']);
 /** A compute that is gone this long will not be back in its term; whoever starts another one subscribes us again. */
 const GIVE_UP_MS = 60_000;
 
@@ -67,7 +68,7 @@ export class ComputeReceiver implements Feeder {
   }
 
   drop(error: LakebaseError): void {
-    if (error.code === 'FENCED' || error.code === 'CLOSED' || error.code === 'NOT_FOUND') this.#stop.abort(error);
+    if (ENDS_FOR_GOOD.has(error.code)) this.#stop.abort(error);
     else this.#refused = true;
     this.#log.info({ code: error.code, reason: error.message }, 'stream from the compute dropped');
     this.#disconnect();

@@ -1,5 +1,5 @@
 /** Configuration of a safekeeper process. */
-import { commonConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig } from '@lakebase/service-kit';
 import { type Static, type TObject, Type } from 'typebox';
 
 const keys = {
@@ -9,8 +9,7 @@ const keys = {
   pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
   /** Directory with one subdirectory per project. */
   dataDir: Type.String({ minLength: 1 }),
-  /** Where data keys come from (docs/flows/key-path.md). */
-  keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
+  ...keyConfig,
   /** The other members. */
   peers: Type.Array(
     Type.Object(

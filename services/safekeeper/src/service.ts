@@ -2,7 +2,7 @@
 import { type AddressInfo } from 'node:net';
 import { internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
-import { createHttpServer } from '@lakebase/service-kit';
+import { type ServiceKeys, createHttpServer, openKeys } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { SafekeeperConfig } from './config.ts';
 import { addRoutes } from './http-routes.ts';
@@ -26,12 +26,14 @@ export async function startSafekeeper(
   secret: string,
   log: Logger,
   onFatal: (error: unknown) => void,
+  keys: ServiceKeys = openKeys(config, secret, log),
 ): Promise<Safekeeper> {
   const steps: (() => Promise<unknown> | void)[] = [];
   const stop = async (): Promise<void> => {
     for (const step of steps.splice(0).reverse()) await step();
   };
   let feed: PeerFeed | undefined;
+  let wal: WalService | undefined;
   const appended = new Counter({ name: 'lakebase_safekeeper_appended_bytes_total', help: 'WAL bytes made durable', registers: [] });
   const flushSeconds = new Histogram({
     name: 'lakebase_safekeeper_flush_seconds',
@@ -44,17 +46,24 @@ export async function startSafekeeper(
       config,
       secret,
       log,
+      keys,
       onMoved: (timeline) => feed?.touch(timeline),
+      onLock: (project) => wal?.end(project),
       onFlush: (seconds, bytes) => {
         appended.inc(bytes);
         flushSeconds.observe(seconds);
       },
       onFatal,
     });
-    steps.push(() => timelines.close());
+    steps.push(async () => {
+      await timelines.close();
+      await keys.source.stop();
+    });
+    await keys.source.start();
+    await timelines.open();
     feed = new PeerFeed(() => timelines);
     steps.push(() => feed?.close());
-    const wal = new WalService({
+    const walService = new WalService({
       secret,
       log,
       find: (project, timeline) => timelines.get(project, timeline),
@@ -64,16 +73,17 @@ export async function startSafekeeper(
       log,
       secret,
       bodyLimitBytes: BODY_BYTES_MAX,
-      health: () => ({ timelines: timelines.size, unusable: timelines.brokenCount }),
+      health: () => ({ timelines: timelines.size, locked: timelines.lockedCount, unusable: timelines.brokenCount }),
     });
     metrics.registerMetric(appended);
     metrics.registerMetric(flushSeconds);
-    addGauges(metrics, timelines, wal);
+    addGauges(metrics, timelines, walService);
     addRoutes(app, timelines, feed);
     await app.listen({ host: config.httpHost, port: config.httpPort });
     steps.push(() => app.close());
-    const pgPort = await wal.listen(config.pgHost, config.pgPort);
-    steps.push(() => wal.close());
+    wal = walService;
+    const pgPort = await walService.listen(config.pgHost, config.pgPort);
+    steps.push(() => walService.close());
     const token = internalToken(secret, 'service');
     for (const peer of config.peers) {
       const listener = new PeerListener({
@@ -121,6 +131,12 @@ function addGauges(registry: Registry, timelines: Timelines, wal: WalService): v
     help: 'Timelines open',
     registers: [registry],
     collect: (): void => total.set(timelines.size),
+  });
+  const locked: Gauge = new Gauge({
+    name: 'lakebase_safekeeper_timelines_locked',
+    help: "Timelines whose project's key may not be used",
+    registers: [registry],
+    collect: (): void => locked.set(timelines.lockedCount),
   });
   const readers: Gauge = new Gauge({
     name: 'lakebase_safekeeper_wal_connections',

@@ -1,6 +1,7 @@
 /** All timelines of this member: opening at start, creating, rebuilding after a loss, deleting, and the receiver of each.
  *  Invariant: "no such timeline here" is never taken for "an empty timeline": where a peer has elected, a timeline that is missing here was
- *  lost, and starts as a rebuilt member that does not vote (docs/protocols/election.md). */
+ *  lost, and starts as a rebuilt member that does not vote (docs/protocols/election.md). A timeline whose project's key may not be used is
+ *  locked: neither lost nor open, nothing of it in memory, and opened again by itself. */
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import {
@@ -12,7 +13,8 @@ import {
   type WalTimelineStatus,
   internalToken,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode, withDeadline } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
+import { decodeDekReference } from '@lakebase/envelope';
 import {
   type ProjectUid,
   type Term,
@@ -25,7 +27,9 @@ import {
   parseTimelineId,
 } from '@lakebase/ids';
 import type { StandbyStatus } from '@lakebase/pg-wire';
+import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import { type ControlFile, type Elected, type MemberPosition, historyFromJson, historyUpTo, mayStream } from '@lakebase/wal-quorum';
+import { isWithoutKey } from '@lakebase/wal-store';
 import { type AdoptionOptions, adopt, adoptFromPeers } from './adoption.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
 import type { SafekeeperConfig } from './config.ts';
@@ -36,11 +40,15 @@ export interface TimelinesOptions {
   readonly config: SafekeeperConfig;
   readonly secret: string;
   readonly log: Logger;
+  readonly keys: ServiceKeys;
+  /** Ends the streams of a project's readers. */
+  readonly onLock: (project: string) => void;
   readonly onMoved: (timeline: WalTimeline) => void;
   readonly onFlush: (seconds: number, bytes: number) => void;
   readonly onFatal: (error: unknown) => void;
 }
 
+const OPEN_AGAIN_MS = 1_000;
 const PEER_ANSWER_MS = 2_000;
 const keyOf = (project: string, timeline: string): string => `${project}/${timeline}`;
 
@@ -50,6 +58,12 @@ export class Timelines {
   readonly #open = new Map<string, WalTimeline>();
   /** Timelines whose control file cannot be used, with the reason. */
   readonly #broken = new Map<string, LakebaseError>();
+  /** Timelines of projects whose key may not be used, with the reason. */
+  readonly #locked = new Map<string, LakebaseError>();
+  /** Who fed them: subscribed again when they are open again. */
+  readonly #interrupted = new Map<string, SubscribeRequest>();
+  readonly #rotation: KeyRotation;
+  #closed = false;
   readonly #positions = new Map<string, Map<string, MemberPosition>>();
   readonly #receivers = new Map<WalTimeline, ComputeReceiver>();
   readonly #unknownSince = new Map<string, number>();
@@ -59,11 +73,19 @@ export class Timelines {
     this.#options = options;
     const token = internalToken(options.secret, 'service');
     this.#peers = options.config.peers.map((address) => ({ address, client: new SafekeeperClient({ baseUrl: address.httpUrl, token }) }));
-    mkdirSync(options.config.dataDir, { recursive: true, mode: 0o700 });
-    for (const project of readdirSync(options.config.dataDir)) {
+    const { keys, log } = options;
+    this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
+    keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
+  }
+
+  /** Opens everything on disk. */
+  async open(): Promise<void> {
+    const { dataDir } = this.#options.config;
+    mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+    for (const project of readdirSync(dataDir)) {
       if (!isId(project)) continue;
-      for (const timeline of readdirSync(join(options.config.dataDir, project)))
-        if (isId(timeline)) this.#openAtStart(project as ProjectUid, timeline as TimelineId);
+      for (const timeline of readdirSync(join(dataDir, project)))
+        if (isId(timeline)) await this.#creations.run(() => this.#openFromDisk(project as ProjectUid, timeline as TimelineId));
     }
   }
 
@@ -73,6 +95,9 @@ export class Timelines {
   get size(): number {
     return this.#open.size;
   }
+  get lockedCount(): number {
+    return this.#locked.size;
+  }
   get brokenCount(): number {
     return this.#broken.size;
   }
@@ -81,7 +106,7 @@ export class Timelines {
     const key = keyOf(project, timeline);
     const found = this.#open.get(key);
     if (found !== undefined) return found;
-    const broken = this.#broken.get(key);
+    const broken = this.#locked.get(key) ?? this.#broken.get(key);
     throw broken ?? new LakebaseError('NOT_FOUND', `no timeline ${timeline} of project ${project} on this safekeeper`);
   }
 
@@ -89,13 +114,14 @@ export class Timelines {
     return join(this.#options.config.dataDir, project, timeline);
   }
 
-  get #timelineOptions(): TimelineOptions {
-    const { config, log, onFlush, onFatal } = this.#options;
+  #timelineOptions(project: ProjectUid): TimelineOptions {
+    const { config, keys, log, onFlush, onFatal } = this.#options;
     return {
       memberId: config.id,
       memberCount: config.peers.length + 1,
       memberIds: [config.id, ...config.peers.map((p) => p.id)],
       ringBytes: config.ringBytes,
+      keys: keys.source.project(project),
       log,
       onFlush,
       onFatal,
@@ -106,21 +132,36 @@ export class Timelines {
     return { secret: this.#options.secret, rebuildDelayMs: this.#options.config.rebuildDelayMs, log: this.#options.log };
   }
 
-  #openAtStart(project: ProjectUid, timeline: TimelineId): void {
+  async #openFromDisk(project: ProjectUid, timeline: TimelineId): Promise<void> {
+    const key = keyOf(project, timeline);
     const dir = this.#dir(project, timeline);
     // A creation that crashed before its control file was there never happened.
     if (!existsSync(controlPath(dir))) {
       if (!existsSync(join(dir, 'wal'))) return rmSync(dir, { recursive: true, force: true });
     }
+    const options = this.#timelineOptions(project);
+    if (options.keys.locked !== undefined) return void this.#locked.set(key, options.keys.locked);
     try {
-      this.#add(WalTimeline.open(dir, this.#timelineOptions));
+      const opened = await WalTimeline.open(dir, options);
+      this.#locked.delete(key);
+      this.#add(opened);
+      // The key may have gone meanwhile.
+      const { locked } = this.#options.keys.source.project(project);
+      if (locked !== undefined) return this.#lock(project, locked.message);
+      this.#rotation.check(project);
     } catch (error) {
+      if (isWithoutKey(error)) {
+        this.#locked.set(key, error as LakebaseError);
+        if (options.keys.usable) setTimeout(() => this.#unlock(project), OPEN_AGAIN_MS).unref();
+        return this.#options.log.warn({ timeline, err: errorMessage(error) }, 'the timeline cannot be opened without its keys');
+      }
+      this.#locked.delete(key);
       const cause =
         error instanceof LakebaseError
           ? error
           : new LakebaseError('CORRUPT', `${controlPath(dir)}: ${errorMessage(error)}; restore this member from its peers`);
       this.#options.log.error({ timeline, err: cause.message }, 'timeline cannot be opened');
-      this.#broken.set(keyOf(project, timeline), cause);
+      this.#broken.set(key, cause);
     }
   }
 
@@ -146,7 +187,8 @@ export class Timelines {
           throw new LakebaseError('ALREADY_EXISTS', `timeline ${timeline} exists with another system identifier or start LSN`);
         return existing.status();
       }
-      const broken = this.#broken.get(keyOf(project, timeline));
+      const key = keyOf(project, timeline);
+      const broken = this.#locked.get(key) ?? this.#broken.get(key);
       if (broken !== undefined) throw broken;
       const startLsn = parseLsn(request.startLsn);
       const control: ControlFile = {
@@ -164,11 +206,13 @@ export class Timelines {
       };
       const known = (await this.#askPeers(project, timeline)).filter((s) => s.term > 0);
       rmSync(this.#tombstone(project, timeline), { force: true });
-      return (known.length > 0 ? this.#rebuilt(project, timeline, known) : this.#make(control)).status();
+      return (await (known.length > 0 ? this.#rebuilt(project, timeline, known) : this.#make(control))).status();
     });
   }
 
-  #make(control: ControlFile): WalTimeline {
+  async #make(control: ControlFile): Promise<WalTimeline> {
+    const options = this.#timelineOptions(control.project);
+    await options.keys.ready();
     const dir = this.#dir(control.project, control.timeline);
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     syncDir(join(dir, '..'));
@@ -177,7 +221,7 @@ export class Timelines {
       { project: control.project, timeline: control.timeline, startLsn: formatLsn(control.startLsn) },
       'timeline created',
     );
-    return this.#add(WalTimeline.create(dir, control, this.#timelineOptions));
+    return this.#add(await WalTimeline.create(dir, control, options));
   }
 
   async #askPeers(project: ProjectUid, timeline: TimelineId): Promise<WalTimelineStatus[]> {
@@ -188,7 +232,7 @@ export class Timelines {
   }
 
   /** Starts again what this member had lost: it knows nothing of its promises and does not vote until it has joined a new term. */
-  #rebuilt(project: ProjectUid, timeline: TimelineId, known: readonly WalTimelineStatus[]): WalTimeline {
+  #rebuilt(project: ProjectUid, timeline: TimelineId, known: readonly WalTimelineStatus[]): Promise<WalTimeline> {
     const best = known.reduce((a, b) => (parseLsn(b.flushRecordLsn) > parseLsn(a.flushRecordLsn) ? b : a));
     const term = parseTerm(Math.max(...known.map((s) => s.term)));
     const startLsn = parseLsn(best.startLsn);
@@ -220,6 +264,8 @@ export class Timelines {
       writeFileSync(this.#tombstone(project, timeline), '');
       this.#open.delete(key);
       this.#broken.delete(key);
+      this.#locked.delete(key);
+      this.#interrupted.delete(key);
       this.#positions.delete(key);
       if (open === undefined) return rmSync(this.#dir(project, timeline), { recursive: true, force: true });
       await this.#receivers.get(open)?.stop();
@@ -266,6 +312,7 @@ export class Timelines {
     if (positions === undefined) this.#positions.set(key, (positions = new Map()));
     positions.set(peerId, position);
     if (timeline !== undefined) timeline.setPeers(positions);
+    else if (this.#locked.has(key)) return;
     else if (position.term > 0) this.#unknown(status.project, status.timeline);
   }
 
@@ -275,20 +322,21 @@ export class Timelines {
     if (this.#unknownSince.has(key)) return;
     this.#unknownSince.set(key, performance.now());
     setTimeout(() => {
-      if (!this.#unknownSince.delete(key) || this.#open.has(key)) return;
+      if (!this.#unknownSince.delete(key) || this.#open.has(key) || this.#locked.has(key)) return;
       this.#creations
         .run(async () => {
-          if (this.#open.has(key) || existsSync(this.#tombstone(project, timeline))) return;
+          if (this.#open.has(key) || this.#locked.has(key) || existsSync(this.#tombstone(project, timeline))) return;
+          // Before anything is moved aside: without keys nothing can take its place.
+          await this.#timelineOptions(project).keys.ready();
           const known = (await this.#askPeers(project, timeline)).filter((s) => s.term > 0);
           if (known.length === 0) return;
           const dir = this.#dir(project, timeline);
           if (existsSync(dir)) renameSync(dir, `${dir}.unusable-${Date.now()}`);
           this.#broken.delete(key);
-          this.#rebuilt(project, timeline, known);
+          await this.#rebuilt(project, timeline, known);
         })
         .catch((error: unknown) => {
-          if (!isCode(error, 'UNAVAILABLE'))
-            this.#options.log.warn({ timeline, err: errorMessage(error) }, 'cannot rebuild a lost timeline');
+          if (!isWithoutKey(error)) this.#options.log.warn({ timeline, err: errorMessage(error) }, 'cannot rebuild a lost timeline');
         });
     }, this.#options.config.lostAfterMs).unref();
   }
@@ -303,7 +351,67 @@ export class Timelines {
     if (before > timeline.firstLsn) timeline.trim(lsn(before));
   }
 
+  // --- keys ----------------------------------------------------------------------------------------------------------------
+
+  #lock(project: string, reason: string): void {
+    const error = this.#options.keys.source.project(project).locked ?? new LakebaseError('KEY_REVOKED', reason);
+    for (const key of this.#locked.keys()) if (key.startsWith(`${project}/`)) this.#locked.set(key, error);
+    const ended: Promise<unknown>[] = [];
+    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) {
+      const key = keyOf(project, timeline.timeline);
+      this.#open.delete(key);
+      this.#locked.set(key, error);
+      const receiver = this.#receivers.get(timeline);
+      this.#receivers.delete(timeline);
+      if (receiver !== undefined && !receiver.stopped) this.#interrupted.set(key, receiver.request);
+      ended.push(timeline.lock(error));
+      if (receiver !== undefined) ended.push(receiver.stop());
+    }
+    this.#options.onLock(project);
+    this.#options.log.warn({ project, reason, timelines: ended.length }, 'project locked');
+    void Promise.allSettled(ended)
+      .then(forgetGarbage)
+      .catch((cause: unknown) =>
+        this.#options.log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'),
+      );
+  }
+
+  #unlock(project: string): void {
+    for (const key of this.#locked.keys()) {
+      const [uid, id] = key.split('/') as [ProjectUid, TimelineId];
+      if (uid !== project) continue;
+      void this.#creations
+        .run(async () => {
+          if (this.#closed || !this.#locked.has(key)) return;
+          await this.#openFromDisk(uid, id);
+          const timeline = this.#open.get(key);
+          const request = this.#interrupted.get(key);
+          if (timeline === undefined || request === undefined) return;
+          this.#interrupted.delete(key);
+          await this.subscribe(timeline, request);
+        })
+        .catch((error: unknown) =>
+          this.#options.log.info({ project, timeline: id, err: errorMessage(error) }, 'the compute is not followed again'),
+        );
+    }
+    this.#rotation.check(project);
+  }
+
+  /** Every reference of the project here. Rejects while one cannot be reached. */
+  async #rewrap(project: string, kekVersion: number): Promise<number> {
+    // A timeline that is being made has taken its key already.
+    await this.#creations.run(async () => {});
+    for (const key of [...this.#locked.keys(), ...this.#broken.keys()])
+      if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
+    const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < kekVersion;
+    let references = 0;
+    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) references += await timeline.rewrap(isOld);
+    return references;
+  }
+
   async close(): Promise<void> {
+    this.#closed = true;
+    await this.#rotation.close();
     this.#unknownSince.clear();
     await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));
     await Promise.all([...this.#open.values()].map((timeline) => timeline.close()));

@@ -34,6 +34,7 @@ import { sendWal } from './walsender.ts';
 /** application_name of pageservers: their flush reports say what is durable in pages and may be trimmed here. */
 export const PAGESERVER_APPLICATION = 'pageserver';
 const CONNECTIONS_MAX = 2_000;
+const LINGER_MS = 1_000;
 const COMMAND_BYTES_MAX = 64 * 1024;
 
 export interface WalServiceOptions {
@@ -53,6 +54,8 @@ export class WalService {
   readonly #options: WalServiceOptions;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  /** Projects of the sessions that have named one. */
+  readonly #projects = new Map<PgServerSession, { readonly project: string; readonly socket: Socket }>();
 
   constructor(options: WalServiceOptions) {
     this.#options = options;
@@ -74,6 +77,16 @@ export class WalService {
     });
   }
 
+  /** Ends the streams of a project; what still waits to be sent is thrown away. */
+  end(project: string): void {
+    for (const { project: own, socket } of this.#projects.values()) {
+      if (own !== project) continue;
+      // Whoever has taken everything is told why by its stream.
+      if (socket.writableLength > 0) socket.destroy();
+      else setTimeout(() => socket.destroy(), LINGER_MS).unref();
+    }
+  }
+
   async close(): Promise<void> {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     for (const socket of this.#sockets) socket.destroy();
@@ -87,7 +100,14 @@ export class WalService {
     const slots = new Set<string>();
     void PgServerSession.serve(socket, {
       authenticate: (startup) => this.#authenticate(startup),
-      onQuery: (session, sql) => this.#command(session, sql, slots),
+      onQuery: (session, sql) => {
+        if (!this.#projects.has(session)) {
+          const project = targetOf(session.startup)?.project;
+          if (project !== undefined) this.#projects.set(session, { project, socket });
+          socket.once('close', () => this.#projects.delete(session));
+        }
+        return this.#command(session, sql, slots);
+      },
       queryBytesMax: COMMAND_BYTES_MAX,
       log: this.#options.log,
     });

@@ -10,7 +10,9 @@ import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WalTimelineStatus } from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
+import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn } from '@lakebase/ids';
+import type { ProjectKeys } from '@lakebase/keys';
 import {
   type AcceptorState,
   type ControlFile,
@@ -28,6 +30,7 @@ import {
 } from '@lakebase/wal-quorum';
 import { WalStore } from '@lakebase/wal-store';
 import { readControl, writeControl } from './control-store.ts';
+import { loadWalKeys } from './wal-keys.ts';
 import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './reserve.ts';
 
 export interface TimelineOptions {
@@ -36,6 +39,8 @@ export interface TimelineOptions {
   /** Ids of all members, this one included. */
   readonly memberIds: readonly string[];
   readonly ringBytes: number;
+  /** Of the project. */
+  readonly keys: ProjectKeys;
   readonly log: Logger;
   /** Seconds one append batch took, write and fdatasync. */
   readonly onFlush?: (seconds: number, bytes: number) => void;
@@ -52,6 +57,7 @@ export interface Feeder {
   drop(error: LakebaseError): void;
 }
 
+export const WAL_DIR = 'wal';
 const LAZY_CONTROL_MS = 1_000;
 const IDLE_MEMORY_MS = 60_000;
 
@@ -85,18 +91,21 @@ export class WalTimeline {
   #lazy: NodeJS.Timeout | undefined;
   #idle: NodeJS.Timeout | undefined;
   #closed = false;
+  #lockedBy: LakebaseError | undefined;
 
   /** Makes the control file of a timeline that this member never had, or lost (`control.damage` says so). */
-  static create(dir: string, control: ControlFile, options: TimelineOptions): WalTimeline {
+  static async create(dir: string, control: ControlFile, options: TimelineOptions): Promise<WalTimeline> {
+    await options.keys.ready();
     writeControl(dir, control);
-    return new WalTimeline(dir, control, options);
+    return new WalTimeline(dir, control, options, options.keys);
   }
 
-  static open(dir: string, options: TimelineOptions): WalTimeline {
-    return new WalTimeline(dir, readControl(dir), options);
+  static async open(dir: string, options: TimelineOptions): Promise<WalTimeline> {
+    const control = readControl(dir);
+    return new WalTimeline(dir, control, options, await loadWalKeys(join(dir, WAL_DIR), options.keys, options.log));
   }
 
-  private constructor(dir: string, control: ControlFile, options: TimelineOptions) {
+  private constructor(dir: string, control: ControlFile, options: TimelineOptions, ciphers: CipherProvider) {
     this.dir = dir;
     this.project = control.project;
     this.timeline = control.timeline;
@@ -110,7 +119,8 @@ export class WalTimeline {
     this.#commitLsn = control.commitLsn;
     if (control.damage?.kind === 'rebuilt') this.rebuiltAt = performance.now();
     this.#store = WalStore.open({
-      dir: join(dir, 'wal'),
+      dir: join(dir, WAL_DIR),
+      ciphers,
       project: control.project,
       timeline: control.timeline,
       startLsn: control.startLsn,
@@ -199,7 +209,7 @@ export class WalTimeline {
   }
 
   #append(at: Lsn, bytes: Buffer): void {
-    this.#checkOpen();
+    this.checkOpen();
     try {
       this.#store.append(at, bytes);
     } catch (error) {
@@ -260,7 +270,7 @@ export class WalTimeline {
 
   /** Flush, persist, drop lower streams: in one turn. */
   vote(term: Term): { granted: boolean; vote: Vote } {
-    this.#checkOpen();
+    this.checkOpen();
     try {
       this.flush();
     } catch (error) {
@@ -288,6 +298,8 @@ export class WalTimeline {
 
   /** Writes the control file with these changes and what else is known now. Throws with nothing changed when that fails. */
   persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage'>> = {}): void {
+    // Whoever opens it next owns the file.
+    if (this.#lockedBy !== undefined) throw this.#lockedBy;
     const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...changes };
     writeControl(this.dir, next);
     this.#control = next;
@@ -301,7 +313,7 @@ export class WalTimeline {
 
   /** Cuts the log to end at `at`: hint first, then the log, both durable. */
   truncate(at: Lsn): void {
-    this.#checkOpen();
+    this.checkOpen();
     if (at < this.readableLsn) throw new LakebaseError('CORRUPT', `refusing to truncate committed WAL at ${formatLsn(at)}`);
     this.persist({ flushHint: at });
     this.#store.truncate(at);
@@ -311,7 +323,7 @@ export class WalTimeline {
 
   /** Begins the log anew at `at`, for a member whose own end the peers no longer hold. */
   restartAt(at: Lsn, lastRecordLsn: Lsn): void {
-    this.#checkOpen();
+    this.checkOpen();
     this.persist({ flushHint: this.#control.startLsn });
     this.#store.restartAt(at, lastRecordLsn);
     this.persist();
@@ -327,7 +339,7 @@ export class WalTimeline {
 
   /** WAL for readers, up to what is committed; for a peer adopting `peerTerm`, everything durable. */
   read(from: Lsn, max: number, peerTerm?: Term): Buffer {
-    this.#checkOpen();
+    this.checkOpen();
     try {
       if (peerTerm === undefined) return this.#store.read(from, max, this.readableLsn);
       if (!mayServePeer(this.state, peerTerm)) throw new LakebaseError('FENCED', `this member's term is ${this.term}, not ${peerTerm}`);
@@ -417,7 +429,9 @@ export class WalTimeline {
     this.#moved();
   }
 
-  #checkOpen(): void {
+  /** Throws when nothing may be read or written here any more, with the reason. */
+  checkOpen(): void {
+    if (this.#lockedBy !== undefined) throw new LakebaseError(this.#lockedBy.code, this.#lockedBy.message);
     if (this.#closed) throw new LakebaseError('CLOSED', `timeline ${this.timeline} is closing`);
   }
 
@@ -434,14 +448,42 @@ export class WalTimeline {
     await this.#store.close();
   }
 
+  /** The project's key is gone: streams end, nothing of the WAL stays in memory. What was acknowledged is on disk; what was not is dropped. */
+  async lock(error: LakebaseError): Promise<void> {
+    if (this.#closed) return;
+    this.feeder?.drop(error);
+    this.#cancelFlush();
+    this.#persistLazily();
+    this.#lockedBy = error;
+    this.#closed = true;
+    clearTimeout(this.#lazy);
+    clearTimeout(this.#idle);
+    const closed = this.#store.wipe();
+    for (const listener of this.#listeners) listener();
+    await closed;
+  }
+
+  #cancelFlush(): void {
+    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
+    this.#flushScheduled = undefined;
+    clearTimeout(this.#reserveTimer);
+    this.#reserveTimer = undefined;
+    this.#pendingBytes = 0;
+  }
+
+  /** See {@link WalStore.rewrap}. */
+  rewrap(isOld: (reference: Buffer) => boolean): Promise<number> {
+    this.checkOpen();
+    return this.#store.rewrap(isOld, (references) => this.#options.keys.rewrap(references));
+  }
+
   /** Closes without keeping anything and removes the directory. */
   async destroy(): Promise<void> {
     this.feeder?.drop(new LakebaseError('NOT_FOUND', 'the timeline is being deleted'));
     this.#closed = true;
     clearTimeout(this.#lazy);
     clearTimeout(this.#idle);
-    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
-    clearTimeout(this.#reserveTimer);
+    this.#cancelFlush();
     for (const listener of this.#listeners) listener();
     await this.#store.close();
     rmSync(this.dir, { recursive: true, force: true });

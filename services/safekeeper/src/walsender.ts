@@ -77,7 +77,7 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
   const { startLsn, peerTerm } = range;
   let position = range.from;
   while (!copy.ended) {
-    if (timeline.closed) throw new LakebaseError('CLOSED', 'this timeline is no longer served here');
+    timeline.checkOpen();
     const bytes = isVoid(position, startLsn)
       ? voidWal(position, CHUNK_BYTES, startLsn, timeline.control)
       : readOr58P01(timeline, position, peerTerm);

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { type PeerAddress, SafekeeperClient, type VoteResponse, type WalTimelineStatus, internalToken } from '@lakebase/api';
 import { type Logger, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, newProjectUid, newTimelineId, parseLsn } from '@lakebase/ids';
+import { LocalKeys } from '@lakebase/keys';
 import { PgConnection, unixSocketPath } from '@lakebase/pg-wire';
 import { findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
 import { Election, type ElectionAction, historyFromJson, historyToJson } from '@lakebase/wal-quorum';
@@ -104,13 +105,17 @@ export class StockServer implements AsyncDisposable {
 }
 
 export class Member {
+  /** Of its own: each member sees the same key come and go, as processes do, but not at the same instant. */
+  readonly keys: LocalKeys;
   readonly address: PeerAddress;
   readonly client: SafekeeperClient;
   readonly config: SafekeeperConfig;
   readonly #log: Logger;
   running: Safekeeper | undefined;
+  readonly retired: { project: string; below: number }[] = [];
 
-  constructor(config: SafekeeperConfig, log: Logger) {
+  constructor(config: SafekeeperConfig, log: Logger, keys = new LocalKeys()) {
+    this.keys = keys;
     this.config = config;
     this.#log = log;
     this.address = { id: config.id, httpUrl: `http://127.0.0.1:${config.httpPort}`, pgHost: '127.0.0.1', pgPort: config.pgPort };
@@ -118,8 +123,13 @@ export class Member {
   }
 
   async start(): Promise<void> {
-    this.running = await startSafekeeper(this.config, SECRET, this.#log, (error) => {
+    const fatal = (error: unknown): never => {
       throw error;
+    };
+    this.running = await startSafekeeper(this.config, SECRET, this.#log, fatal, {
+      source: this.keys,
+      retire: async (project, below) => void this.retired.push({ project, below }),
+      client: undefined,
     });
     // The client's pool may still hold connections to the member that was here before.
     await until(`${this.config.id} answers`, () =>
@@ -169,6 +179,7 @@ export class Quorum implements AsyncDisposable {
         pgPort: own.pgPort,
         dataDir: join(root, own.id),
         peers: addresses.filter((a) => a.id !== own.id),
+        testPlaintext: false,
         trimAfterBytes: 0,
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,

@@ -1,0 +1,41 @@
+/** Where a storage service gets its data keys from, by its configuration (docs/flows/key-path.md). */
+import { KeyManagerClient, internalToken } from '@lakebase/api';
+import type { Logger } from '@lakebase/base';
+import type { ProjectUid } from '@lakebase/ids';
+import { KeyRing, type KeySource, plainKeys } from '@lakebase/keys';
+import { Type } from 'typebox';
+
+/** Spread into the configuration of a service that stores data. */
+export const keyConfig = {
+  /** The key manager, where data keys come from. */
+  keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
+  /** Tests only: nothing is encrypted, so that a scan for plaintext can be seen to find it. */
+  testPlaintext: Type.Boolean({ default: false }),
+};
+export interface KeyConfig {
+  readonly keyManagerUrl: string | null;
+  readonly testPlaintext: boolean;
+}
+
+/** Tells the key manager that no reference of a KEK version below `below` is left here. */
+export type Retire = (project: string, below: number) => Promise<void>;
+
+export interface ServiceKeys {
+  readonly source: KeySource;
+  readonly retire: Retire;
+  readonly client: KeyManagerClient | undefined;
+}
+
+export function openKeys(config: KeyConfig & { readonly id: string }, secret: string, log: Logger): ServiceKeys {
+  // Until the supervisor starts the key manager, a service without its address must go on working.
+  if (config.testPlaintext || config.keyManagerUrl === null) {
+    log.warn({}, 'testPlaintext is set: data is stored UNENCRYPTED; this is for tests only');
+    return { source: plainKeys, retire: async () => {}, client: undefined };
+  }
+  const client = new KeyManagerClient({ baseUrl: config.keyManagerUrl, token: internalToken(secret, 'service') });
+  return {
+    client,
+    source: new KeyRing({ client, log }),
+    retire: async (project, below) => void (await client.retire(project as ProjectUid, config.id, below)),
+  };
+}

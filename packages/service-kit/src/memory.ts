@@ -1,0 +1,27 @@
+/** What a process can do about plaintext in memory it does not use any more. docs/flows/key-path.md
+ *  Buffers of one's own are zeroed by whoever owns them; this is about garbage: {@link forgetGarbage} has it collected, so that it goes back
+ *  to the allocator, which overwrites what it frees (MALLOC_PERTURB_, set by the supervisor). */
+import { setTimeout as delay } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+
+/** Call first thing in `main`: freed V8 memory is cleared, and no small Buffer shares its memory with others, so that none outlives its use
+ *  because of a neighbour. */
+export function hardenMemory(): void {
+  setFlagsFromString('--clear-free-memory');
+  Buffer.poolSize = 0;
+}
+
+let collect: (() => void) | undefined;
+
+/** Collects garbage now and again shortly after, when what was under way has ended too. */
+export async function forgetGarbage(): Promise<void> {
+  if (collect === undefined) {
+    setFlagsFromString('--expose-gc');
+    collect = runInNewContext('gc') as () => void;
+  }
+  for (const ms of [0, 50, 1_000]) {
+    await delay(ms, undefined, { ref: false });
+    collect();
+  }
+}

@@ -1,0 +1,44 @@
+/** What the store knows of a timeline on its disk: attached and in service, locked with its project's key, or damaged. */
+import type { BlockRef, PageTimelineStatus } from '@lakebase/api';
+import type { LakebaseError } from '@lakebase/base';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import type { Timeline } from './timeline.ts';
+import type { WalReceiver } from './wal-receiver.ts';
+
+export interface Attached {
+  readonly timeline: Timeline;
+  readonly receiver: WalReceiver;
+  bootSet: readonly BlockRef[];
+}
+/** The project's key may not be used: nothing of the timeline is in memory. It is attached again by itself. */
+export interface Locked {
+  readonly locked: LakebaseError;
+}
+/** A timeline whose files fail a check: listed, answers with its error, touches nothing. */
+export interface Damaged {
+  readonly error: LakebaseError;
+}
+export type Entry = Attached | Locked | Damaged;
+
+export const isAttached = (entry: Entry | undefined): entry is Attached => entry !== undefined && 'timeline' in entry;
+export const isLocked = (entry: Entry | undefined): entry is Locked => entry !== undefined && 'locked' in entry;
+
+export const timelineKey = (project: string, timeline: string): string => `${project}/${timeline}`;
+
+/** Status of one that is not attached. */
+export function absentStatus(project: ProjectUid, timeline: TimelineId, entry: Locked | Damaged): PageTimelineStatus {
+  return {
+    project,
+    timeline,
+    pgVersion: 0,
+    systemId: '0',
+    startLsn: '0/0',
+    startPrevRecordLsn: '0/0',
+    lastRecordLsn: '0/0',
+    diskConsistentLsn: '0/0',
+    logicalSizeBytes: 0,
+    state: isLocked(entry) ? 'LOCKED' : 'BROKEN',
+    error: (isLocked(entry) ? entry.locked : entry.error).message,
+    layers: 0,
+  };
+}
