@@ -55,7 +55,7 @@ void scratch_key_start(bool postmaster)
             shim_log("LAKEBASE_SHIM_PLAINTEXT is set: scratch is NOT encrypted; this is for tests only");
         crypt_set_mode(CRYPT_OFF);
     } else if (postmaster) {
-        crypt_set_mode(CRYPT_OFF);
+        shim_die("no scratch key: LAKEBASE_SHIM_KEY_FD is not set");
     } else {
         crypt_set_mode(CRYPT_LOCKED);
     }

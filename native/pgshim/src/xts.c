@@ -7,6 +7,7 @@
 #include "xts.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -56,8 +57,22 @@ static void free_contexts(struct contexts *c)
     *c = (struct contexts){0};
 }
 
+static pthread_key_t at_thread_exit;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void free_of_thread(void *ended)
+{
+    free_contexts(ended);
+}
+
+static void prepare_exits(void)
+{
+    pthread_key_create(&at_thread_exit, free_of_thread);
+}
+
 static bool make_contexts(void)
 {
+    pthread_once(&once, prepare_exits);
     struct contexts c = {
         .encrypt = new_context(crypto.EVP_aes_256_xts(), key, true),
         .decrypt = new_context(crypto.EVP_aes_256_xts(), key, false),
@@ -70,6 +85,7 @@ static bool make_contexts(void)
         return false;
     }
     contexts = c;
+    pthread_setspecific(at_thread_exit, &contexts);
     return true;
 }
 

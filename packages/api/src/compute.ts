@@ -6,6 +6,7 @@
  *    GET    /v1/computes/:computeId        -> ComputeStatus
  *    PATCH  /v1/computes/:computeId        ComputeChange -> ComputeStatus      (applied to the running server)
  *    POST   /v1/computes/:computeId/stop   { mode: 'fast' | 'immediate' } -> ComputeStatus when gone (idempotent)
+ *    GET    /v1/computes/:computeId/log?lines=200  -> PostgresLogTail: what Postgres said last. It may hold data: it lies in the agent's memory only
  *    GET    /v1/computes/:computeId/roles/:role  -> RoleSecret (from pg_authid) */
 import type { PeerAddress } from './safekeeper.ts';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
@@ -68,6 +69,11 @@ export interface RoleSecret {
   readonly login: boolean;
 }
 
+export interface PostgresLogTail {
+  /** Oldest first. */
+  readonly lines: readonly string[];
+}
+
 export class ComputeHostClient {
   readonly http: HttpClient;
   constructor(options: HttpClientOptions) {
@@ -88,6 +94,9 @@ export class ComputeHostClient {
   }
   stop(id: string, mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
     return this.http.call('POST', `/v1/computes/${id}/stop`, { mode }, { timeoutMs: 120_000 });
+  }
+  log(id: string, lines = 200): Promise<PostgresLogTail> {
+    return this.http.call('GET', `/v1/computes/${id}/log?lines=${lines}`);
   }
   role(id: string, role: string): Promise<RoleSecret> {
     return this.http.call('GET', `/v1/computes/${id}/roles/${encodeURIComponent(role)}`);

@@ -50,6 +50,7 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
       sharedBuffers: config.sharedBuffers,
       trustedAccounts: [own, account?.name ?? own],
       logLevel: config.logLevel,
+      plaintextScratch: process.env['LAKEBASE_TEST_SCRATCH_PLAINTEXT'] === '1',
       account: account === undefined ? null : { uid: account.uid, gid: account.gid },
       warmUp: { directory: join(dataDir, 'warm-up'), url: `http://${config.httpHost}:${config.httpPort}/healthz` },
     },

@@ -7,32 +7,39 @@
  *  - Postgres runs only after a majority adopted that term;
  *  - when the compute is fenced it is stopped at once, without a checkpoint: nothing it writes can be acknowledged;
  *  - after a fast stop that succeeded, the suspend state is durable in storage before the stop is answered. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import {
+  type BundleFile,
   type ComputeChange,
   type ComputeStatus,
+  type PostgresLogTail,
   type RoleSecret,
   SafekeeperClient,
   type StartBundle,
   encodeBootSet,
   encodeSuspendState,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, errorMessage, must, sleep } from '@lakebase/base';
-import { formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { LakebaseError, type Logger, errorMessage, isCode, must, sleep } from '@lakebase/base';
+import { type Lsn, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { Client } from 'pg';
 import { ResidentMap, readShimCounters } from '../resident-map.ts';
+import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 import { type Activity, readActivity } from './activity.ts';
 import { BootSet } from './boot-set.ts';
 import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
-import { layOut } from './data-directory.ts';
+import { layOut, writeWal } from './data-directory.ts';
 import { type ElectionResult, elect } from './elect.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
+import { PostgresLog } from './postgres-log.ts';
 import { PostgresProcess } from './postgres-process.ts';
+import { fetchOlderWal } from './older-wal.ts';
 import { checkPreloadLibraries } from './preload-libraries.ts';
 import type { AgentSetup, AgentStart } from './protocol.ts';
+import { slotsAt } from './replication-slots.ts';
+import { RunningState } from './running-state.ts';
 import { ADMIN_ROLE, COMPUTE_PORT, pgHbaConf, pgIdentConf, postgresqlConf } from './settings.ts';
 import { Subscriptions } from './subscriptions.ts';
 import { collectSuspendState } from './suspend-state.ts';
@@ -54,6 +61,9 @@ export class Compute {
   readonly #pgdata: string;
   readonly #mapPath: string;
   readonly #begun = performance.now();
+  /** The key of this boot; null: plaintext, for tests. */
+  readonly #cipher: ScratchCipher | null;
+  readonly #postgresLog = new PostgresLog();
   #state: ComputeStatus['state'] = 'STARTING';
   #error: string | null = null;
   #stages: Record<string, number> = {};
@@ -65,6 +75,9 @@ export class Compute {
   #subscriptions: Subscriptions | undefined;
   #sql: Promise<Client> | undefined;
   #bootSet: BootSet | undefined;
+  #runningState: RunningState | undefined;
+  #logicalSlots = false;
+  #statistics: readonly BundleFile[] = [];
   #timers: NodeJS.Timeout[] = [];
   #stopping: Promise<void> | undefined;
 
@@ -74,6 +87,9 @@ export class Compute {
     this.#spec = start.spec;
     this.#log = log;
     this.#onStatus = onStatus;
+    this.#cipher = setup.plaintextScratch ? null : new ScratchCipher();
+    if (setup.plaintextScratch) log.warn({}, 'LAKEBASE_TEST_SCRATCH_PLAINTEXT is set: scratch is NOT encrypted; this is for tests only');
+    this.#postgresLog.onPublicLine = (line) => log.info({ line }, 'Postgres');
     this.#pgdata = join(start.directory, 'pgdata');
     this.#mapPath = join(start.directory, 'resident.map');
     const { pageHost, pagePort } = start.spec.pageserver;
@@ -163,12 +179,15 @@ export class Compute {
     this.#spec = { ...this.#spec, ...change };
     const sql = await must(this.#sql, 'connection to Postgres');
     if (change.settings !== undefined) {
-      const { writeFile } = await import('node:fs/promises');
-      await writeFile(join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
+      writeScratchFile(this.#cipher, join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
       await sql.query('SELECT pg_reload_conf()');
     }
     await applyCatalog(sql, this.#catalog());
     return this.status();
+  }
+
+  log(lines: number): PostgresLogTail {
+    return { lines: this.#postgresLog.tail(lines) };
   }
 
   async role(name: string): Promise<RoleSecret> {
@@ -186,6 +205,7 @@ export class Compute {
   async #stop(mode: 'fast' | 'immediate', end: 'STOPPED' | 'FAILED'): Promise<void> {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
+    await this.#runningState?.stop();
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
     this.#subscriptions?.stop();
@@ -198,12 +218,17 @@ export class Compute {
   }
 
   async #layOut(bundle: StartBundle, election: ElectionResult): Promise<void> {
+    const slots = slotsAt(bundle.files, election.startLsn);
+    this.#logicalSlots = slots.logical;
+    this.#statistics = slots.files.filter((file) => file.path.startsWith('pg_stat/'));
     const layout = layOut({
       pgdata: this.#pgdata,
       mapPath: this.#mapPath,
-      bundle: { ...bundle, prevRecordLsn: election.lastRecordLsn },
+      bundle: { ...bundle, files: slots.files, prevRecordLsn: election.lastRecordLsn },
+      cipher: this.#cipher,
       conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
     });
+    if (slots.walFrom !== undefined) await this.#fetchWal(slots.walFrom, election.startLsn);
     const bootSet = new BootSet(bundle.bootPages, performance.now());
     this.#bootSet = bootSet;
     this.#relay = new PageRelay({
@@ -217,6 +242,28 @@ export class Compute {
     await this.#relay.listen();
   }
 
+  async #fetchWal(from: Lsn, to: Lsn): Promise<void> {
+    try {
+      await fetchOlderWal({
+        members: this.#spec.safekeepers,
+        project: this.#project,
+        timeline: this.#timeline,
+        token: this.#start.token,
+        from,
+        to,
+        write: (at, bytes) => writeWal(this.#pgdata, at, bytes, this.#cipher),
+      });
+      this.#log.info({ from: formatLsn(from), to: formatLsn(to) }, 'WAL for logical replication slots is there');
+    } catch (error) {
+      // Then those slots fail in Postgres's own words; the database is there.
+      if (isCode(error, 'NOT_FOUND'))
+        return this.#log.error({ err: errorMessage(error) }, 'WAL that logical replication slots need is gone');
+      throw new LakebaseError('UNAVAILABLE', `cannot fetch the WAL that logical replication slots need: ${errorMessage(error)}`, {
+        cause: error,
+      });
+    }
+  }
+
   #conf(election: ElectionResult): string {
     return postgresqlConf({
       major: this.#spec.pgVersion,
@@ -225,6 +272,7 @@ export class Compute {
       safekeeperNames: this.#spec.safekeepers.map((s) => s.id),
       sharedBuffers: this.#setup.sharedBuffers,
       settings: this.#spec.settings,
+      logicalSlots: this.#logicalSlots,
     });
   }
 
@@ -237,7 +285,8 @@ export class Compute {
     this.#postgres = PostgresProcess.start({
       ...this.#start.postgres,
       pgdata: this.#pgdata,
-      logPath: this.#start.logPath,
+      log: this.#postgresLog,
+      scratchKey: this.#cipher?.key ?? null,
       env: {
         LD_PRELOAD: this.#setup.shimPath,
         LAKEBASE_SHIM_DATADIR: this.#pgdata,
@@ -288,6 +337,14 @@ export class Compute {
           });
       }, ACTIVITY_POLL_MS),
     );
+    this.#runningState = new RunningState(
+      this.#pgdata,
+      this.#statistics,
+      (body) => putBinary(this.#storageUrl('suspend-state'), this.#start.token, body),
+      this.#log,
+      this.#cipher,
+    );
+    this.#runningState.start();
     this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
   }
 
@@ -302,10 +359,10 @@ export class Compute {
 
   async #keepSuspendState(): Promise<void> {
     await this.#keepBootSet();
-    const control = readControlFile(readFileSync(join(this.#pgdata, CONTROL_FILE_PATH)));
+    const control = readControlFile(readScratchFile(this.#cipher, join(this.#pgdata, CONTROL_FILE_PATH)));
     if (control.state !== DB_SHUTDOWNED) throw new LakebaseError('CONFLICT', 'Postgres did not shut down cleanly');
     const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES);
-    const state = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end);
+    const state = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end, this.#cipher);
     await putBinary(this.#storageUrl('suspend-state'), this.#start.token, encodeSuspendState(state));
     this.#log.info({ lsn: formatLsn(end), files: state.files.length, pages: state.pages.length }, 'suspend state kept');
   }
@@ -323,18 +380,21 @@ export class Compute {
 
   #postgresGone(code: number | null, signal: string | null): void {
     if (this.#stopping !== undefined || this.#state !== 'RUNNING') return;
-    this.#error = `Postgres ended by itself (${signal ?? `exit code ${code}`}): ${this.#postgres?.logTail() ?? ''}`;
+    this.#error = `Postgres ended by itself (${signal ?? `exit code ${code}`}): ${this.#postgres?.reason() ?? ''}`;
     this.#log.error({ err: this.#error }, 'compute crashed');
     this.#stopping = this.#tearDown().then(() => this.#enter('FAILED'));
   }
 
   async #tearDown(): Promise<void> {
     for (const timer of this.#timers) clearInterval(timer);
+    void this.#runningState?.stop();
     this.#subscriptions?.stop();
     if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);
     this.#relay?.close();
     this.#pages.close();
     this.#sql = undefined;
+    this.#postgresLog.clear();
+    this.#cipher?.wipe();
   }
 
   #shimCounters(): Record<string, number> {

@@ -1,7 +1,7 @@
 /** Lays out a data directory from a start bundle: small files by value, relation segments as entries of the resident map (the shim makes the
  *  sparse files in the postmaster), one WAL segment with a synthesised shutdown checkpoint, and pg_control that points at it.
  *  Invariant: the directory was empty; every start is a fresh start. */
-import { closeSync, ftruncateSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
+import { constants, mkdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { must } from '@lakebase/base';
 import type { BundlePage, BundleRelation, StartBundle } from '@lakebase/api';
@@ -15,9 +15,13 @@ import {
   type RelTag,
   WAL_SEGMENT_BYTES,
   relPath,
+  segmentNumber,
+  segmentOffset,
+  walFileName,
 } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, synthesiseStart } from '@lakebase/pg-format';
 import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
+import { type ScratchCipher, ScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 import type { RelayEntry } from './page-relay.ts';
 
 /** Empty directories initdb makes; Postgres expects them all. */
@@ -58,31 +62,33 @@ export interface LayoutOptions {
   readonly pgdata: string;
   readonly mapPath: string;
   readonly bundle: StartBundle;
+  /** Null: plaintext, for tests. */
+  readonly cipher: ScratchCipher | null;
   readonly conf: { readonly postgresql: string; readonly hba: string; readonly ident: string };
 }
 
 export function layOut(options: LayoutOptions): Layout {
-  const { pgdata, bundle } = options;
+  const { pgdata, bundle, cipher } = options;
   mkdirSync(pgdata, { mode: 0o700 });
   for (const dir of DIRECTORIES) mkdirSync(join(pgdata, dir), { mode: 0o700 });
-  writeSmallFiles(pgdata, bundle);
+  writeSmallFiles(pgdata, bundle, cipher);
   for (const db of new Set(bundle.relations.map((r) => r.tag.db)))
     if (db !== 0) mkdirSync(join(pgdata, 'base', String(db)), { recursive: true, mode: 0o700 });
   const map = ResidentMap.build(segments(bundle.relations));
-  writeBootPages(pgdata, map, bundle.bootPages);
+  writeBootPages(pgdata, map, bundle.bootPages, cipher);
   map.write(options.mapPath);
-  const recordLsn = writeWalAndControl(pgdata, bundle);
-  writeFileSync(join(pgdata, 'postgresql.conf'), options.conf.postgresql, { mode: 0o600 });
-  writeFileSync(join(pgdata, 'postgresql.auto.conf'), '', { mode: 0o600 });
-  writeFileSync(join(pgdata, 'pg_hba.conf'), options.conf.hba, { mode: 0o600 });
-  writeFileSync(join(pgdata, 'pg_ident.conf'), options.conf.ident, { mode: 0o600 });
+  const recordLsn = writeWalAndControl(pgdata, bundle, cipher);
+  writeScratchFile(cipher, join(pgdata, 'postgresql.conf'), options.conf.postgresql);
+  writeScratchFile(cipher, join(pgdata, 'postgresql.auto.conf'), '');
+  writeScratchFile(cipher, join(pgdata, 'pg_hba.conf'), options.conf.hba);
+  writeScratchFile(cipher, join(pgdata, 'pg_ident.conf'), options.conf.ident);
   return {
     recordLsn,
     entries: [...map.entries()].map((e) => ({ tag: e.tag, source: { ...e.tag, fork: e.sourceFork }, segment: e.segment })),
   };
 }
 
-function writeSmallFiles(pgdata: string, bundle: StartBundle): void {
+function writeSmallFiles(pgdata: string, bundle: StartBundle, cipher: ScratchCipher | null): void {
   const made = new Set<string>();
   for (const file of bundle.files) {
     if (file.path === CONTROL_FILE_PATH) continue; // written last, patched
@@ -92,7 +98,7 @@ function writeSmallFiles(pgdata: string, bundle: StartBundle): void {
       mkdirSync(dir, { recursive: true, mode: 0o700 });
       made.add(dir);
     }
-    writeFileSync(path, file.bytes, { mode: 0o600 });
+    writeScratchFile(cipher, path, file.bytes);
   }
 }
 
@@ -113,8 +119,8 @@ function* segmentsOf(tag: RelTag, nblocks: number, sourceFork: ForkNumber): Gene
 }
 
 /** Pages that earlier starts touched first are in place before Postgres asks. */
-function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly BundlePage[]): void {
-  const open = new Map<number, number>();
+function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly BundlePage[], cipher: ScratchCipher | null): void {
+  const open = new Map<number, ScratchFile>();
   try {
     for (const page of pages) {
       const segment = Math.floor(page.block / RELSEG_BLOCKS);
@@ -123,36 +129,42 @@ function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly Bundle
       if (index < 0) continue;
       const entry = map.entry(index);
       if (block >= entry.nblocks || entry.sourceFork !== page.tag.fork) continue;
-      let fd = open.get(index);
-      if (fd === undefined) {
-        fd = openSync(join(pgdata, relPath(page.tag, segment)), 'w', 0o600);
-        ftruncateSync(fd, entry.nblocks * BLCKSZ);
-        open.set(index, fd);
+      let file = open.get(index);
+      if (file === undefined) {
+        file = new ScratchFile(cipher, join(pgdata, relPath(page.tag, segment)), 'w');
+        open.set(index, file);
+        file.truncate(entry.nblocks * BLCKSZ);
       }
-      writeSync(fd, page.bytes, 0, BLCKSZ, block * BLCKSZ);
+      file.write(page.bytes, block * BLCKSZ);
       map.setState(index, block, BLOCK_CLEAN);
     }
   } finally {
-    for (const fd of open.values()) closeSync(fd);
+    for (const file of open.values()) file[Symbol.dispose]();
   }
 }
 
-function writeWalAndControl(pgdata: string, bundle: StartBundle): Lsn {
+/** Writes into the segment files of pg_wal; a new one has its full length at once. */
+export function writeWal(pgdata: string, at: Lsn, bytes: Buffer, cipher: ScratchCipher | null): void {
+  for (let done = 0; done < bytes.length; ) {
+    const offset = segmentOffset(at + done);
+    const length = Math.min(bytes.length - done, WAL_SEGMENT_BYTES - offset);
+    const path = join(pgdata, 'pg_wal', walFileName(segmentNumber(at + done)));
+    using file = new ScratchFile(cipher, path, constants.O_RDWR | constants.O_CREAT);
+    file.truncate(WAL_SEGMENT_BYTES);
+    file.patch(bytes.subarray(done, done + length), offset);
+    done += length;
+  }
+}
+
+function writeWalAndControl(pgdata: string, bundle: StartBundle, cipher: ScratchCipher | null): Lsn {
   const control = must(
     bundle.files.find((file) => file.path === CONTROL_FILE_PATH),
     'pg_control in the start bundle',
   );
   const { lsn, prevRecordLsn, systemId, major } = bundle;
   const start = synthesiseStart({ lsn, prevRecordLsn, systemId, major, checkpoint: decodeCheckPoint(bundle.checkpoint) });
-  for (const segment of start.segments) {
-    const fd = openSync(join(pgdata, 'pg_wal', segment.fileName), 'w', 0o600);
-    try {
-      ftruncateSync(fd, WAL_SEGMENT_BYTES);
-      for (const piece of segment.pieces) writeSync(fd, piece.bytes, 0, piece.bytes.length, piece.offset);
-    } finally {
-      closeSync(fd);
-    }
-  }
-  writeFileSync(join(pgdata, CONTROL_FILE_PATH), patchControlFile(control.bytes, start.controlPatch), { mode: 0o600 });
+  for (const segment of start.segments)
+    for (const piece of segment.pieces) writeWal(pgdata, (segment.startLsn + piece.offset) as Lsn, piece.bytes, cipher);
+  writeScratchFile(cipher, join(pgdata, CONTROL_FILE_PATH), patchControlFile(control.bytes, start.controlPatch));
   return start.recordLsn;
 }

@@ -1,19 +1,25 @@
 /** The postmaster of a compute: start, readiness, stop. The agent is its parent; the shim makes it die with us.
  *  Readiness is the status line Postgres writes into postmaster.pid (miscinit.c, pg_ctl.c), so no connection is spent on it. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createWriteStream, readFileSync, statSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Writable } from 'node:stream';
 import { LakebaseError, sleep } from '@lakebase/base';
+import type { PostgresLog } from './postgres-log.ts';
 
 /** pidfile.h LOCK_FILE_LINE_PM_STATUS: the eighth line. */
 const STATUS_LINE = 7;
-const LOG_TAIL_LINES = 20;
+const REASON_LINES = 20;
+/** Where the child finds the pipe with the scratch key: the first descriptor after the standard ones. */
+const KEY_FD = 3;
 
 export interface PostgresOptions {
   readonly binDir: string;
   readonly libDir: string;
   readonly pgdata: string;
-  readonly logPath: string;
+  readonly log: PostgresLog;
+  /** Key of this boot's scratch; null: plaintext, for tests. */
+  readonly scratchKey: Buffer | null;
   readonly env: Readonly<Record<string, string>>;
 }
 
@@ -21,13 +27,10 @@ export class PostgresProcess {
   readonly #options: PostgresOptions;
   readonly #child: ChildProcess;
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
-  /** Size of the log when we started: what is before it belongs to earlier computes. */
-  readonly #logStart: number;
   #gone: { code: number | null; signal: NodeJS.Signals | null } | undefined;
 
   private constructor(options: PostgresOptions, child: ChildProcess) {
     this.#options = options;
-    this.#logStart = statSync(options.logPath, { throwIfNoEntry: false })?.size ?? 0;
     this.#child = child;
     this.exited = new Promise((resolve) => {
       child.once('exit', (code, signal) => {
@@ -42,14 +45,24 @@ export class PostgresProcess {
   }
 
   static start(options: PostgresOptions): PostgresProcess {
-    const log = createWriteStream(options.logPath, { flags: 'a' });
+    const { scratchKey, log } = options;
     const child = spawn(join(options.binDir, 'postgres'), ['-D', options.pgdata], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LD_LIBRARY_PATH: options.libDir, LC_ALL: 'C.UTF-8', ...options.env },
+      stdio: ['ignore', 'pipe', 'pipe', ...(scratchKey === null ? [] : ['pipe' as const])],
+      env: {
+        PATH: process.env['PATH'] ?? '/usr/bin:/bin',
+        LD_LIBRARY_PATH: options.libDir,
+        LC_ALL: 'C.UTF-8',
+        ...(scratchKey === null ? { LAKEBASE_SHIM_PLAINTEXT: '1' } : { LAKEBASE_SHIM_KEY_FD: String(KEY_FD) }),
+        ...options.env,
+      },
     });
-    child.stdout?.pipe(log, { end: false });
-    child.stderr?.pipe(log, { end: false });
-    child.once('close', () => log.end());
+    if (scratchKey !== null) {
+      const pipe = child.stdio[KEY_FD] as Writable | null | undefined;
+      pipe?.on('error', () => {}); // a child that died at once: its exit says so
+      pipe?.end(scratchKey);
+    }
+    child.stdout?.on('data', (chunk: Buffer) => log.push(chunk));
+    child.stderr?.on('data', (chunk: Buffer) => log.push(chunk));
     return new PostgresProcess(options, child);
   }
 
@@ -64,10 +77,13 @@ export class PostgresProcess {
     const deadline = performance.now() + deadlineMs;
     const pidFile = join(this.#options.pgdata, 'postmaster.pid');
     for (;;) {
-      if (this.#gone !== undefined) throw new LakebaseError('UNAVAILABLE', `Postgres did not start: ${this.logTail()}`);
-      if (statusLine(pidFile) === 'ready') return;
+      if (this.#gone !== undefined) throw new LakebaseError('UNAVAILABLE', `Postgres did not start: ${this.reason()}`);
+      if (statusLine(pidFile) === 'ready') {
+        this.#options.log.ready();
+        return;
+      }
       if (performance.now() > deadline)
-        throw new LakebaseError('TIMEOUT', `Postgres was not ready after ${deadlineMs} ms: ${this.logTail()}`);
+        throw new LakebaseError('TIMEOUT', `Postgres was not ready after ${deadlineMs} ms: ${this.reason()}`);
       await sleep(2); // the file changes without an event we could wait for portably
     }
   }
@@ -83,19 +99,9 @@ export class PostgresProcess {
     return mode === 'fast' && code === 0;
   }
 
-  logTail(): string {
-    try {
-      return readFileSync(this.#options.logPath)
-        .subarray(this.#logStart)
-        .toString()
-        .trimEnd()
-        .split('\n')
-        .slice(-LOG_TAIL_LINES)
-        .join(' | ')
-        .slice(-2_000);
-    } catch {
-      return 'no log';
-    }
+  /** What Postgres said last, as far as it may leave this process. */
+  reason(): string {
+    return this.#options.log.reason(REASON_LINES);
   }
 }
 

@@ -15,6 +15,8 @@ export interface PostgresConfInput {
   readonly safekeeperNames: readonly string[];
   readonly sharedBuffers: string;
   readonly settings: Readonly<Record<string, string>>;
+  /** The branch has logical replication slots: Postgres starts with them at wal_level=logical only. */
+  readonly logicalSlots?: boolean;
 }
 
 const quote = (value: string): string => `'${value.replaceAll("'", "''")}'`;
@@ -39,6 +41,9 @@ export function postgresqlConf(input: PostgresConfInput): string {
     ['log_timezone', 'UTC'],
     ['password_encryption', 'scram-sha-256'],
     ...userSettings(input.settings),
+    ...(input.logicalSlots === true ? [['wal_level', 'logical'] as [string, string]] : []),
+    // Safekeepers keep a GiB of WAL behind the pageserver: a slot further behind is invalidated with Postgres's own error.
+    ['max_slot_wal_keep_size', '1GB'],
     ['listen_addresses', ''],
     ['unix_socket_directories', input.socketDir],
     ['port', String(COMPUTE_PORT)],
@@ -48,6 +53,8 @@ export function postgresqlConf(input: PostgresConfInput): string {
     // io_uring and direct I/O would read past the shim, from sparse files whose pages were never fetched. Before 18 all I/O is pread's.
     ...(input.major >= 18 ? [['io_method', 'worker'] as [string, string]] : []),
     ['debug_io_direct', ''],
+    // `mmap` would put shared memory into files of the data directory, past the shim.
+    ['dynamic_shared_memory_type', 'posix'],
     ['synchronous_commit', 'on'],
     ['synchronous_standby_names', `ANY ${quorum} (${input.safekeeperNames.map((name) => `"${name}"`).join(',')})`],
     ['max_wal_senders', '16'],

@@ -1,30 +1,32 @@
 /** Collects, after a fast shutdown, the small state that WAL does not carry: cumulative statistics, sequence pages (WAL runs up to 32 values
  *  ahead), free space maps, replication slots. Read from the stopped data directory. */
-import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { BundleFile, BundlePage, SuspendState } from '@lakebase/api';
 import { BLCKSZ, FORK_FSM, FORK_INIT, FORK_MAIN, type Lsn, RELSEG_BLOCKS, type RelTag, parseRelPath, relPath } from '@lakebase/ids';
+import { slotFiles } from './replication-slots.ts';
 import { BLOCK_DIRTY, type ResidentMap } from '../resident-map.ts';
+import { type ScratchCipher, readScratchFile } from '../scratch-cipher.ts';
 
 /** SEQ_MAGIC, sequence.c: in the 8-byte special area at the end of the page. */
 const SEQUENCE_MAGIC = 0x1717;
 const FSM_PAGES_MAX = 4_096;
 
-export function collectSuspendState(pgdata: string, map: ResidentMap, lsn: Lsn): SuspendState {
-  return { lsn, files: stateFiles(pgdata), pages: statePages(pgdata, map) };
+export function collectSuspendState(pgdata: string, map: ResidentMap, lsn: Lsn, cipher: ScratchCipher | null): SuspendState {
+  return { lsn, files: stateFiles(pgdata, cipher), pages: statePages(pgdata, map, cipher) };
 }
 
-function stateFiles(pgdata: string): BundleFile[] {
+function stateFiles(pgdata: string, cipher: ScratchCipher | null): BundleFile[] {
   const files: BundleFile[] = [];
   const take = (path: string): void => {
-    if (existsSync(join(pgdata, path))) files.push({ path, bytes: readFileSync(join(pgdata, path)) });
+    if (existsSync(join(pgdata, path))) files.push({ path, bytes: readScratchFile(cipher, join(pgdata, path)) });
   };
   for (const name of readdirSync(join(pgdata, 'pg_stat'))) take(`pg_stat/${name}`); // Postgres's own, and pg_stat_statements'
-  for (const slot of readdirSync(join(pgdata, 'pg_replslot'))) take(`pg_replslot/${slot}/state`);
+  files.push(...slotFiles(pgdata, cipher));
   return files;
 }
 
-function statePages(pgdata: string, map: ResidentMap): BundlePage[] {
+function statePages(pgdata: string, map: ResidentMap, cipher: ScratchCipher | null): BundlePage[] {
   const pages: BundlePage[] = [];
   let fsmPages = 0;
   for (const path of relationFiles(pgdata)) {
@@ -32,7 +34,7 @@ function statePages(pgdata: string, map: ResidentMap): BundlePage[] {
     if (parsed === undefined || isUnlogged(pgdata, map, parsed.tag)) continue;
     const { tag, segment } = parsed;
     if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
-    const bytes = readFileSync(join(pgdata, path));
+    const bytes = readScratchFile(cipher, join(pgdata, path));
     if (tag.fork === FORK_MAIN && !isSequence(bytes)) continue;
     for (let block = 0; block * BLCKSZ + BLCKSZ <= bytes.length; block++) {
       if (!isDirty(map, tag, segment, block)) continue;

@@ -6,6 +6,7 @@ import { type StartBundle, decodeStartBundle, encodeStartBundle } from '@lakebas
 import { BLCKSZ, lsn } from '@lakebase/ids';
 import { crc32c } from '@lakebase/bytes';
 import { CONTROL_FILE_BYTES, CONTROL_FILE_PATH } from '@lakebase/pg-format';
+import { ScratchCipher } from '../scratch-cipher.ts';
 import { layOut } from './data-directory.ts';
 
 const RELATIONS = 1_200;
@@ -25,6 +26,7 @@ export async function warmUp(where: { readonly directory: string; readonly url: 
         mapPath: join(directory, 'map'),
         bundle: decodeStartBundle(encodeStartBundle(syntheticBundle())),
         conf: { postgresql: '', hba: '', ident: '' },
+        cipher: new ScratchCipher(),
       });
     } catch {
       // a warm-up that fails costs time later, nothing else

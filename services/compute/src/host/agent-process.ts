@@ -2,7 +2,7 @@
  *  Invariant: every request settles; when the process ends, what is open fails with UNAVAILABLE. */
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import type { ComputeStatus, RoleSecret } from '@lakebase/api';
+import type { ComputeStatus, PostgresLogTail, RoleSecret } from '@lakebase/api';
 import { ERROR_CODES, type ErrorCode, LakebaseError, sleep } from '@lakebase/base';
 import type { AgentMessage, AgentRequest, AgentSetup } from '../agent/protocol.ts';
 
@@ -39,7 +39,10 @@ export class AgentProcess {
     });
   }
 
-  request<T extends AgentRequest['type']>(type: T, body: Body<T>): Promise<T extends 'role' ? RoleSecret : ComputeStatus> {
+  request<T extends AgentRequest['type']>(
+    type: T,
+    body: Body<T>,
+  ): Promise<T extends 'role' ? RoleSecret : T extends 'log' ? PostgresLogTail : ComputeStatus> {
     return new Promise((resolve, reject) => {
       const id = this.#nextId++;
       this.#waiters.set(id, { resolve: resolve as Waiter['resolve'], reject });

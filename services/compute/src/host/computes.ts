@@ -5,7 +5,15 @@ import { createHash } from 'node:crypto';
 import { chownSync, mkdirSync, rmSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type ComputeChange, type ComputeSpec, type ComputeStatus, type RoleSecret, internalToken, timelineScope } from '@lakebase/api';
+import {
+  type ComputeChange,
+  type ComputeSpec,
+  type ComputeStatus,
+  type PostgresLogTail,
+  type RoleSecret,
+  internalToken,
+  timelineScope,
+} from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import type { AgentSetup } from '../agent/protocol.ts';
 import { COMPUTE_PORT } from '../agent/settings.ts';
@@ -42,11 +50,11 @@ export class Computes {
 
   constructor(options: ComputesOptions) {
     this.#options = options;
-    for (const dir of [this.#scratch(), options.runtimeDir]) rmSync(dir, { recursive: true, force: true });
+    // Earlier versions wrote Postgres's messages, which hold data, into files.
+    for (const dir of [this.#scratch(), options.runtimeDir, join(options.dataDir, 'logs')]) rmSync(dir, { recursive: true, force: true });
     mkdirSync(options.dataDir, { recursive: true, mode: 0o755 });
     mkdirSync(this.#scratch(), { mode: 0o711 });
     mkdirSync(options.runtimeDir, { recursive: true, mode: 0o711 });
-    this.#mkdirOwned(this.#logs());
     this.#mkdirOwned(options.setup.warmUp.directory);
     this.#refillSpares();
   }
@@ -71,7 +79,6 @@ export class Computes {
       token,
       directory,
       socketDir,
-      logPath: join(this.#logs(), `${spec.endpointId}.log`),
       lastTerm: this.#terms.get(spec.timelineId) ?? null,
     });
     const compute: Compute = { agent, started, status: blank(id, spec.endpointId, 'STARTING', null) };
@@ -98,6 +105,10 @@ export class Computes {
 
   change(id: string, change: ComputeChange): Promise<ComputeStatus> {
     return this.#get(id).agent.request('change', change);
+  }
+
+  log(id: string, lines: number): Promise<PostgresLogTail> {
+    return this.#get(id).agent.request('log', { lines });
   }
 
   role(id: string, name: string): Promise<RoleSecret> {
@@ -166,9 +177,6 @@ export class Computes {
 
   #scratch(): string {
     return join(this.#options.dataDir, 'computes');
-  }
-  #logs(): string {
-    return join(this.#options.dataDir, 'logs');
   }
 }
 

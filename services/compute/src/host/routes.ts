@@ -47,5 +47,9 @@ export function routes(app: FastifyInstance, computes: Computes): void {
     { schema: { params: id, body: Type.Object({ mode: Type.Union([Type.Literal('fast'), Type.Literal('immediate')]) }) } },
     async (r) => computes.stop((r.params as { id: string }).id, (r.body as { mode: 'fast' | 'immediate' }).mode),
   );
+  const lines = Type.Object({ lines: Type.Integer({ minimum: 1, maximum: 2_000, default: 200 }) });
+  app.get('/v1/computes/:id/log', { schema: { params: id, querystring: lines } }, async (r) =>
+    computes.log((r.params as { id: string }).id, (r.query as { lines: number }).lines),
+  );
   app.get('/v1/computes/:id/roles/:role', async (r) => computes.role((r.params as { id: string }).id, (r.params as { role: string }).role));
 }

@@ -3,7 +3,6 @@
  *  Invariant: the source directory is never written after it was stopped, so it is the truth to compare with. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import {
-  appendFileSync,
   chmodSync,
   chownSync,
   closeSync,
@@ -26,7 +25,9 @@ import { fileURLToPath } from 'node:url';
 import { BLCKSZ, FORK_INIT, FORK_MAIN, parseRelPath, relPath } from '@lakebase/ids';
 import { type PostgresInstallation, accountName, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
 import pg from 'pg';
+import type { Writable } from 'node:stream';
 import { ResidentMap, type ResidentSegment } from '../resident-map.ts';
+import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 
 const SUPERUSER = 'shim_test';
 const SHIM = join(dirname(fileURLToPath(import.meta.url)), '..', '..', '..', '..', 'native', 'pgshim');
@@ -39,13 +40,14 @@ class Postmaster {
   readonly #child: ChildProcess;
   readonly #gone: Promise<number | null>;
 
-  constructor(installation: PostgresInstallation, pgdata: string, log: string, env: Readonly<Record<string, string>>) {
+  constructor(installation: PostgresInstallation, pgdata: string, log: string, env: Readonly<Record<string, string>>, key: Buffer | null) {
     this.#child = spawn(join(installation.binDir, 'postgres'), ['-D', pgdata], {
       cwd: '/',
       env: { ...baseEnv(installation), ...env },
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: ['ignore', 'pipe', 'pipe', ...(key === null ? [] : ['pipe' as const])],
       ...runAs,
     });
+    if (key !== null) (this.#child.stdio[3] as unknown as Writable).on('error', () => {}).end(key);
     const out = createWriteStream(log, { flags: 'a' });
     this.#child.stdout?.pipe(out, { end: false });
     this.#child.stderr?.pipe(out, { end: false });
@@ -89,6 +91,8 @@ export interface FaultSeen {
 export interface ShimComputeOptions {
   readonly installation?: PostgresInstallation;
   readonly settings?: Readonly<Record<string, string>>;
+  /** Scratch is not encrypted. */
+  readonly plaintext?: boolean;
   /** An existing data directory to use as the source; see {@link ShimCompute.startPlain}. */
   readonly adopt?: string;
 }
@@ -99,6 +103,8 @@ export class ShimCompute implements AsyncDisposable {
   readonly source: string;
   readonly pgdata: string;
   readonly mapPath: string;
+  /** Of the compute's scratch; null: plaintext. */
+  readonly cipher: ScratchCipher | null;
   /** Every request the fake agent answered. */
   readonly faults: FaultSeen[] = [];
   /** errno to answer for a fault, or undefined to serve it. */
@@ -119,6 +125,7 @@ export class ShimCompute implements AsyncDisposable {
     this.pgdata = join(this.directory, 'compute');
     this.mapPath = join(this.directory, 'resident.map');
     this.#settings = options.settings ?? {};
+    this.cipher = options.plaintext === true ? null : new ScratchCipher();
     this.#own(this.directory);
     chmodSync(this.directory, 0o700);
   }
@@ -153,7 +160,7 @@ export class ShimCompute implements AsyncDisposable {
       },
     );
     this.#configure(this.source, {});
-    await this.#startServer(this.source, {});
+    await this.#startServer(this.source, {}, null);
     await workload((database) => this.connect(database));
     await this.stop();
   }
@@ -163,7 +170,7 @@ export class ShimCompute implements AsyncDisposable {
     this.#own(this.source);
     for (const name of readdirSync(this.source, { recursive: true, encoding: 'utf8' })) this.#own(join(this.source, name));
     this.#configure(this.source, {});
-    await this.#startServer(this.source, {});
+    await this.#startServer(this.source, {}, null);
   }
 
   /** Lays out the second directory: small files copied, segments left to the shim, the map written. */
@@ -233,7 +240,9 @@ export class ShimCompute implements AsyncDisposable {
     const shim = join(this.directory, 'pgshim.so');
     if (!existsSync(shim)) copyFileSync(buildShim(), shim);
     chmodSync(shim, 0o755);
-    await this.#startServer(this.pgdata, {
+    const key = this.cipher?.key ?? null;
+    const server = {
+      ...(key === null ? { LAKEBASE_SHIM_PLAINTEXT: '1' } : { LAKEBASE_SHIM_KEY_FD: '3' }),
       LD_PRELOAD: shim,
       LAKEBASE_SHIM_DATADIR: this.pgdata,
       LAKEBASE_SHIM_MAP: this.mapPath,
@@ -241,7 +250,8 @@ export class ShimCompute implements AsyncDisposable {
       LAKEBASE_SHIM_LAYOUT: 'lazy',
       LAKEBASE_SHIM_PARENT: String(process.pid),
       ...env,
-    });
+    };
+    await this.#startServer(this.pgdata, server, key);
   }
 
   async stop(signal: NodeJS.Signals = 'SIGINT'): Promise<void> {
@@ -290,7 +300,7 @@ export class ShimCompute implements AsyncDisposable {
 
   #copy(path: string): void {
     if (path === 'postmaster.pid' || path === 'postmaster.opts') return;
-    copyFileSync(join(this.source, path), join(this.pgdata, path));
+    writeScratchFile(this.cipher, join(this.pgdata, path), readFileSync(join(this.source, path)));
     this.#own(join(this.pgdata, path));
   }
 
@@ -304,16 +314,16 @@ export class ShimCompute implements AsyncDisposable {
       autovacuum: 'off',
       ...settings,
     };
-    appendFileSync(
-      join(pgdata, 'postgresql.conf'),
-      Object.entries(all)
-        .map(([k, v]) => `${k} = '${v}'\n`)
-        .join(''),
-    );
+    const lines = Object.entries(all)
+      .map(([k, v]) => `${k} = '${v}'\n`)
+      .join('');
+    const path = join(pgdata, 'postgresql.conf');
+    const cipher = pgdata === this.pgdata ? this.cipher : null;
+    writeScratchFile(cipher, path, Buffer.concat([readScratchFile(cipher, path), Buffer.from(lines)]));
   }
 
-  async #startServer(pgdata: string, env: Readonly<Record<string, string>>): Promise<void> {
-    const server = new Postmaster(this.installation, pgdata, this.logPath, env);
+  async #startServer(pgdata: string, env: Readonly<Record<string, string>>, key: Buffer | null): Promise<void> {
+    const server = new Postmaster(this.installation, pgdata, this.logPath, env, key);
     this.#server = server;
     const deadline = Date.now() + 30_000;
     for (;;) {
