@@ -70,6 +70,9 @@ switch (task) {
   case 'sim':
     handOver('tests/sim/main.ts', args, fromSource);
     break;
+  case 'interop':
+    handOver('tests/interop/main.ts', args, fromSource);
+    break;
   case 'oracle':
     handOver('tests/oracle/main.ts', args, fromSource);
     break;
@@ -82,5 +85,5 @@ switch (task) {
     handOver('tests/system/chaos.ts', args, fromSource);
     break;
   default:
-    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, oracle, conformance, chaos`);
+    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, interop, oracle, conformance, chaos`);
 }

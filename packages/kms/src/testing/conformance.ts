@@ -41,7 +41,7 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
     after(() => harness.close());
 
     const withKey = async (work: (key: KmsKey, config: KmsKeyConfig, kek: Buffer) => Promise<void>): Promise<void> => {
-      const config = harness.createKey();
+      const config = await harness.createKey();
       const key = openKmsKey(config, env);
       try {
         await work(key, config, randomBytes(32));
@@ -77,7 +77,7 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
 
     test('what another key wrapped, or was altered, is denied', () =>
       withKey(async (key, _config, kek) => {
-        const other = openKmsKey(harness.createKey(), env);
+        const other = openKmsKey(await harness.createKey(), env);
         const foreign = await other.wrap(kek, CONTEXT, soon());
         await expectOutcome(key.unwrap(foreign, CONTEXT, soon()), 'DENIED');
         const wrapped = await key.wrap(kek, CONTEXT, soon());
@@ -100,7 +100,7 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
         const before = await key.currentVersion(soon());
         assert.equal(before, old.keyVersion);
         if (harness.provider === 'LOCAL') return;
-        harness.rotate(config.key);
+        await harness.rotate(config.key);
         const after = await key.currentVersion(soon());
         assert.notEqual(after, before);
         assert.deepEqual(await key.unwrap(old, CONTEXT, soon()), kek);
@@ -110,19 +110,20 @@ export function registerKmsConformance(name: string, open: () => Promise<KmsHarn
       }),
     );
 
-    const takenAway = (what: string, take: (key: string) => void, giveBack: ((key: string) => void) | null) => () =>
-      withKey(async (key, config, kek) => {
-        const wrapped = await key.wrap(kek, CONTEXT, soon());
-        take(config.key);
-        const denied = await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED');
-        assert.equal(denied.code, 'KEY_REVOKED', what);
-        await expectOutcome(key.wrap(kek, CONTEXT, soon()), 'DENIED');
-        const check = await checkKmsKey(config, env, CONTEXT, soon());
-        assert.deepEqual([check.ok, check.outcome], [false, 'DENIED']);
-        if (giveBack === null) return;
-        giveBack(config.key);
-        assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
-      });
+    const takenAway =
+      (what: string, take: (key: string) => void | Promise<void>, giveBack: ((key: string) => void | Promise<void>) | null) => () =>
+        withKey(async (key, config, kek) => {
+          const wrapped = await key.wrap(kek, CONTEXT, soon());
+          await take(config.key);
+          const denied = await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED');
+          assert.equal(denied.code, 'KEY_REVOKED', what);
+          await expectOutcome(key.wrap(kek, CONTEXT, soon()), 'DENIED');
+          const check = await checkKmsKey(config, env, CONTEXT, soon());
+          assert.deepEqual([check.ok, check.outcome], [false, 'DENIED']);
+          if (giveBack === null) return;
+          await giveBack(config.key);
+          assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), kek);
+        });
     test(
       'disabled, then enabled',
       skip('disable'),

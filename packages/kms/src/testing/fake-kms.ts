@@ -61,16 +61,16 @@ export interface FakeTls {
 export interface KmsHarness {
   readonly provider: KmsProvider;
   environment(): KmsEnvironment;
-  createKey(name?: string): KmsKeyConfig;
+  createKey(name?: string): KmsKeyConfig | Promise<KmsKeyConfig>;
   /** `key` is that of the configuration. Where a provider has no such state, the nearest that a customer would use. */
-  disable(key: string): void;
-  enable(key: string): void;
-  scheduleDeletion(key: string): void;
-  cancelDeletion(key: string): void;
-  destroy(key: string): void;
-  deny(key: string): void;
-  allow(key: string): void;
-  rotate(key: string): void;
+  disable(key: string): void | Promise<void>;
+  enable(key: string): void | Promise<void>;
+  scheduleDeletion(key: string): void | Promise<void>;
+  cancelDeletion(key: string): void | Promise<void>;
+  destroy(key: string): void | Promise<void>;
+  deny(key: string): void | Promise<void>;
+  allow(key: string): void | Promise<void>;
+  rotate(key: string): void | Promise<void>;
   /** Null where there is no network to disturb. */
   setFaults: ((faults: FakeFaults | null) => void) | null;
   close(): Promise<void>;
