@@ -28,9 +28,12 @@ function compiler(): string {
 
 function build(): void {
   run(bin('tsc'), ['-b']);
-  const shim = join(root, 'native', 'pgshim');
-  if (spawnSync('make', ['--version'], { stdio: 'ignore' }).status === 0) run('make', ['-s', '-C', shim, `CC=${compiler()}`]);
-  else run('sh', [join(shim, 'build.sh'), compiler()]);
+  const make = spawnSync('make', ['--version'], { stdio: 'ignore' }).status === 0;
+  for (const name of ['pgshim', 'keyguard']) {
+    const library = join(root, 'native', name);
+    if (make) run('make', ['-s', '-C', library, `CC=${compiler()}`]);
+    else run('sh', [join(library, 'build.sh'), compiler()]);
+  }
 }
 
 /** Stays the parent so that Ctrl-C reaches the child once, by the terminal, and we wait for its ordered stop. */

@@ -30,22 +30,19 @@ export const newHealth = (now: number): KeyHealth => ({
 
 export function afterProbe(health: KeyHealth, outcome: ProbeOutcome, graceMs: number, now: number): KeyHealth {
   if (health.state === 'SHREDDED') return health;
+  const answered = health.unreachableSince === null ? health : { ...health, unreachableSince: null };
   switch (outcome.kind) {
     case 'OK':
-      return move({ ...health, unreachableSince: null }, 'ACTIVE', '', now);
+      return move(answered, 'ACTIVE', '', now);
     case 'DENIED':
       // Denied again in other words (messages of providers carry request ids) is nothing new.
-      if (health.state === 'REVOKED' && gist(health.reason) === gist(outcome.reason)) return health;
-      return move({ ...health, unreachableSince: null }, 'REVOKED', outcome.reason, now);
+      if (health.state === 'REVOKED' && gist(health.reason) === gist(outcome.reason)) return answered;
+      return move(answered, 'REVOKED', outcome.reason, now);
     case 'UNREACHABLE': {
       if (health.state === 'REVOKED') return health;
-      const since = health.unreachableSince ?? iso(now);
+      const outage = health.unreachableSince === null ? { ...health, unreachableSince: iso(now) } : health;
       const reason = health.state === 'UNREACHABLE' || health.state === 'SUSPENDED' ? health.reason : outcome.reason;
-      return afterTime(
-        move({ ...health, unreachableSince: since }, health.state === 'SUSPENDED' ? 'SUSPENDED' : 'UNREACHABLE', reason, now),
-        graceMs,
-        now,
-      );
+      return afterTime(move(outage, health.state === 'SUSPENDED' ? 'SUSPENDED' : 'UNREACHABLE', reason, now), graceMs, now);
     }
   }
 }

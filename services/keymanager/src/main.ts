@@ -5,6 +5,8 @@ import { startKeyManager } from './server.ts';
 
 const config = loadConfig('keymanager', keyManagerConfig, process.argv.slice(2));
 await runService(config.id, config.logLevel, async ({ log, teardown }) => {
+  // What native/keyguard could do for this process: core dumps, ptrace, swap, freed memory.
+  log.info({ guard: process.env['LAKEBASE_KEYGUARD'] ?? 'not preloaded' }, 'memory of this process');
   const server = await startKeyManager(config, readSecret(config.secretFile), log);
   teardown.add('key manager', () => server.close());
 });

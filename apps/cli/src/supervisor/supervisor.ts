@@ -25,6 +25,9 @@ import {
   writeJson,
 } from './service-configs.ts';
 
+const KEYGUARD = 'native/keyguard/build/keyguard.so';
+/** Services that hold keys in memory; and the compute host, whose limit on core files its computes inherit. */
+const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'compute']);
 const HEALTHY_MS_MAX = 90_000;
 /** Longer than a service's own limit for its stop (30 s). */
 const STOP_GRACE_MS = 35_000;
@@ -115,6 +118,7 @@ export class Supervisor {
   #startChild(name: ServiceName): void {
     process.env['MALLOC_ARENA_MAX'] ??= '2'; // glibc's arena per thread holds memory that idle threads never use again
     const { home, root } = this.#o;
+    const guard = GUARDED.has(name) ? guardedEnv(root, name) : undefined;
     const child = new SupervisedChild({
       name,
       command: process.execPath,
@@ -122,6 +126,7 @@ export class Supervisor {
       // Not the caller's directory: it may be removed while we run.
       cwd: home.dir,
       logFile: join(home.logs, `${name}.log`),
+      ...(guard === undefined ? {} : { env: guard }),
       onEvent: (event) => this.#tell(event),
     });
     this.#children.set(name, child);
@@ -185,6 +190,13 @@ export function lastWords(logFile: string): string {
   } catch (error) {
     return `no log: ${errorMessage(error)}`;
   }
+}
+
+/** native/keyguard: no core files, no ptrace, no swap, freed memory overwritten. A compute host holds no keys worth locking its memory for. */
+function guardedEnv(root: string, name: ServiceName): NodeJS.ProcessEnv | undefined {
+  const library = join(root, KEYGUARD);
+  if (!existsSync(library)) return undefined; // the key manager's log says so
+  return { ...process.env, LD_PRELOAD: library, ...(name === 'compute' ? { LAKEBASE_KEYGUARD_MLOCK: '0' } : {}) };
 }
 
 /** A young generation of 2 MB keeps an idle process about 10 MB smaller (measured); only the pageserver allocates enough to want V8's own size. */
