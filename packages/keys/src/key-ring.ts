@@ -16,7 +16,7 @@ export type KeyListener = (project: string, usable: boolean, reason: string) => 
 export interface KeySource {
   project(project: string): ProjectKeys;
   onChange(listener: KeyListener): void;
-  /** Also when the KEK version of a usable project grew: references may be re-wrapped. */
+  /** The KEK version of a usable project is above the last one told, 1 at first: references may be re-wrapped. */
   onRotation(listener: (project: string, kekVersion: number) => void): void;
   start(): Promise<void>;
   stop(): Promise<void>;
@@ -38,6 +38,8 @@ export class KeyRing implements KeySource {
   readonly #rotations: ((project: string, kekVersion: number) => void)[] = [];
   /** What listeners were told last. */
   readonly #told = new Map<string, boolean>();
+  /** The newest KEK version listeners were told of. */
+  readonly #versions = new Map<string, number>();
 
   constructor(options: KeyRingOptions) {
     this.#o = options;
@@ -93,7 +95,6 @@ export class KeyRing implements KeySource {
   #changed(project: string, state: WatchState): void {
     const reason = lockReason(project, state);
     const keys = this.#projects.get(project);
-    const before = keys?.kekVersion ?? 0;
     if (reason !== undefined) keys?.lock(reason);
     else {
       keys?.setKekVersion(state.known?.kekVersion ?? 0);
@@ -104,8 +105,11 @@ export class KeyRing implements KeySource {
       for (const listener of this.#listeners) this.#call(() => listener(project, reason === undefined, reason?.message ?? ''));
     }
     const now = state.known?.kekVersion ?? 0;
-    if (reason === undefined && before > 0 && now > before)
-      for (const listener of this.#rotations) this.#call(() => listener(project, now));
+    // Also of projects that nothing was asked about here, and after a restart: who holds none of their references says so too.
+    const before = this.#versions.get(project) ?? 1;
+    if (reason !== undefined || now <= before) return;
+    this.#versions.set(project, now);
+    for (const listener of this.#rotations) this.#call(() => listener(project, now));
   }
 
   #call(listener: () => void): void {

@@ -1,6 +1,6 @@
 /** Follows the KEK versions of projects in a storage service: whenever there is a newer one, has the references of existing objects wrapped
  *  again in the background and tells the key manager when none of an older version is left (docs/flows/key-path.md, rotation).
- *  Invariants: one pass per project at a time; `retire` only after a pass that left nothing, and that began when the new version was known
+ *  Invariants: nothing happens before {@link KeyRotation.start}, when all there is on disk is known; one pass per project at a time; `retire` only after a pass that left nothing, and that began when the new version was known
  *  here (so keys taken from the pool since are of that version); whatever fails is done again, also after a restart. */
 import { type Logger, SerialQueue, backoffDelay, errorMessage, sleep } from '@lakebase/base';
 import type { KeySource } from '@lakebase/keys';
@@ -24,14 +24,24 @@ export class KeyRotation {
   /** Versions of which the key manager was told. */
   readonly #retired = new Map<string, number>();
   readonly #running = new Set<Promise<void>>();
+  /** Seen before the start. */
+  #early: Set<string> | undefined = new Set();
 
   constructor(options: KeyRotationOptions) {
     this.#options = options;
     options.source.onRotation((project) => this.check(project));
   }
 
+  /** Call when everything on disk is known to `rewrap`: what it does not know of would lose its key. */
+  start(): void {
+    const early = this.#early ?? [];
+    this.#early = undefined;
+    for (const project of early) this.check(project);
+  }
+
   /** There may be something to do for this project. */
   check(project: string): void {
+    if (this.#early !== undefined) return void this.#early.add(project);
     const keys = this.#options.source.project(project);
     if (this.#stop.signal.aborted || !keys.usable || keys.kekVersion <= Math.max(1, this.#retired.get(project) ?? 0)) return;
     let queue = this.#queues.get(project);

@@ -1,6 +1,6 @@
 /** Where a storage service gets its data keys from, by its configuration (docs/flows/key-path.md). */
 import { KeyManagerClient, internalToken } from '@lakebase/api';
-import type { Logger } from '@lakebase/base';
+import { LakebaseError, type Logger } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import { KeyRing, type KeySource, plainKeys } from '@lakebase/keys';
 import { Type } from 'typebox';
@@ -27,11 +27,12 @@ export interface ServiceKeys {
 }
 
 export function openKeys(config: KeyConfig & { readonly id: string }, secret: string, log: Logger): ServiceKeys {
-  // Until the supervisor starts the key manager, a service without its address must go on working.
-  if (config.testPlaintext || config.keyManagerUrl === null) {
+  if (config.testPlaintext) {
     log.warn({}, 'testPlaintext is set: data is stored UNENCRYPTED; this is for tests only');
     return { source: plainKeys, retire: async () => {}, client: undefined };
   }
+  if (config.keyManagerUrl === null)
+    throw new LakebaseError('CONFIG', 'keyManagerUrl is not set: name the key manager; without keys nothing can be stored');
   const client = new KeyManagerClient({ baseUrl: config.keyManagerUrl, token: internalToken(secret, 'service') });
   return {
     client,

@@ -78,6 +78,7 @@ export class TimelineStore {
         if (/^[0-9a-f]{32}$/.test(timeline)) await this.#attach(parseProjectUid(project), parseTimelineId(timeline));
       }
     }
+    this.#rotation.start();
   }
 
   async close(): Promise<void> {

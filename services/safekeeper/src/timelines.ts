@@ -87,6 +87,7 @@ export class Timelines {
       for (const timeline of readdirSync(join(dataDir, project)))
         if (isId(timeline)) await this.#creations.run(() => this.#openFromDisk(project as ProjectUid, timeline as TimelineId));
     }
+    this.#rotation.start();
   }
 
   *[Symbol.iterator](): Iterator<WalTimeline> {
