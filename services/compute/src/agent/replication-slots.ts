@@ -16,6 +16,7 @@ import { type ScratchCipher, readScratchFile } from '../scratch-cipher.ts';
 const SLOT_MAGIC = 0x0105_1ca1;
 const AT = { checksum: 4, checksummed: 8, database: 80, persistency: 84, restartLsn: 96, invalidated: 104, confirmedFlush: 112, end: 120 };
 const RS_PERSISTENT = 0;
+const TRIES_MAX = 5;
 const STATE_FILE = /^pg_replslot\/([^/]+)\/state$/;
 /** `<lsn>.snap`, and `map-<database>-<relation>-<lsn>-<xid>-<xid>`; LSNs as two hexadecimal numbers. */
 const SNAPSHOT = /^pg_logical\/snapshots\/([0-9A-F]{1,8})-([0-9A-F]{1,8})\.snap$/;
@@ -47,8 +48,17 @@ export function readSlotState(file: BundleFile): SlotState | undefined {
   };
 }
 
-/** Files of all slots as they are now; empty when there is no slot. A slot's state is read before the snapshots it points at: those only grow old. */
+/** Files of all slots as they are now; empty when there is no slot. A slot without the snapshot it begins at would skip until its next consistent point, so
+ *  what is taken is one moment: it is taken again when something has changed meanwhile. */
 export function slotFiles(pgdata: string, cipher: ScratchCipher | null): BundleFile[] {
+  for (let tries = 1; ; tries++) {
+    const before = slotSignature(pgdata);
+    const files = readSlotFiles(pgdata, cipher);
+    if (tries >= TRIES_MAX || slotSignature(pgdata) === before) return files;
+  }
+}
+
+function readSlotFiles(pgdata: string, cipher: ScratchCipher | null): BundleFile[] {
   const files: BundleFile[] = [];
   const take = (path: string): void => {
     try {
