@@ -37,12 +37,13 @@ export class ScratchCipher {
 
   /** Bytes at `offset`, a multiple of the unit, as they lie on the disk. A length that is no multiple of 16 must end where the file ends. */
   encrypt(inode: bigint, offset: number, plain: Buffer): Buffer {
+    const first = unitNumber(offset);
     const out = Buffer.alloc(plain.length);
     const whole = plain.length - (plain.length % BLOCK);
     for (let at = 0; at < whole; at += SCRATCH_UNIT) {
       const unit = plain.subarray(at, Math.min(at + SCRATCH_UNIT, whole));
       if (isZero(unit)) continue; // zeros on the disk are zeros
-      createCipheriv(ALGORITHM, this.key, tweak(inode, unitNumber(offset + at)))
+      createCipheriv(ALGORITHM, this.key, tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
         .update(unit)
         .copy(out, at);
     }
@@ -52,12 +53,13 @@ export class ScratchCipher {
 
   /** The inverse. */
   decrypt(inode: bigint, offset: number, cipher: Buffer): Buffer {
+    const first = unitNumber(offset);
     const out = Buffer.alloc(cipher.length);
     const whole = cipher.length - (cipher.length % BLOCK);
     for (let at = 0; at < whole; at += SCRATCH_UNIT) {
       const unit = cipher.subarray(at, Math.min(at + SCRATCH_UNIT, whole));
       if (isZero(unit)) continue;
-      createDecipheriv(ALGORITHM, this.key, tweak(inode, unitNumber(offset + at)))
+      createDecipheriv(ALGORITHM, this.key, tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
         .update(unit)
         .copy(out, at);
       for (let block = 0; block < unit.length; block += BLOCK)

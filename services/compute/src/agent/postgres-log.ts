@@ -13,7 +13,7 @@ const MESSAGE = /^\S+ \S+ \S+ \[\d+\] (DEBUG|LOG|INFO|NOTICE|WARNING|ERROR|FATAL
 /** Messages of the postmaster and its own processes, without names, values or statements. The shim's lines name relations by number only. */
 const WITHOUT_DATA = [
   /^starting PostgreSQL /,
-  /^database system (is|was) /,
+  /^database system (is|was) [a-z -]+( at [0-9: .-]+ [A-Z]+)?$/,
   /^(received (smart|fast|immediate) shutdown request|aborting any active transactions|shutting down|terminating any other active server processes)$/,
   /^all server processes terminated/,
   /^shutting down because "restart_after_crash" is off$/,
