@@ -1,22 +1,25 @@
 /** A writer that inserts numbered rows through the proxy and remembers each acknowledged one, and the check that none is lost or doubled.
  *  A row whose answer never came may or may not be there: both are right. */
-import type { Cluster } from '@lakebase/testkit';
 import { sleep } from '@lakebase/base';
 import type pg from 'pg';
-
 const STATEMENT_MS = 20_000;
+
+/** A cluster, or one project of it. */
+export interface Connectable {
+  connect(overrides?: pg.ClientConfig): Promise<pg.Client>;
+}
 
 export class Ledger {
   readonly acknowledged = new Set<number>();
   readonly attempted = new Set<number>();
   readonly errors = new Map<string, number>();
-  readonly #cluster: Cluster;
+  readonly #cluster: Connectable;
   readonly #table: string;
   #next = 1;
   #running = false;
   #loops: Promise<void>[] = [];
 
-  constructor(cluster: Cluster, table = 'ledger') {
+  constructor(cluster: Connectable, table = 'ledger') {
     this.#cluster = cluster;
     this.#table = table;
   }

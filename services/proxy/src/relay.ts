@@ -14,6 +14,8 @@ export interface RelayEnd {
 
 /** How long a client may take to read what is left after its compute is gone. */
 const LINGER_MS = 30_000;
+/** NoticeResponse, NotificationResponse, ParameterStatus. */
+const ASIDES: ReadonlySet<number> = new Set([0x4e, 0x41, 0x53]);
 
 export class Relay {
   readonly #client: Socket;
@@ -42,7 +44,7 @@ export class Relay {
     this.#toComputeBase = compute.bytesWritten;
     compute.on('data', (chunk) => {
       const n = chunk.length;
-      this.#betweenMessages = endsWithReady(chunk, n);
+      this.#betweenMessages = endsWithReady(chunk, n) || (this.#betweenMessages && onlyAsides(chunk));
       if (!client.write(chunk)) compute.pause();
     });
     client.on('data', (chunk) => {
@@ -110,6 +112,13 @@ export class Relay {
     }
     client.destroySoon();
   }
+}
+
+/** Whole notices, notifications and parameter reports and nothing else: what a server may say unasked, such as its farewell at an immediate stop. */
+function onlyAsides(chunk: Buffer): boolean {
+  let at = 0;
+  while (at + 5 <= chunk.length && ASIDES.has(chunk[at] as number)) at += 1 + chunk.readUInt32BE(at + 1);
+  return at === chunk.length;
 }
 
 const endsWithReady = (chunk: Buffer, n: number): boolean => n >= 6 && chunk[n - 6] === 0x5a && chunk.readUInt32BE(n - 5) === 5;
