@@ -72,7 +72,11 @@ export class PageStore implements EffectSink {
   #record: DecodedRecord | undefined;
   readonly #scratch = Buffer.alloc(BLCKSZ);
 
-  constructor(baseDir: string, major: number) {
+  readonly #attack: boolean;
+
+  /** `hostile`: also apply mangled copies of records; on unless said otherwise. */
+  constructor(baseDir: string, major: number, options: { readonly hostile?: boolean } = {}) {
+    this.#attack = options.hostile !== false;
     this.#baseDir = baseDir;
     this.major = major;
     this.counterModel = new CounterModel(baseDir);
@@ -133,7 +137,7 @@ export class PageStore implements EffectSink {
     }
     const page = this.#extend(tag, b.block);
     const count = this.counts.get(recordTypeName(record.rmid, record.info, this.major));
-    if (!b.applyImage) this.hostile.attack(record, blockId, page, this.major);
+    if (!b.applyImage && this.#attack) this.hostile.attack(record, blockId, page, this.major);
     try {
       redo(page, record, blockId, this.major);
     } catch (error) {

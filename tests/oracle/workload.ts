@@ -100,6 +100,10 @@ async function parametersAndCrash(server: OracleServer): Promise<void> {
     'CREATE TABLE c(i int primary key, t text)',
     'CREATE UNLOGGED TABLE u(i int primary key)',
     'INSERT INTO u SELECT generate_series(1, 100)',
+    // Waited for, and with it all before: the tables must be there after the crash.
+    'SET synchronous_commit = on',
+    "INSERT INTO c VALUES (0, 'flushed')",
+    'SET synchronous_commit = off',
   ]);
   await each(db, [
     "INSERT INTO c SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i",

@@ -78,6 +78,8 @@ export const RECORD_HEADER_BYTES = 24;
 export const RECORD_BYTES_MAX = 1_069_547_520;
 /** XLR_MAX_BLOCK_ID. */
 export const MAX_BLOCK_ID = 32;
+/** Of a relation's blocks. Postgres allows one more, whose relation would have InvalidBlockNumber blocks. */
+export const MAX_BLOCK_NUMBER = 0xffff_fffd;
 /** The rmgr's part of xl_info. */
 export const XLR_RMGR_INFO_MASK = 0xf0;
 export const XLR_SPECIAL_REL_UPDATE = 0x01;

@@ -12,6 +12,7 @@ import {
   BKPIMAGE_COMPRESSED,
   BKPIMAGE_HAS_HOLE,
   MAX_BLOCK_ID,
+  MAX_BLOCK_NUMBER,
   RECORD_BYTES_MAX,
   RECORD_HEADER_BYTES,
   RM_MAX_BUILTIN_ID,
@@ -188,6 +189,7 @@ export function decodeRecord(buf: Buffer, offset: number, length: number, lsn: L
         block.rel = relFrom.rel;
       }
       block.block = u32(buf, at);
+      if (block.block > MAX_BLOCK_NUMBER) throw corruptRecord(lsn, `block ${id}: no block ${block.block}`);
       at += 4;
     } else if (id === XLR_BLOCK_ID_DATA_SHORT) {
       if (end - at < 2) throw corruptRecord(lsn, 'data header is cut');

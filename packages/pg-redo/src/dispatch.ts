@@ -2,7 +2,7 @@
  *  Invariants: (1) whatever a record contains, the outcome is a page, effects, or a LakebaseError that names the record; (2) a full-page image
  *  is restored here, whichever resource manager wrote it; (3) `redo` is synchronous and keeps nothing between calls. */
 import { isCode, LakebaseError } from '@lakebase/base';
-import { BLCKSZ, FORK_FSM, FORK_VM } from '@lakebase/ids';
+import { BLCKSZ, FORK_FSM, FORK_INIT, FORK_MAIN, FORK_VM } from '@lakebase/ids';
 import {
   type DecodedRecord,
   isNewPage,
@@ -38,7 +38,7 @@ import type { EffectSink } from './effects.ts';
 import { ginRedo } from './gin/redo.ts';
 import { gistAfterImage, gistRedo } from './gist/redo.ts';
 import { hashAfterImage, hashRedo } from './hash/redo.ts';
-import { heap2Effects, heap2Redo, heapEffects, heapRedo } from './heap/index.ts';
+import { heap2Effects, heap2Redo, heapEffects, heapRedo, isMapBlock } from './heap/index.ts';
 import { restoreImage } from './image.ts';
 import { corrupt, describeRecord, unsupported } from './record-error.ts';
 import { genericRedo } from './rmgr/generic.ts';
@@ -94,6 +94,14 @@ const TABLE: readonly (ResourceManager | undefined)[] = Object.assign(new Array<
   [RM_LOGICALMSG_ID]: { effects: noEffects },
 });
 
+/** Which forks but the main one a record may change (its full-page images may be of any): the map where heap records name it, the init fork
+ *  of an index or sequence, and what an extension likes. */
+function forkFits({ rmid, info }: DecodedRecord, blockId: number, fork: number): boolean {
+  if (rmid === RM_GENERIC_ID) return true;
+  if (rmid !== RM_HEAP_ID && rmid !== RM_HEAP2_ID) return fork === FORK_INIT;
+  return fork === FORK_VM && isMapBlock(rmid, info, blockId);
+}
+
 /** Every failure of decoding a record becomes a CORRUPT that names it; a read past a buffer's end is Node's RangeError. */
 function explain(record: DecodedRecord, error: unknown): unknown {
   if (error instanceof RangeError) return corrupt(record, 'refers to bytes outside its page or itself', error);
@@ -118,6 +126,8 @@ export function redo(page: Buffer, record: DecodedRecord, blockId: number, major
     }
     const redoBlock = TABLE[record.rmid]?.redo;
     if (redoBlock === undefined) throw refuse(record);
+    if (block.fork !== FORK_MAIN && !forkFits(record, blockId, block.fork))
+      throw corrupt(record, `changes fork ${block.fork} in block ${blockId}`);
     if (!block.willInit) {
       if (pageLsn(page) >= record.endLsn) return;
       // Map pages may be missing at any time and are then made anew.

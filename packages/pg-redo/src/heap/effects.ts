@@ -18,6 +18,13 @@ function emitBlocks(record: DecodedRecord, sink: EffectSink): void {
   for (let i = 0; i <= record.maxBlockId; i++) if (record.blocks[i]?.inUse === true) sink.block(i);
 }
 
+/** Whether a heap or heap2 record's block of this id is a visibility map page. */
+export function isMapBlock(rmid: number, info: number, blockId: number): boolean {
+  const op = info & c.XLOG_HEAP_OPMASK;
+  if (rmid === RM_HEAP2_ID) return op === c.XLOG_HEAP2_VISIBLE ? blockId === 0 : blockId >= c.MULTI_INSERT_VM_BLOCK;
+  return blockId >= (op === c.XLOG_HEAP_UPDATE || op === c.XLOG_HEAP_HOT_UPDATE ? c.UPDATE_VM_NEW_BLOCK : c.INSERT_VM_BLOCK);
+}
+
 /** Reused: most inserts and updates give a hint, and what a sink is handed is valid during the call only. */
 const hintTag: { -readonly [K in keyof RelTag]: RelTag[K] } = { spc: 0, db: 0, rel: 0, fork: FORK_MAIN };
 

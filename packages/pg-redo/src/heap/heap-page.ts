@@ -15,7 +15,7 @@ import {
   putU16,
   rmgrName,
 } from '@lakebase/pg-format';
-import { BLCKSZ, formatLsn } from '@lakebase/ids';
+import { BLCKSZ, FORK_VM, formatLsn } from '@lakebase/ids';
 
 // HeapTupleHeaderData: t_xmin 0, t_xmax 4, t_field3 8 (cid or xvac), t_ctid 12 (block high, block low, offset), t_infomask2 18,
 // t_infomask 20, t_hoff 22, null bitmap from 23.
@@ -74,6 +74,11 @@ export function blockOf(record: DecodedRecord, blockId: number): DecodedBlock {
 
 export function hasBlock(record: DecodedRecord, blockId: number): boolean {
   return blockId <= record.maxBlockId && record.blocks[blockId]?.inUse === true;
+}
+
+/** The visibility map page a record names; a block of the heap in its place would be taken for a map. */
+export function requireMapBlock(record: DecodedRecord, blockId: number): void {
+  if (blockOf(record, blockId).fork !== FORK_VM) throw corruptRecord(record, `block ${blockId} is not a visibility map's`);
 }
 
 /** Position of a stored tuple on the page; it must be a normal item whose header lies inside the page. */

@@ -30,10 +30,10 @@ const tuple = Buffer.alloc(BLCKSZ * 2);
 export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
   switch (record.info & c.XLOG_HEAP_OPMASK) {
     case c.XLOG_HEAP_INSERT:
-      if (blockId === c.INSERT_VM_BLOCK) return redoVmClear(page, record, VM_VALID_BITS);
+      if (blockId === c.INSERT_VM_BLOCK) return redoVmClear(page, record, blockId, VM_VALID_BITS);
       return redoInsert(page, record);
     case c.XLOG_HEAP_DELETE:
-      if (blockId === c.DELETE_VM_BLOCK) return redoVmClear(page, record, VM_VALID_BITS);
+      if (blockId === c.DELETE_VM_BLOCK) return redoVmClear(page, record, blockId, VM_VALID_BITS);
       return redoDelete(page, record);
     case c.XLOG_HEAP_UPDATE:
       return redoUpdate(page, record, blockId, false);
@@ -44,7 +44,7 @@ export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _
     case c.XLOG_HEAP_CONFIRM:
       return redoConfirm(page, record);
     case c.XLOG_HEAP_LOCK:
-      if (blockId === c.LOCK_VM_BLOCK) return redoVmClear(page, record, VM_ALL_FROZEN);
+      if (blockId === c.LOCK_VM_BLOCK) return redoVmClear(page, record, blockId, VM_ALL_FROZEN);
       return redoLock(page, record);
     default:
       return redoInplace(page, record);
@@ -52,7 +52,8 @@ export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _
 }
 
 /** The map page of block 0's bits, when the record names it. The LSN moves only with the bits, as in Postgres. */
-export function redoVmClear(page: Buffer, record: DecodedRecord, bits: number): void {
+export function redoVmClear(page: Buffer, record: DecodedRecord, blockId: number, bits: number): void {
+  t.requireMapBlock(record, blockId);
   if (vmClear(page, t.blockOf(record, 0).block, bits)) setPageLsn(page, record.endLsn);
 }
 
@@ -240,6 +241,7 @@ function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTup
 
 /** Map pages an update names: the one of the new heap block also stands for the old block when both lie on it. */
 function redoUpdateVm(page: Buffer, record: DecodedRecord, blockId: number, flags: number): void {
+  t.requireMapBlock(record, blockId);
   const newBlock = t.blockOf(record, 0).block;
   const oldBlock = t.hasBlock(record, c.UPDATE_OLD_BLOCK) ? t.blockOf(record, c.UPDATE_OLD_BLOCK).block : newBlock;
   const mapBlock = t.blockOf(record, blockId).block;

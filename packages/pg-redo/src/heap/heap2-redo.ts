@@ -16,10 +16,10 @@ export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, 
     case c.XLOG_HEAP2_VISIBLE:
       return redoVisible(page, record, blockId);
     case c.XLOG_HEAP2_MULTI_INSERT:
-      if (blockId === c.MULTI_INSERT_VM_BLOCK) return redoVmClear(page, record, VM_VALID_BITS);
+      if (blockId === c.MULTI_INSERT_VM_BLOCK) return redoVmClear(page, record, blockId, VM_VALID_BITS);
       return redoMultiInsert(page, record);
     case c.XLOG_HEAP2_LOCK_UPDATED:
-      if (blockId === c.LOCK_VM_BLOCK) return redoVmClear(page, record, VM_ALL_FROZEN);
+      if (blockId === c.LOCK_VM_BLOCK) return redoVmClear(page, record, blockId, VM_ALL_FROZEN);
       return redoLockUpdated(page, record);
     default: // NEW_CID and REWRITE serve logical decoding only
       return;
@@ -31,6 +31,7 @@ export function heap2Redo(page: Buffer, record: DecodedRecord, blockId: number, 
 function redoVisible(page: Buffer, record: DecodedRecord, blockId: number): void {
   const bits = (record.buf[t.mainData(record, c.VISIBLE_BYTES) + 4] as number) & VM_VALID_BITS;
   if (blockId === 0) {
+    t.requireMapBlock(record, 0);
     if (vmSet(page, t.blockOf(record, 1).block, bits)) setPageLsn(page, record.endLsn);
   } else {
     if (isNewPage(page)) throw t.corruptRecord(record, 'the page it marks all-visible was never initialised');
