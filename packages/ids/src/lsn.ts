@@ -26,7 +26,8 @@ export function lsnFromHalves(high: number, low: number): Lsn {
 }
 
 export const lsnHigh = (value: Lsn): number => Math.floor(value / 0x1_0000_0000) >>> 0;
-export const lsnLow = (value: Lsn): number => (value % 0x1_0000_0000) >>> 0;
+/** `>>>` is modulo 2^32 for every number; `%` of a number that is not an int32 is a call into C. */
+export const lsnLow = (value: Lsn): number => value >>> 0;
 
 const LSN_TEXT = /^([0-9A-Fa-f]{1,8})\/([0-9A-Fa-f]{1,8})$/;
 

@@ -108,10 +108,8 @@ export class SeriesTable {
   }
 }
 
-function hash4(a: number, b: number, c: number, d: number): number {
-  let h = Math.imul(a ^ 0x9e3779b9, 0x85ebca6b);
-  h = Math.imul(h ^ b ^ (h >>> 15), 0xc2b2ae35);
-  h = Math.imul(h ^ c ^ (h >>> 13), 0x27d4eb2f);
-  h = Math.imul(h ^ d ^ (h >>> 16), 0x165667b1);
+/** Relations of one database differ in `rel` and `kind/fork` only: two multiplications are mixing enough. */
+function hash4(kindFork: number, spc: number, db: number, rel: number): number {
+  const h = Math.imul(rel ^ Math.imul(db ^ (kindFork << 16) ^ (kindFork >>> 8) ^ (spc << 7), 0x85ebca6b), 0x9e3779b1);
   return (h ^ (h >>> 15)) >>> 0;
 }

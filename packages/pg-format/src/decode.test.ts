@@ -5,7 +5,7 @@ import { crc32c } from '@lakebase/bytes';
 import { lsn } from '@lakebase/ids';
 import fc from 'fast-check';
 import { copyRecord, decodeRecord, newDecodedRecord } from './decode.ts';
-import { recordCrc } from './record-crc.ts';
+import { recordCrc, recordCrcByView } from './record-crc.ts';
 import { makeRecord } from './testing/wal-writer.ts';
 
 /** Two blocks (one with a holed image and data, one of the same relation) and main data. */
@@ -97,9 +97,11 @@ test('truncation at every byte is CORRUPT', () => {
 });
 
 test('the record CRC equals the native one, at every length', () => {
-  for (const n of [24, 25, 31, 32, 33, 100, 511, 512, 513, 9000]) {
+  for (const n of [24, 25, 27, 28, 29, 31, 32, 33, 34, 36, 37, 44, 100, 511, 512, 513, 9000]) {
     const bytes = Buffer.alloc(n + 3);
     for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 167 + n) & 255;
-    assert.equal(recordCrc(bytes, 3, n), crc32c(bytes.subarray(3, 23), crc32c(bytes.subarray(27, 3 + n))));
+    const expected = crc32c(bytes.subarray(3, 23), crc32c(bytes.subarray(27, 3 + n)));
+    assert.equal(recordCrc(bytes, 3, n), expected);
+    assert.equal(recordCrcByView(bytes, new DataView(bytes.buffer, bytes.byteOffset, bytes.length), 3, n), expected);
   }
 });

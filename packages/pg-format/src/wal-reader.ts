@@ -27,6 +27,7 @@ import {
 } from './constants.ts';
 import { checkedRecordLength, corruptRecord, decodeRecord, newDecodedRecord, recordCrcMatches, recordPrev } from './decode.ts';
 import type { DecodedRecord } from './record.ts';
+import { recordCrcByView } from './record-crc.ts';
 
 export interface WalDecoderOptions {
   /** Start of a record, or a page or segment boundary. When a continued record lies at the boundary, reading starts after it. */
@@ -50,6 +51,7 @@ export class WalDecoder {
   readonly #systemId: bigint | undefined;
   readonly #record: DecodedRecord = newDecodedRecord();
   #chunk: Buffer = EMPTY;
+  #view: DataView = new DataView(EMPTY.buffer, 0, 0);
   readonly #queue: Buffer[] = [];
   /** LSN of #chunk[0]. */
   #base: number;
@@ -165,6 +167,7 @@ export class WalDecoder {
     this.#pos -= this.#chunk.length;
     this.#basePageOffset = this.#base % XLOG_BLCKSZ;
     this.#chunk = chunk;
+    this.#view = new DataView(chunk.buffer, chunk.byteOffset, chunk.length);
     return true;
   }
 
@@ -261,7 +264,11 @@ export class WalDecoder {
   /** Checks and decodes a whole record; #pos already stands behind it. */
   #finish(buf: Buffer, offset: number, total: number, lsn: number): DecodedRecord {
     this.#checkPrev(recordPrev(buf, offset, lsn), lsn);
-    if (!recordCrcMatches(buf, offset, total)) throw corruptRecord(lsn, 'checksum does not match');
+    const matches =
+      buf === this.#chunk
+        ? this.#view.getInt32(offset + 20, true) >>> 0 === recordCrcByView(buf, this.#view, offset, total)
+        : recordCrcMatches(buf, offset, total);
+    if (!matches) throw corruptRecord(lsn, 'checksum does not match');
     let end = this.#base + this.#pos;
     if (buf[offset + 17] === RM_XLOG_ID && ((buf[offset + 16] as number) & XLR_RMGR_INFO_MASK) === XLOG_SWITCH) {
       // The rest of the segment is filler.

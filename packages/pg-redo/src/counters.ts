@@ -9,7 +9,8 @@ const FIRST_NORMAL_XID = 3;
 /** nextFullXid such that `xid` is below it. */
 export function advancePastXid(nextFullXid: number, xid: number): number {
   if (xid < FIRST_NORMAL_XID) return nextFullXid;
-  const next = nextFullXid % EPOCH;
+  // Modulo 2^32, and without the call that `%` costs here: nearly every record comes by.
+  const next = nextFullXid >>> 0;
   if (((xid - next) | 0) < 0) return nextFullXid;
   const epoch = Math.floor(nextFullXid / EPOCH) + (xid < next ? 1 : 0);
   let result = epoch * EPOCH + xid + 1;

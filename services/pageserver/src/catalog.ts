@@ -48,6 +48,8 @@ export class Catalog {
   readonly origins = new Map<number, number>();
   /** Per SLRU kind: segment → pages. */
   readonly slru: readonly Map<number, number>[] = SLRU_KINDS.map(() => new Map<number, number>());
+  /** Per SLRU kind: the page touched last, which is there already. */
+  readonly #slruTouched = SLRU_KINDS.map(() => -1);
   control: Buffer = GONE;
   checkpoint: CheckPoint | undefined;
   checkpointDirty = false;
@@ -200,6 +202,8 @@ export class Catalog {
   }
 
   touchSlru(kind: SlruKind, page: number, file: FileValue): void {
+    if (this.#slruTouched[kind] === page) return;
+    this.#slruTouched[kind] = page;
     const segments = this.slru[kind] as Map<number, number>;
     const segment = Math.floor(page / PAGES_PER_SEGMENT);
     const pages = (page % PAGES_PER_SEGMENT) + 1;
@@ -209,6 +213,7 @@ export class Catalog {
   }
   truncateSlru(kind: SlruKind, firstKeptPage: number, fromPage: number | undefined, file: FileValue): void {
     const segments = this.slru[kind] as Map<number, number>;
+    this.#slruTouched[kind] = -1;
     for (const segment of [...segments.keys()]) {
       if (!slruSegmentTruncated(kind, segment, firstKeptPage, fromPage)) continue;
       segments.delete(segment);

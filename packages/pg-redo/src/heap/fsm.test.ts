@@ -15,7 +15,8 @@ test('addresses follow the depth-first layout', () => {
   assert.deepEqual(fsmAddress(4069 * 4069), { fsmBlock: 2 + 4069 + 1, slot: 0 });
   assert.equal(fsmPhysicalBlock(2, 0), 0);
   assert.equal(fsmPhysicalBlock(1, 0), 1);
-  for (const index of [0, 1, 4068, 4069, 4070, 100_000, 1_055_512]) assert.equal(fsmAddress(index * FSM_SLOTS).fsmBlock, fsmPhysicalBlock(0, index));
+  for (const index of [0, 1, 4068, 4069, 4070, 100_000, 1_055_512])
+    assert.equal(fsmAddress(index * FSM_SLOTS).fsmBlock, fsmPhysicalBlock(0, index));
 });
 
 test('categories', () => {

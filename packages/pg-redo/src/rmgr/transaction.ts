@@ -67,11 +67,11 @@ oneStatus[0] = DELTA_XACT_STATUS;
 function finishPlain(record: DecodedRecord, sink: EffectSink, status: number): void {
   const { xid } = record;
   if (xid < 3) throw corrupt(record, `no transaction ${xid} can end`);
-  const index = xid % CLOG_XACTS_PER_PAGE;
+  const index = xid & (CLOG_XACTS_PER_PAGE - 1);
   oneStatus[1] = status;
   oneStatus[2] = index & 0xff;
   oneStatus[3] = index >>> 8;
-  sink.slruDelta(SLRU_XACT, Math.floor(xid / CLOG_XACTS_PER_PAGE), oneStatus);
+  sink.slruDelta(SLRU_XACT, (xid - index) / CLOG_XACTS_PER_PAGE, oneStatus);
 }
 
 /** Commit or abort, one-phase or of a prepared transaction. */
