@@ -83,10 +83,13 @@ switch (task) {
     build();
     handOver('tests/conformance/main.ts', args, fromSource);
     break;
+  case 'fuzz':
+    handOver('tests/fuzz/main.ts', args, fromSource);
+    break;
   case 'chaos':
     build();
     handOver('tests/system/chaos.ts', args, fromSource);
     break;
   default:
-    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, interop, oracle, conformance, chaos`);
+    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, interop, oracle, fuzz, conformance, chaos`);
 }
