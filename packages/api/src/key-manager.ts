@@ -1,6 +1,7 @@
 /** Key manager HTTP surface (services/keymanager; docs/flows/key-path.md). JSON, except where keys pass: those are
  *  octets, because a string cannot be wiped. Token: `service`.
- *  A reference has 97 bytes (docs/formats/envelope.md), a DEK 32; arrays of them have no separators.
+ *  A reference has 97 bytes (docs/formats/envelope.md), a DEK 32; arrays of them have no separators; one that does not unwrap is answered
+ *  with zeros in its place.
  *
  *    PUT    /v1/projects/:project            CreateProjectKey   -> ProjectKeyStatus    (idempotent; makes KEK version 1)
  *    GET    /v1/projects/:project            -> ProjectKeyStatus

@@ -26,14 +26,16 @@ export interface ProjectKeys extends CipherProvider {
   reserve(count: number): Promise<void>;
   /** A fresh key for somebody else, a worker thread say. It is in the cache too. UNAVAILABLE when the pool is empty. */
   take(): FreshKey;
-  /** Unwraps what is not cached yet. */
+  /** Unwraps what is not cached yet. One that does not unwrap fails when it is restored, not here: it must not keep others shut. */
   load(references: readonly Buffer[]): Promise<void>;
   /** The cached key of a loaded reference. Not a copy: zeros after a lock. */
   dek(reference: Buffer): Buffer | undefined;
+  /** Under the newest KEK, in the order given; a reference that does not unwrap comes back as it was. */
   rewrap(references: readonly Buffer[]): Promise<Buffer[]>;
 }
 
-/** What makes and unwraps keys: the key manager, or an in-memory one in tests. */
+/** Answers of unwrap and rewrap hold zeros in the place of a reference that does not unwrap.
+ *  What makes and unwraps keys: the key manager, or an in-memory one in tests. */
 export interface KeyBackend {
   deks(count: number): Promise<FreshKey[]>;
   unwrap(references: readonly Buffer[]): Promise<Buffer[]>;
@@ -65,6 +67,8 @@ export class ProjectKeyStore implements ProjectKeys {
   #pool: FreshKey[] = [];
   /** Least recently used first. */
   readonly #cache = new Map<string, Buffer>();
+  /** References that were asked for and did not unwrap. */
+  readonly #damaged = new Set<string>();
   #objects: WeakRef<AesObjectKey>[] = [];
   #sweepAt = SWEEP_MIN;
   #target: number;
@@ -105,6 +109,11 @@ export class ProjectKeyStore implements ProjectKeys {
     if (algorithm !== CIPHER_AES_256_GCM)
       throw new LakebaseError('UNSUPPORTED', `cipher algorithm ${algorithm} is not known to this version, or not allowed`);
     const dek = this.dek(reference);
+    if (dek === undefined && this.#damaged.has(nameOf(reference)))
+      throw new LakebaseError(
+        'CORRUPT',
+        'the key reference of this object does not unwrap: it was changed, belongs elsewhere, or its KEK was destroyed',
+      );
     if (dek === undefined) throw new LakebaseError('UNAVAILABLE', 'the key of this object was not loaded before it was opened');
     return this.#track(aesObjectKey(copySecret(dek), reference));
   }
@@ -158,7 +167,11 @@ export class ProjectKeyStore implements ProjectKeys {
         this.#check();
         throw new LakebaseError('UNAVAILABLE', 'the project was locked while its keys were loaded; load again');
       }
-      for (const [i, dek] of deks.entries()) this.#keep(batch[i] as Buffer, dek, references.length);
+      for (const [i, dek] of deks.entries()) {
+        const reference = batch[i] as Buffer;
+        if (isZeros(dek)) this.#damaged.add(nameOf(reference));
+        else this.#keep(reference, dek, references.length);
+      }
     }
   }
 
@@ -177,6 +190,10 @@ export class ProjectKeyStore implements ProjectKeys {
       this.#check();
       const batch = references.slice(at, at + REFERENCES_MAX);
       for (const [i, fresh] of (await this.#o.backend.rewrap(batch)).entries()) {
+        if (isZeros(fresh)) {
+          out.push(batch[i] as Buffer); // damaged: stays what it is
+          continue;
+        }
         out.push(fresh);
         const dek = this.#cache.get(nameOf(batch[i] as Buffer));
         if (dek !== undefined && !this.#cache.has(nameOf(fresh))) this.#keep(fresh, copySecret(dek));
@@ -208,6 +225,7 @@ export class ProjectKeyStore implements ProjectKeys {
     this.#dropPool();
     for (const dek of this.#cache.values()) wipe(dek);
     this.#cache.clear();
+    this.#damaged.clear();
     for (const reference of this.#objects) reference.deref()?.wipe();
     this.#objects = [];
     for (const waiting of this.#waiting.splice(0)) waiting.reject(error);
@@ -273,3 +291,5 @@ export class ProjectKeyStore implements ProjectKeys {
 }
 
 const nameOf = (reference: Buffer): string => reference.toString('latin1');
+
+const isZeros = (bytes: Buffer): boolean => bytes.every((b) => b === 0);
