@@ -1,90 +1,21 @@
 /** The service from outside: HTTP, page service, WAL from a walsender (a stock server plays the safekeeper), restart, suspend state, bad input. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { type Socket, connect } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import {
-  FrameParser,
-  MSG,
-  type PageRequest,
-  PageserverClient,
-  decodeErrorFrame,
-  decodeStartBundle,
-  encodeBootSet,
-  encodeHello,
-  encodeRequest,
-  encodeSuspendState,
-  internalToken,
-  timelineScope,
-  type Frame,
-} from '@lakebase/api';
+import { PageserverClient, decodeStartBundle, encodeBootSet, encodeSuspendState, internalToken, timelineScope } from '@lakebase/api';
 import { isCode, silentLogger } from '@lakebase/base';
-import { BLCKSZ, type Lsn, MAX_LSN, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { BLCKSZ, type Lsn, MAX_LSN, formatLsn, parseLsn, parseTimelineId } from '@lakebase/ids';
 import { readControlFile } from '@lakebase/pg-format';
 import { StockPostgres } from '@lakebase/testkit';
 import pg from 'pg';
 import { startPageserver } from './server.ts';
-import { TEST_PROJECT, TEST_TIMELINE, tarOf, testConfig, testServiceKeys } from './testing.ts';
+import { PROJECT, PageClient, SECRET, TIMELINE, put, tarBytes } from './testing-client.ts';
+import { testConfig, testServiceKeys } from './testing.ts';
 
-const SECRET = 'ab'.repeat(32);
-const PROJECT = parseProjectUid(TEST_PROJECT);
-const TIMELINE = parseTimelineId(TEST_TIMELINE);
 const TOKEN = internalToken(SECRET, timelineScope(PROJECT, TIMELINE));
-
-/** A page service client as small as can be. */
-class PageClient {
-  readonly socket: Socket;
-  readonly #waiting = new Map<number, (f: Frame) => void>();
-  #nextId = 1;
-  readonly closed: Promise<void>;
-
-  private constructor(socket: Socket) {
-    this.socket = socket;
-    this.closed = new Promise((resolve) => socket.on('close', () => resolve()));
-  }
-  static async open(port: number, token: string, timeline = TIMELINE): Promise<PageClient> {
-    const client = new PageClient(connect(port, '127.0.0.1'));
-    const parser = new FrameParser(1 << 28);
-    const hello = new Promise<Frame>((resolve) => client.#waiting.set(0, resolve));
-    client.socket.on('data', (chunk: Buffer) =>
-      parser.push(chunk, (f) => client.#waiting.get(f.id)?.({ ...f, payload: Buffer.from(f.payload) })),
-    );
-    client.socket.on('error', () => {});
-    client.socket.write(encodeHello({ token, project: PROJECT, timeline }));
-    const frame = await hello;
-    if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
-    return client;
-  }
-  async call(request: Record<string, unknown>): Promise<Frame> {
-    const id = this.#nextId++;
-    const answer = new Promise<Frame>((resolve) => this.#waiting.set(id, resolve));
-    this.socket.write(encodeRequest({ ...request, id } as unknown as PageRequest));
-    const frame = await answer;
-    this.#waiting.delete(id);
-    if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
-    return frame;
-  }
-  async pages(tag: object, block: number, count: number, since: Lsn = 0 as Lsn): Promise<Buffer[]> {
-    const { payload } = await this.call({ type: 'getPages', tag, block, count, requestLsn: MAX_LSN, notModifiedSince: since });
-    return Array.from({ length: payload.readUInt16BE(0) }, (_, i) => payload.subarray(2 + i * BLCKSZ, 2 + (i + 1) * BLCKSZ));
-  }
-}
-
-async function put(port: number, path: string, body: Buffer, type: string, token = internalToken(SECRET, 'service')): Promise<Response> {
-  return fetch(`http://127.0.0.1:${port}${path}`, {
-    method: 'PUT',
-    headers: { authorization: `Bearer ${token}`, 'content-type': type },
-    body: new Uint8Array(body),
-  });
-}
-
-async function tarBytes(pgdata: string): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  for await (const chunk of tarOf(pgdata)) chunks.push(chunk as Buffer);
-  return Buffer.concat(chunks);
-}
 
 test('templates, timelines, streaming ingest, reads, restart, suspend state and refusals', { timeout: 120_000 }, async () => {
   await using stock = StockPostgres.create({
