@@ -5,7 +5,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { BLCKSZ, FORK_FSM, FORK_VM, parseRelPath, type RelTag, relPath } from '@lakebase/ids';
 import { initPage, isNewPage } from '@lakebase/pg-format';
-import { fullXidAt } from '@lakebase/pg-redo';
+import { fullXidAt, MULTIXACT_OFFSETS_PER_PAGE, SLRU_MULTIXACT_OFFSETS } from '@lakebase/pg-redo';
 import { firstDifferences } from './diff.ts';
 import { type Mismatch, type PageStore, readSlru, SLRU_DIRS, type StoredRel } from './page-store.ts';
 import { maskLsnAndChecksum } from './mask.ts';
@@ -45,7 +45,11 @@ export function compareWithStandby(store: PageStore, standbyDir: string): Compar
   for (const rel of store.rels.values()) {
     if (!seen.has(rel) && rel.exists) differ(result, relPath(rel.tag), `we have ${rel.pages.length} blocks, the standby has no such file`);
   }
-  SLRU_DIRS.forEach((dir, kind) => compareSlru(result, dir, store.slru[kind] as Map<number, Buffer>, readSlru(join(standbyDir, dir))));
+  SLRU_DIRS.forEach((dir, kind) => {
+    const theirs = readSlru(join(standbyDir, dir));
+    if (kind === SLRU_MULTIXACT_OFFSETS) completeNextMultixact(store, theirs);
+    compareSlru(result, dir, store.slru[kind] as Map<number, Buffer>, theirs);
+  });
   compareRelmaps(result, store, standbyDir);
   compareTwophase(result, store, standbyDir);
   compareOrigins(result, store, standbyDir);
@@ -113,6 +117,17 @@ function compareRelation(result: Comparison, rel: StoredRel, theirs: Buffer): vo
     maskLsnAndChecksum(other);
     if (!ours.equals(other)) differ(result, `${name} block ${block}`, firstDifferences(ours, other));
   }
+}
+
+/** Where the next multixact's members will start: the current minor releases write it with the one before, older ones (16.2) do
+ *  not. We always do: whoever does not expect it overwrites it, and start-up clears what is not in use. */
+function completeNextMultixact(store: PageStore, theirs: Map<number, Buffer>): void {
+  const { nextMulti } = store.counterModel;
+  const page = Math.floor(nextMulti / MULTIXACT_OFFSETS_PER_PAGE);
+  const at = (nextMulti % MULTIXACT_OFFSETS_PER_PAGE) * 4;
+  const entry = theirs.get(page);
+  const ours = store.slru[SLRU_MULTIXACT_OFFSETS]?.get(page);
+  if (entry !== undefined && ours !== undefined && entry.readUInt32LE(at) === 0) ours.copy(entry, at, at, at + 4);
 }
 
 function compareSlru(result: Comparison, dir: string, ours: Map<number, Buffer>, theirs: Map<number, Buffer>): void {

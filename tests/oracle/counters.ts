@@ -29,6 +29,10 @@ export class CounterModel {
     this.#first = { ...this.#ours };
   }
 
+  get nextMulti(): number {
+    return this.#ours.nextMulti;
+  }
+
   get wrapped(): boolean {
     const [first, now] = [this.#first, this.#ours];
     const epoch = (c: CheckPoint): number => Math.floor(c.nextFullXid / 0x1_0000_0000);

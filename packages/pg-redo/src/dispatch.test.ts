@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { isCode } from '@lakebase/base';
+import { crc32c } from '@lakebase/bytes';
 import { lsn } from '@lakebase/ids';
 import {
   type DecodedRecord,
@@ -234,8 +235,10 @@ describe('files', () => {
       () => effects({ rmid: RM_RELMAP_ID, info: 0, main: Buffer.concat([u32(5, 1663, 512), Buffer.alloc(524)]) }),
       (e) => isCode(e, 'CORRUPT'),
     );
-    const calls = effects({ rmid: RM_RELMAP_ID, info: 0, main: Buffer.concat([u32(0, 1664, 524), Buffer.alloc(524, 3)]) });
-    assert.deepEqual(calls[0], ['relmap', 1664, 0, '03'.repeat(524)]);
+    const map = Buffer.concat([u32(0x592717, 2), Buffer.alloc(512, 3)]);
+    const whole = Buffer.concat([map, u32(crc32c(map))]);
+    const calls = effects({ rmid: RM_RELMAP_ID, info: 0, main: Buffer.concat([u32(0, 1664, 524), whole]) });
+    assert.deepEqual(calls[0], ['relmap', 1664, 0, whole.toString('hex')]);
   });
 });
 

@@ -1,4 +1,5 @@
 /** Files as a whole: smgr (storage.c), databases (dbcommands.c), relation maps (relmapper.c), tablespaces. */
+import { crc32c } from '@lakebase/bytes';
 import { FORK_FSM, FORK_INIT, FORK_MAIN, FORK_VM, type ForkNumber } from '@lakebase/ids';
 import type { DecodedRecord } from '@lakebase/pg-format';
 import type { EffectSink } from '../effects.ts';
@@ -86,15 +87,23 @@ export function dbaseEffects(record: DecodedRecord, _major: number, sink: Effect
   }
 }
 
-/** sizeof(RelMapFile) since 16. */
+/** RelMapFile since 16: magic, number of mappings, 64 mappings, CRC-32C. */
 const RELMAP_BYTES = 524;
+const RELMAP_CRC_OFFSET = 520;
+const RELMAP_MAGIC = 0x592717;
+const MAX_MAPPINGS = 64;
 
 export function relmapEffects(record: DecodedRecord, _major: number, sink: EffectSink): void {
   const { buf } = record;
   if ((record.info & 0xf0) !== 0) throw corrupt(record, 'no such operation');
   const at = mainData(record, 12 + RELMAP_BYTES);
   if (buf.readInt32LE(at + 8) !== RELMAP_BYTES) throw corrupt(record, `relation map of ${buf.readInt32LE(at + 8)} bytes`);
-  sink.relmap(buf.readUInt32LE(at + 4), buf.readUInt32LE(at), buf.subarray(at + 12, at + 12 + RELMAP_BYTES));
+  const map = buf.subarray(at + 12, at + 12 + RELMAP_BYTES);
+  // A map that Postgres refuses (load_relmap_file) would keep every later compute from starting.
+  const isMap = map.readUInt32LE(0) === RELMAP_MAGIC && map.readUInt32LE(4) <= MAX_MAPPINGS;
+  if (!isMap || crc32c(map.subarray(0, RELMAP_CRC_OFFSET)) !== map.readUInt32LE(RELMAP_CRC_OFFSET))
+    throw corrupt(record, 'its relation map is not a valid one');
+  sink.relmap(buf.readUInt32LE(at + 4), buf.readUInt32LE(at), map);
 }
 
 const XLOG_TBLSPC_CREATE = 0x00;
