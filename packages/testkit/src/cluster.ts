@@ -19,19 +19,21 @@ export class Cluster implements AsyncDisposable {
   readonly home: string;
   readonly pgPort: number;
   readonly httpPort: number;
+  readonly #env: NodeJS.ProcessEnv;
   #child: ChildProcess | undefined;
   #output = '';
 
-  private constructor(home: string, pgPort: number, httpPort: number) {
+  private constructor(home: string, pgPort: number, httpPort: number, env: NodeJS.ProcessEnv) {
+    this.#env = env;
     this.home = home;
     this.pgPort = pgPort;
     this.httpPort = httpPort;
   }
 
-  static async start(options: { readonly home?: string } = {}): Promise<Cluster> {
+  static async start(options: { readonly home?: string; readonly env?: NodeJS.ProcessEnv } = {}): Promise<Cluster> {
     const home = options.home ?? mkdtempSync(join(tmpdir(), 'lb-sys-'));
     chmodSync(home, 0o755); // Postgres's account must be able to enter it
-    const cluster = new Cluster(home, await freePort(), await freePort());
+    const cluster = new Cluster(home, await freePort(), await freePort(), options.env ?? {});
     await cluster.up();
     return cluster;
   }
@@ -61,7 +63,13 @@ export class Cluster implements AsyncDisposable {
   }
 
   get env(): NodeJS.ProcessEnv {
-    return { ...process.env, LAKEBASE_HOME: this.home, LAKEBASE_PG_PORT: String(this.pgPort), LAKEBASE_HTTP_PORT: String(this.httpPort) };
+    return {
+      ...process.env,
+      ...this.#env,
+      LAKEBASE_HOME: this.home,
+      LAKEBASE_PG_PORT: String(this.pgPort),
+      LAKEBASE_HTTP_PORT: String(this.httpPort),
+    };
   }
   get output(): string {
     return this.#output;

@@ -47,6 +47,8 @@ export interface Settings {
   readonly postgresInstallations: Readonly<Record<string, string>>;
   readonly logLevel: string;
   readonly suspendTimeoutSeconds: number;
+  /** LAKEBASE_TEST_PLAINTEXT: storage does not encrypt, so that the scan for plaintext can be seen to find it. */
+  readonly testPlaintext: boolean;
   readonly tls: { readonly certFile: string; readonly keyFile: string } | null;
 }
 
@@ -77,6 +79,7 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     ),
     logLevel: level,
     suspendTimeoutSeconds: suspend,
+    testPlaintext: some('LAKEBASE_TEST_PLAINTEXT') === '1',
     tls: certFile === null || keyFile === null ? null : { certFile, keyFile },
   };
 }
@@ -103,6 +106,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     pgPort: ports[`${id}Pg`],
     dataDir: join(home.data, id),
     keyManagerUrl,
+    testPlaintext: s.testPlaintext,
     peers: peers.filter((peer) => peer.id !== id),
   });
   return {
@@ -119,6 +123,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       ...common('pageserver', ports.pageserverHttp),
       dataDir: join(home.data, 'pageserver'),
       keyManagerUrl,
+      testPlaintext: s.testPlaintext,
       pageHost: LOOPBACK,
       pagePort: ports.pageserverPages,
     },
