@@ -13,14 +13,10 @@ const HOW: readonly (readonly [provider: string, what: string, example: KmsKeyCo
   ['AWS_KMS', 'a real key', { provider: 'AWS_KMS', key: 'arn:aws:kms:<region>:<account>:key/<id>' }],
   [
     'AZURE_KEY_VAULT',
-    'a real key (the independent fake lowkey-vault is not in the registries this project may use)',
+    'a real key (lowkey-vault, an independent fake, is not in the registries this was built with)',
     { provider: 'AZURE_KEY_VAULT', key: 'https://<vault>.vault.azure.net/keys/<name>' },
   ],
-  [
-    'GCP_KMS',
-    'a real key (the independent fakes in Go are not in the module proxy)',
-    { provider: 'GCP_KMS', key: 'projects/…/cryptoKeys/<key>' },
-  ],
+  ['GCP_KMS', 'a real key', { provider: 'GCP_KMS', key: 'projects/…/cryptoKeys/<key>' }],
 ];
 for (const [provider, what, example] of HOW)
   if (!configs.some((c) => c.provider === provider))

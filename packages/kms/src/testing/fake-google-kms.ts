@@ -1,7 +1,7 @@
 /** Google Cloud KMS over REST: encrypt, decrypt, get of a symmetric key, with checks of the CRCs it is given. */
 import { randomBytes } from 'node:crypto';
 import { crc32c } from '@lakebase/bytes';
-import { PassThroughClient } from 'google-auth-library';
+import { type AuthClient, PassThroughClient } from 'google-auth-library';
 import type { KmsEnvironment, KmsKeyConfig } from '../types.ts';
 import { type FakeKey, FakeKms, type FakeKeyVersion, type FakeReply, type FakeRequest, json, runFake } from './fake-kms.ts';
 import { fakeOpen, fakeSeal } from './seal.ts';
@@ -34,6 +34,9 @@ interface GoogleInput {
   readonly additionalAuthenticatedDataCrc32c?: string;
 }
 
+/** A login that adds nothing to requests: fakes ask for none. */
+export const anonymousGoogle = (): AuthClient => new PassThroughClient();
+
 export class FakeGoogleKms extends FakeKms {
   readonly provider = 'GCP_KMS';
   getDenied = false;
@@ -43,7 +46,7 @@ export class FakeGoogleKms extends FakeKms {
   }
 
   environment(): KmsEnvironment {
-    return { rootKeyPath: '/nonexistent/root.key', endpoints: { GCP_KMS: this.url }, credentials: { google: new PassThroughClient() } };
+    return { rootKeyPath: '/nonexistent/root.key', endpoints: { GCP_KMS: this.url }, credentials: { google: anonymousGoogle() } };
   }
 
   protected newVersion(key: FakeKey): FakeKeyVersion {
