@@ -61,15 +61,6 @@ export class AesObjectKey implements ObjectKey {
     for (const cipher of this.#byEpoch.values()) cipher.wipe();
     this.#byEpoch.clear();
   }
-
-  /** @deprecated */
-  seal(): never {
-    throw new LakebaseError('INTERNAL', 'an object key seals through frames()');
-  }
-  /** @deprecated */
-  open(): never {
-    throw new LakebaseError('INTERNAL', 'an object key opens through frames()');
-  }
 }
 
 class AesFrameCipher implements FrameCipher {
@@ -81,13 +72,6 @@ class AesFrameCipher implements FrameCipher {
     this.#owner = owner;
     this.#epoch = epoch;
     this.#key = owner.frameKey(epoch);
-  }
-
-  get algorithm(): number {
-    return this.#owner.algorithm;
-  }
-  get keyReference(): Buffer {
-    return this.#owner.keyReference;
   }
 
   #use(): Buffer {

@@ -13,10 +13,6 @@ export const CIPHER_AES_256_GCM = 1;
 
 /** Seals and opens frames of one writer epoch. */
 export interface FrameCipher {
-  /** @deprecated Of {@link ObjectKey}. */
-  readonly algorithm: number;
-  /** @deprecated Of {@link ObjectKey}. */
-  readonly keyReference: Buffer;
   /** The stored bytes (as many as `plain`; the plain cipher returns `plain` itself) and the tag. */
   seal(plain: Buffer, nonce: Buffer, associatedData: Buffer): { bytes: Buffer; tag: Buffer };
   /** Throws CORRUPT when the tag does not match, KEY_REVOKED when the key was wiped. May return a view of `stored`. */
@@ -24,7 +20,7 @@ export interface FrameCipher {
 }
 
 /** The key of one object. */
-export interface ObjectKey extends FrameCipher {
+export interface ObjectKey {
   readonly algorithm: number;
   /** Stored in or beside the object: what its key is restored from. */
   readonly keyReference: Buffer;
@@ -35,11 +31,10 @@ export interface ObjectKey extends FrameCipher {
 /** Keys for the objects of one project. Both calls are synchronous; they throw KEY_REVOKED while the project is locked and UNAVAILABLE
  *  when nothing is reserved (create) or the reference was not loaded (restore). */
 export interface CipherProvider {
-  /** A fresh key for a new object. (The argument is the old form's and goes away.) */
-  create(project?: string): ObjectKey;
+  /** A fresh key for a new object. */
+  create(): ObjectKey;
+  /** The key of an object that exists. Throws CORRUPT when the reference does not belong to it. */
   restore(algorithm: number, keyReference: Buffer): ObjectKey;
-  /** @deprecated */
-  restore(project: string, algorithm: number, keyReference: Buffer): ObjectKey;
 }
 
 /** Nonce of frame `n`: 4 zero bytes, then n big-endian. */

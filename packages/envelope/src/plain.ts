@@ -10,8 +10,6 @@ const plainTag = (bytes: Buffer, nonce: Buffer, associatedData: Buffer): Buffer 
 };
 
 const frameCipher: FrameCipher = {
-  algorithm: CIPHER_PLAIN,
-  keyReference: Buffer.alloc(0),
   seal: (plain, nonce, associatedData) => ({ bytes: plain, tag: plainTag(plain, nonce, associatedData) }),
   open: (stored, nonce, tag, associatedData) => {
     if (!plainTag(stored, nonce, associatedData).equals(tag)) throw new LakebaseError('CORRUPT', 'frame checksum is wrong');
@@ -19,18 +17,16 @@ const frameCipher: FrameCipher = {
   },
 };
 
-/** @deprecated */
-export const plainCipher: ObjectKey = { ...frameCipher, frames: () => frameCipher };
+const plainKey: ObjectKey = { algorithm: CIPHER_PLAIN, keyReference: Buffer.alloc(0), frames: () => frameCipher };
 
 export const plainProvider: CipherProvider = {
-  create: () => plainCipher,
-  restore: (first: number | string, second: number | Buffer) => {
-    const algorithm = typeof first === 'number' ? first : (second as number);
+  create: () => plainKey,
+  restore: (algorithm) => {
     if (algorithm !== CIPHER_PLAIN)
       throw new LakebaseError(
         'UNSUPPORTED',
         `the object is sealed with algorithm ${algorithm}, and encryption is switched off in this build`,
       );
-    return plainCipher;
+    return plainKey;
   },
 };

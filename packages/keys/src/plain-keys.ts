@@ -12,7 +12,7 @@ const plainKeysOf = (project: string): ProjectKeys => ({
   locked: undefined,
   kekVersion: 0,
   create: () => plainProvider.create(),
-  restore: (...args: [number, Buffer] | [string, number, Buffer]) => plainProvider.restore(args.at(-2) as number, args.at(-1) as Buffer),
+  restore: (algorithm, reference) => plainProvider.restore(algorithm, reference),
   ready: async () => {},
   reserve: async () => {},
   take: () => ({ reference: NONE, dek: Buffer.allocUnsafeSlow(0) }),

@@ -103,8 +103,7 @@ export class ProjectKeyStore implements ProjectKeys {
     return this.#track(new AesObjectKey(dek, reference));
   }
 
-  restore(...args: [number, Buffer] | [string, number, Buffer]): ObjectKey {
-    const [algorithm, reference] = (args.length === 3 ? args.slice(1) : args) as [number, Buffer];
+  restore(algorithm: number, reference: Buffer): ObjectKey {
     this.#check();
     if (algorithm !== CIPHER_AES_256_GCM)
       throw new LakebaseError('UNSUPPORTED', `cipher algorithm ${algorithm} is not known to this version, or not allowed`);
