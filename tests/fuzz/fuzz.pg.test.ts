@@ -7,7 +7,7 @@ import type { Lsn } from '@lakebase/ids';
 import { attempt } from './attempt.ts';
 import { READER_MODULE } from './modules.ts';
 import { fuzz } from './run.ts';
-import type { SavedCase } from './run-module.ts';
+import { KEPT_BYTES_MAX, type SavedCase } from './run-module.ts';
 import { readStream } from './wal-stream.ts';
 
 test('cases that failed once', () => {
@@ -52,6 +52,10 @@ test('mutated records of a stock server end in a page or a typed error', { timeo
     report.modules.flatMap((module) => module.failures),
     [],
     `seed ${seed}`,
+  );
+  assert.deepEqual(
+    report.modules.filter((module) => module.grownBytes > KEPT_BYTES_MAX),
+    [],
   );
   assert.ok(report.modules.length >= 20, lines.join('\n'));
 });

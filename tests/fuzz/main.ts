@@ -4,6 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { fuzz } from './run.ts';
+import { KEPT_BYTES_MAX } from './run-module.ts';
 
 const { values } = parseArgs({
   options: {
@@ -29,5 +30,7 @@ for (const [i, failure] of failures.entries()) {
   mkdirSync(values.save, { recursive: true });
   writeFileSync(join(values.save, `${failure.module}-${seed}-${i}.json`), `${JSON.stringify(failure)}\n`);
 }
+const growing = report.modules.filter((module) => module.grownBytes > KEPT_BYTES_MAX);
+for (const module of growing) process.stdout.write(`GROWS ${module.name}: ${module.grownBytes} bytes kept\n`);
 if (report.hung !== undefined) process.stdout.write(`HUNG ${report.hung}\n`);
-process.exitCode = failures.length === 0 && report.hung === undefined ? 0 : 1;
+process.exitCode = failures.length === 0 && growing.length === 0 && report.hung === undefined ? 0 : 1;

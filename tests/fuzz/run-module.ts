@@ -43,6 +43,8 @@ export interface ModuleRun {
 }
 
 const KEPT_FAILURES = 20;
+/** What half of the cases may leave behind: a few compiled functions and tables, not something per case. */
+export const KEPT_BYTES_MAX: number = 32 << 20;
 
 export function runModule(run: ModuleRun): ModuleResult {
   const { module, index, major, seed, cases } = run;
@@ -104,6 +106,8 @@ function again(c: Case): { outcome: Outcome; failure?: string } {
 }
 
 function memoryInUse(collect: (() => void) | undefined): number {
+  // Buffers let go by one collection are counted until the next.
+  collect?.();
   collect?.();
   const { heapUsed, arrayBuffers } = process.memoryUsage();
   return heapUsed + arrayBuffers;
