@@ -95,6 +95,14 @@ export class VaultAnswer extends Error {
 export function vaultError(error: unknown): KmsError {
   if (error instanceof KmsError) return error;
   if (error instanceof VaultAnswer) {
+    if (error.status >= 300 && error.status < 400)
+      return meaningToError(
+        'VAULT_TRANSIT',
+        'Redirected',
+        ['UNREACHABLE', 'the node is a standby that does not forward; name the active node or the cluster'],
+        '',
+        error,
+      );
     // Load balancers answer 5xx and 429 in their own words; the outcome is the same. They must not deny.
     if (error.errors !== null || error.status >= 429) {
       const text = error.errors?.join('; ') ?? '';

@@ -89,6 +89,12 @@ describe('Vault transit', () => {
     fake.setFaults(null);
   });
 
+  test('a standby that redirects is not followed: the token stays where it was meant to go', async () => {
+    fake.setFaults({ answer: { status: 307, headers: { location: 'http://127.0.0.1:1/' }, body: '' } });
+    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /Redirected/);
+    fake.setFaults(null);
+  });
+
   test('raising min_decryption_version revokes, sealing does not', async () => {
     fake.rotate(config.key);
     fake.minDecryptionVersion = 2;
