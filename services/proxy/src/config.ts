@@ -9,6 +9,8 @@ export const proxyConfigSchema = Type.Object(
     listenHost: Type.String({ default: '127.0.0.1' }),
     listenPort: Type.Integer({ minimum: 0, maximum: 65_535 }),
     managerUrl: Type.String(),
+    /** Where it hears that a key went, to have what is left of that project's sessions overwritten. */
+    keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
     /** Holds the self-signed certificate when `tls` names none. */
     dataDir: Type.String(),
     /** PEM files; null: a self-signed certificate made once and kept in dataDir. */

@@ -1,6 +1,7 @@
 /** The proxy process: Postgres clients on one port, health and metrics on another. */
-import { ManagerInternalClient, internalToken } from '@lakebase/api';
-import { createHttpServer, loadConfig, readSecret, runService } from '@lakebase/service-kit';
+import { KeyManagerClient, ManagerInternalClient, internalToken } from '@lakebase/api';
+import { KeyWatch, lockReason } from '@lakebase/keys';
+import { createHttpServer, forgetGarbage, loadConfig, readSecret, runService } from '@lakebase/service-kit';
 import { proxyConfigSchema } from './config.ts';
 import { ProxyServer } from './proxy-server.ts';
 
@@ -18,6 +19,18 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   const proxy = await ProxyServer.start({ config, log, manager, secret, registry: http.metrics });
   started.proxy = proxy;
   teardown.add('client listener', () => proxy.stop());
+  if (config.keyManagerUrl !== null) {
+    // Statements and rows of ended sessions are garbage, but still there: when a key goes they must not be.
+    const watch = new KeyWatch({
+      client: new KeyManagerClient({ baseUrl: config.keyManagerUrl, token: internalToken(secret, 'service') }),
+      log,
+      listener: (project, state) => {
+        if (lockReason(project, state)?.code === 'KEY_REVOKED') void forgetGarbage();
+      },
+    });
+    watch.start().catch(() => {});
+    teardown.add('watch of keys', () => watch.stop());
+  }
   await http.app.listen({ host: config.httpHost, port: config.httpPort });
   teardown.add('HTTP listener', () => http.app.close());
   log.info({ port: proxy.port, tls: config.tls === null ? 'self-signed' : config.tls.certFile }, 'proxy ready');

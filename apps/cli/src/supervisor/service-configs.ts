@@ -157,6 +157,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       ...common('proxy', ports.proxyHttp),
       listenHost: s.listenHost,
       listenPort: s.pgPort,
+      keyManagerUrl,
       managerUrl: `http://${reachable(s.listenHost)}:${s.httpPort}`,
       dataDir: join(home.data, 'proxy'),
       tls: s.tls,
