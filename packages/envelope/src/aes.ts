@@ -1,6 +1,6 @@
 /** AES-256-GCM with key commitment. Invariants: the commitment is compared, in constant time, before a key is used at all; after
  *  {@link AesObjectKey.wipe} every cipher made from the key throws KEY_REVOKED, and no copy of the key or of a frame key is left in it. */
-import { createCipheriv, createDecipheriv, timingSafeEqual } from 'node:crypto';
+import { type KeyObject, createCipheriv, createDecipheriv, createSecretKey, timingSafeEqual } from 'node:crypto';
 import { LakebaseError } from '@lakebase/base';
 import { CIPHER_AES_256_GCM, EPOCH_BYTES, type FrameCipher, NONCE_BYTES, type ObjectKey, TAG_BYTES } from './cipher.ts';
 import { commitmentOf, decodeDekReference } from './dek-reference.ts';
@@ -66,17 +66,26 @@ export class AesObjectKey implements ObjectKey {
 class AesFrameCipher implements FrameCipher {
   readonly #owner: AesObjectKey;
   readonly #epoch: Buffer;
-  #key: Buffer | undefined;
+  /** As a key object: a cipher made from one takes 2 µs, from bytes 15 (2026-11). Its memory is cleansed when the garbage collector frees it,
+   *  as that of every cipher is; whoever wipes has it run (service-kit, forgetGarbage). */
+  #key: KeyObject | undefined;
 
   constructor(owner: AesObjectKey, epoch: Buffer) {
     this.#owner = owner;
     this.#epoch = epoch;
-    this.#key = owner.frameKey(epoch);
+    this.#key = this.#derive();
   }
 
-  #use(): Buffer {
+  #derive(): KeyObject {
+    const bytes = this.#owner.frameKey(this.#epoch);
+    const key = createSecretKey(bytes);
+    wipe(bytes);
+    return key;
+  }
+
+  #use(): KeyObject {
     if (this.#owner.wiped) throw keyWiped(); // also ciphers that were dropped from the owner's map and derived again
-    return (this.#key ??= this.#owner.frameKey(this.#epoch));
+    return (this.#key ??= this.#derive());
   }
 
   seal(plain: Buffer, nonce: Buffer, associatedData: Buffer): { bytes: Buffer; tag: Buffer } {
@@ -107,7 +116,6 @@ class AesFrameCipher implements FrameCipher {
   }
 
   wipe(): void {
-    wipe(this.#key);
     this.#key = undefined;
   }
 }
