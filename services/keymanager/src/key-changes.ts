@@ -10,6 +10,7 @@ import { iso, newHealth, shredded } from './health.ts';
 import type { KeyManager } from './key-manager.ts';
 import { kekCheck, sameKey } from './kms/kms-access.ts';
 import type { ProjectState } from './project-state.ts';
+import type { ChangeAction } from './record-rollback.ts';
 import { type KekRecord, type ProjectRecord, currentKek } from './store/project-record.ts';
 
 type Identity = Pick<ProjectRecord, 'project' | 'account' | 'kms'>;
@@ -48,7 +49,7 @@ export class KeyChanges {
           audit: this.#m.o.audit.durableHead,
         });
         this.#m.o.cache.put(project, 1, secret);
-        await this.#m.audit(identity, body.actor, 'KEY_CREATE', 'OK', `KEK 1 under ${first.keyId}${version(first)}`);
+        await this.#done(p, body.actor, 'KEY_CREATE', `KEK 1 under ${first.keyId}${version(first)}`);
         this.#m.notify(p);
         return p.status;
       } finally {
@@ -74,7 +75,7 @@ export class KeyChanges {
       } finally {
         wipe(secret);
       }
-      await this.#m.audit(p.record, actor, 'KEK_ROTATE', 'OK', `KEK ${next} is current`);
+      await this.#done(p, actor, 'KEK_ROTATE', `KEK ${next} is current`);
       this.#m.notify(p);
     });
   }
@@ -85,14 +86,8 @@ export class KeyChanges {
       const keks = await this.#rewrapAll(p, p.record, actor);
       await this.#m.audit(p.record, actor, 'KEK_REWRAP_BEGIN', 'OK', `${live(keks).length} KEKs`);
       this.#m.save(p, { keks }, true);
-      await this.#m.audit(
-        p.record,
-        actor,
-        'KEK_REWRAP',
-        'OK',
-        `${live(keks).length} KEKs under ${live(keks).at(-1)?.keyId}${version(live(keks).at(-1))}`,
-      );
-      await this.#m.proved(p);
+      await this.#done(p, actor, 'KEK_REWRAP', `${live(keks).length} KEKs under ${live(keks).at(-1)?.keyId}${version(live(keks).at(-1))}`);
+      this.#m.proved(p);
       this.#m.notify(p);
     });
   }
@@ -109,7 +104,7 @@ export class KeyChanges {
       const target = { ...p.record, ...this.#m.newRecord(project, { graceSeconds: p.record.graceSeconds, ...body }) };
       if (sameKey(former, target.kms) && live(p.record.keks).every((k) => k.wrapped !== null) && p.usable) {
         this.#m.save(p, { configurationId: target.configurationId, graceSeconds: target.graceSeconds });
-        await this.#m.audit(p.record, body.actor, 'KEY_BIND', 'OK', 'the same key as before');
+        await this.#done(p, body.actor, 'KEY_BIND', 'the same key as before');
         return;
       }
       const keks = await this.#rewrapAll(p, target, body.actor);
@@ -118,8 +113,8 @@ export class KeyChanges {
       p.requireUsable();
       this.#m.save(p, { keks, kms: target.kms, configurationId: target.configurationId, graceSeconds: target.graceSeconds }, true);
       if (!this.#m.projects().some((other) => sameKey(other.record.kms, former))) this.#m.o.kms.forget(former);
-      await this.#m.audit(p.record, body.actor, 'KEY_BIND', 'OK', what);
-      await this.#m.proved(p);
+      await this.#done(p, body.actor, 'KEY_BIND', what);
+      this.#m.proved(p);
       this.#m.notify(p);
     });
   }
@@ -143,7 +138,7 @@ export class KeyChanges {
       const keks = p.record.keks.map((k): KekRecord => (doomed.includes(k) ? { ...k, state: 'DESTROYED', wrapped: null } : k));
       this.#m.save(p, { retired, keks }, true);
       for (const k of doomed) this.#m.o.cache.wipeVersion(project, k.version);
-      await this.#m.audit(p.record, service, 'KEK_DESTROY', 'OK', `KEK ${versions}`);
+      await this.#done(p, service, 'KEK_DESTROY', `KEK ${versions}`);
     });
   }
 
@@ -196,8 +191,13 @@ export class KeyChanges {
       }
       throw error;
     }
-    await this.#m.audit(p.record, actor, 'SHRED', 'OK', destroyedKeks.map((k) => `KEK ${k.version} sha256 ${k.sha256}`).join(', '));
+    await this.#done(p, actor, 'SHRED', destroyedKeks.map((k) => `KEK ${k.version} sha256 ${k.sha256}`).join(', '));
     return shred;
+  }
+
+  /** The line that says a change is stored, and as which revision of the record: a record put back from a copy is older than that. */
+  async #done(p: ProjectState, actor: string, action: ChangeAction, detail: string): Promise<void> {
+    await this.#m.audit(p.record, actor, action, 'OK', `${detail} (record ${p.record.revision})`);
   }
 
   #change(project: ProjectUid, run: (p: ProjectState) => Promise<void>): Promise<ProjectKeyStatus> {

@@ -93,7 +93,7 @@ it('an unreachable KMS is ridden out for the grace, on the cached KEK for as lon
   assert.equal(state(rig), 'UNREACHABLE');
   await deks(rig, P, 1);
   rig.clock.advance(301);
-  await rig.manager.tick();
+  rig.manager.tick();
   assert.equal(rig.cache.size, 0, 'five minutes after the last success the KEK is gone');
   await assert.rejects(async () => freshDeks(rig.manager, P, 1), { code: 'UNAVAILABLE' });
   assert.equal(state(rig), 'UNREACHABLE');
@@ -104,7 +104,7 @@ it('an unreachable KMS is ridden out for the grace, on the cached KEK for as lon
   await rig.manager.probe(P);
   assert.equal(state(rig), 'UNREACHABLE');
   rig.clock.advance(2);
-  await rig.manager.tick();
+  rig.manager.tick();
   assert.equal(state(rig), 'SUSPENDED');
   assert.match(rig.told.at(-1)?.reason ?? '', /longer than the grace of 600 s/);
   await rig.manager.probe(P);

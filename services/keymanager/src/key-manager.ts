@@ -63,11 +63,14 @@ export class KeyManager {
     return [...this.#projects.values()];
   }
   find(project: ProjectUid): ProjectState {
-    const state = this.#projects.get(project);
+    const state = this.peek(project);
     if (state === undefined) throw new LakebaseError('NOT_FOUND', `project ${project} has no key`);
     return state;
   }
+  /** Throws CORRUPT for a project whose record is damaged. */
   peek(project: ProjectUid): ProjectState | undefined {
+    const damage = this.o.store.damaged().get(project);
+    if (damage !== undefined) throw damage;
     return this.#projects.get(project);
   }
   add(record: ProjectRecord): ProjectState {
@@ -96,6 +99,16 @@ export class KeyManager {
     return this.o.audit.record({ actor, action, account: p.account, subject: p.project, result, detail });
   }
 
+  /** For what must not wait for the log, or fail with it: losing a line is told, losing a revocation must not happen. */
+  #auditSoon(p: ProjectState, actor: string, action: string, result: AuditEntry['result'], detail: string): void {
+    const entry = { actor, action, account: p.record.account, subject: p.project, result, detail };
+    try {
+      this.o.audit.append(entry);
+    } catch (error) {
+      this.o.log.error({ ...entry, err: errorMessage(error) }, 'cannot write an audit line');
+    }
+  }
+
   /** One unwrap for real, its outcome applied. Joins one that is under way. */
   async probe(project: ProjectUid, actor: string = SELF): Promise<ProjectKeyStatus> {
     const p = this.find(project);
@@ -117,7 +130,7 @@ export class KeyManager {
     };
     let { outcome, secret } = await attempt();
     if (outcome.kind === 'DENIED') {
-      await this.audit(record, actor, 'KMS_UNWRAP', 'DENIED', `probe: ${outcome.reason}; asking once more`);
+      this.#auditSoon(p, actor, 'KMS_UNWRAP', 'DENIED', `probe: ${outcome.reason}; asking once more`);
       ({ outcome, secret } = await attempt());
     }
     try {
@@ -129,23 +142,23 @@ export class KeyManager {
         p.lastSuccess = p.lastCheck;
         this.o.cache.put(p.project, kek.version, secret);
       }
-      await this.#apply(p, afterProbe(p.health, outcome, p.record.graceSeconds * 1_000, this.o.clock.now()));
+      this.#apply(p, afterProbe(p.health, outcome, p.record.graceSeconds * 1_000, this.o.clock.now()));
     } finally {
       wipe(secret);
     }
-    await this.#auditProbe(p, actor, outcome);
+    this.#auditProbe(p, actor, outcome);
   }
 
   /** The grace may end, and caches grow old, without a probe. */
-  async tick(): Promise<void> {
+  tick(): void {
     this.o.cache.expire();
     for (const p of this.#projects.values()) {
-      await this.#apply(p, afterTime(p.health, p.record.graceSeconds * 1_000, this.o.clock.now()));
+      this.#apply(p, afterTime(p.health, p.record.graceSeconds * 1_000, this.o.clock.now()));
       if (p.unreported !== undefined && this.o.clock.now() - Date.parse(p.unreported.since) >= SUMMARY_MS) this.#summarize(p);
     }
   }
 
-  async #apply(p: ProjectState, next: KeyHealth): Promise<void> {
+  #apply(p: ProjectState, next: KeyHealth): void {
     const before = p.health;
     if (next === before) return;
     p.health = next;
@@ -163,8 +176,8 @@ export class KeyManager {
     const level = next.state === 'ACTIVE' ? 'info' : next.state === 'UNREACHABLE' ? 'warn' : 'error';
     this.o.log[level]({ project: p.project, from: before.state, to: next.state, reason: next.reason }, 'state of a project key changed');
     const result = { ACTIVE: 'OK', UNREACHABLE: 'UNREACHABLE', SUSPENDED: 'UNREACHABLE', REVOKED: 'DENIED', SHREDDED: 'OK' } as const;
-    await this.audit(
-      p.record,
+    this.#auditSoon(
+      p,
       SELF,
       'STATE_CHANGE',
       result[next.state],
@@ -180,34 +193,27 @@ export class KeyManager {
   }
 
   /** After a change of binding proved that the key can be used. */
-  async proved(p: ProjectState): Promise<void> {
+  proved(p: ProjectState): void {
     p.lastSuccess = p.lastCheck = iso(this.o.clock.now());
-    await this.#apply(p, afterProbe(p.health, { kind: 'OK' }, 0, this.o.clock.now()));
+    this.#apply(p, afterProbe(p.health, { kind: 'OK' }, 0, this.o.clock.now()));
   }
 
-  async #auditProbe(p: ProjectState, actor: string, outcome: ProbeOutcome): Promise<void> {
+  #auditProbe(p: ProjectState, actor: string, outcome: ProbeOutcome): void {
     const now = iso(this.o.clock.now());
-    if (outcome.kind !== 'OK') return void (await this.audit(p.record, actor, 'KMS_UNWRAP', outcome.kind, `probe: ${outcome.reason}`));
+    if (outcome.kind !== 'OK') return this.#auditSoon(p, actor, 'KMS_UNWRAP', outcome.kind, `probe: ${outcome.reason}`);
     if (this.o.auditProbes === 'summary' && actor === SELF) {
       p.unreported ??= { count: 0, since: now };
       p.unreported.count++;
       return;
     }
-    this.o.audit.append({
-      actor,
-      action: 'KMS_UNWRAP',
-      account: p.record.account,
-      subject: p.project,
-      result: 'OK',
-      detail: `probe of KEK ${p.watched.kekVersion}`,
-    });
+    this.#auditSoon(p, actor, 'KMS_UNWRAP', 'OK', `probe of KEK ${p.watched.kekVersion}`);
   }
 
   #summarize(p: ProjectState): void {
     const { count, since } = p.unreported as NonNullable<ProjectState['unreported']>;
     p.unreported = undefined;
     const detail = `${count} probes of KEK ${p.watched.kekVersion} since ${since}`;
-    this.o.audit.append({ actor: SELF, action: 'KMS_UNWRAP', account: p.record.account, subject: p.project, result: 'OK', detail });
+    this.#auditSoon(p, SELF, 'KMS_UNWRAP', 'OK', detail);
   }
 
   /** Copies of KEKs, for `use`, which must be synchronous; wiped afterwards. */
@@ -250,7 +256,7 @@ export class KeyManager {
       await this.audit(p.record, SELF, 'KMS_UNWRAP', 'OK', `KEK ${kek.version} for a service`);
     } catch (error) {
       const outcome = outcomeOf(error);
-      await this.audit(p.record, SELF, 'KMS_UNWRAP', outcome.kind, `KEK ${kek.version} for a service: ${errorMessage(error)}`);
+      this.#auditSoon(p, SELF, 'KMS_UNWRAP', outcome.kind, `KEK ${kek.version} for a service: ${errorMessage(error)}`);
       // The probe decides what that means; we only do not wait for its turn.
       void this.probe(p.project).catch((e: unknown) => this.o.log.warn({ project: p.project, err: errorMessage(e) }, 'probe failed'));
       throw error;

@@ -52,6 +52,7 @@ export function registerMetrics(registry: Registry, manager: KeyManager, hub: Wa
       .map((p) => (clock.now() - Date.parse(p.lastSuccess ?? p.record.createTime)) / 1_000);
     return Math.max(0, ...ages);
   });
+  gauge('lakebase_key_records_damaged', 'projects whose key record cannot be used', () => manager.o.store.damaged().size);
   gauge('lakebase_key_watchers', 'open watches', () => hub.size);
   gauge('lakebase_audit_sequence', 'number of the last audit line', () => audit.head.sequence);
   gauge('lakebase_audit_broken', '1 when the chain of the audit log does not hold', () => (audit.problem === undefined ? 0 : 1));

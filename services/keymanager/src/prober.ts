@@ -117,7 +117,7 @@ export class Prober {
 
   async #tick(): Promise<void> {
     const { manager, changes, rotateKekDays, log } = this.#o;
-    await manager.tick();
+    manager.tick();
     if (rotateKekDays === 0) return;
     for (const p of manager.projects())
       if (p.state === 'ACTIVE' && currentKek(p.record) !== undefined && olderThan(p, rotateKekDays * DAY_MS, manager.o.clock.now()))

@@ -10,6 +10,7 @@ import { readAudit } from './audit/audit-file.ts';
 import { freshDeks, rewrapReferences, unwrapDeks } from './data-keys.ts';
 import type { KeyChanges } from './key-changes.ts';
 import type { KeyManager } from './key-manager.ts';
+import { isOwnAction } from './record-rollback.ts';
 import type { WatchHub } from './watch-hub.ts';
 
 const text = Type.String({ minLength: 1, maxLength: 2_048 });
@@ -74,7 +75,11 @@ export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: 
   app.post(`${P}/rewrap`, async (request, reply) => secret(reply, await rewrapReferences(manager, project(request), octets(request))));
 
   app.post('/v1/check', async (request) => manager.check(body<CheckRequest>(checkBody, request)));
-  app.post('/v1/audit', async (request) => ({ sequence: await manager.o.audit.record(body<AuditEntry>(auditBody, request)) }));
+  app.post('/v1/audit', async (request) => {
+    const entry = body<AuditEntry>(auditBody, request);
+    if (isOwnAction(entry.action)) throw new LakebaseError('INVALID_ARGUMENT', `${entry.action} is the key manager's own to report`);
+    return { sequence: await manager.o.audit.record(entry) };
+  });
   app.get('/v1/audit', async (request, reply) => {
     const after = Number((request.query as { after?: string }).after ?? 0);
     if (!Number.isSafeInteger(after) || after < 0) throw new LakebaseError('INVALID_ARGUMENT', 'after is a sequence number');

@@ -7,11 +7,12 @@ import { createHttpServer } from '@lakebase/service-kit';
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
 import { KeyChanges } from './key-changes.ts';
-import { type Clock, KeyManager } from './key-manager.ts';
+import { type Clock, KeyManager, SELF } from './key-manager.ts';
 import { KekCache } from './kms/kek-cache.ts';
 import { KmsAccess, type KmsAccessOptions } from './kms/kms-access.ts';
 import { kmsMetrics, registerMetrics } from './metrics.ts';
 import { Prober } from './prober.ts';
+import { RollbackCheck } from './record-rollback.ts';
 import { registerRoutes } from './routes.ts';
 import { RecordStore } from './store/record-store.ts';
 import { WatchHub } from './watch-hub.ts';
@@ -36,7 +37,13 @@ export async function startKeyManager(
   mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
   const store = new RecordStore(join(config.dataDir, 'projects'));
   const expect = store.all().map((r) => r.audit);
-  const audit = await AuditLog.open({ dir: join(config.dataDir, 'audit'), log, now: () => clock.now(), expect });
+  const rollbacks = new RollbackCheck();
+  const audit = await AuditLog.open({ dir: join(config.dataDir, 'audit'), log, now: () => clock.now(), expect, onLine: rollbacks.see });
+  rollbacks.apply(store);
+  for (const [project, damage] of store.damaged()) {
+    log.error({ project, err: damage.message }, 'the key record of a project cannot be used; the project stays locked');
+    audit.append({ actor: SELF, action: 'RECORD_DAMAGED', account: '', subject: project, result: 'FAILED', detail: damage.message });
+  }
   const late: { manager?: KeyManager } = {};
   const { app, metrics } = createHttpServer({
     log,
@@ -47,6 +54,7 @@ export async function startKeyManager(
       return {
         projects: projects.length,
         locked: projects.filter((p) => !p.usable).length,
+        damaged: store.damaged().size,
         ...(audit.problem === undefined ? {} : { auditProblem: audit.problem }),
       };
     },

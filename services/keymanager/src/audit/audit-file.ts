@@ -41,9 +41,16 @@ export type AuditVerdict =
   | { readonly ok: true; readonly head: AuditHead; readonly lines: number }
   | { readonly ok: false; readonly file: string; readonly sequence: number; readonly problem: string };
 
+export interface VerifyOptions {
+  readonly from?: number;
+  readonly expect?: readonly AuditHead[];
+  /** Told of every line whose place in the chain is right. */
+  readonly onLine?: (line: AuditLine) => void;
+}
+
 /** Checks the whole chain, or from the file on that holds `from`. `expect` are heads noted elsewhere (in key records): the log must contain
  *  them, so that it cannot be cut short or replaced by another one unseen. */
-export async function verifyAudit(dir: string, options: { from?: number; expect?: readonly AuditHead[] } = {}): Promise<AuditVerdict> {
+export async function verifyAudit(dir: string, options: VerifyOptions = {}): Promise<AuditVerdict> {
   const all = auditFiles(dir);
   const { from = 1, expect = [] } = options;
   const files = all.filter((f, i) => (all[i + 1]?.first ?? Infinity) > from);
@@ -61,6 +68,7 @@ export async function verifyAudit(dir: string, options: { from?: number; expect?
         return bad('it does not follow the line before: that one or this one was changed');
       head = { sequence: line.sequence, hash: hashLine(text) };
       lines++;
+      options.onLine?.(line);
       const want = noted.get(line.sequence);
       if (want !== undefined && want !== head.hash) return bad('it is not the line that the key records noted: the log was replaced');
     }

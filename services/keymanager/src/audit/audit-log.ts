@@ -9,10 +9,11 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { AuditEntry } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
-import { type AuditHead, NO_LINES, auditFileName, auditFiles, hashLine, verifyAudit } from './audit-file.ts';
+import { type AuditHead, type AuditLine, NO_LINES, auditFileName, auditFiles, hashLine, verifyAudit } from './audit-file.ts';
 import { syncDirectory } from '../store/durable-file.ts';
 
 const FILE_BYTES_MAX = 64 * 1024 * 1024;
+const FILES_AT_START = 4;
 const TEXT_MAX = 2_000;
 const LAZY_MS = 1_000;
 const datasync = promisify(fdatasync);
@@ -23,6 +24,7 @@ export interface AuditLogOptions {
   readonly now: () => number;
   /** Heads that key records noted. */
   readonly expect?: readonly AuditHead[];
+  readonly onLine?: (line: AuditLine) => void;
 }
 
 export class AuditLog {
@@ -49,15 +51,17 @@ export class AuditLog {
   static async open(options: AuditLogOptions): Promise<AuditLog> {
     mkdirSync(options.dir, { recursive: true, mode: 0o700 });
     chmodSync(options.dir, 0o700);
-    const newest = auditFiles(options.dir).at(-1);
+    const files = auditFiles(options.dir);
+    const newest = files.at(-1);
     const cut = newest === undefined ? 0 : cutTornLine(newest.path);
-    // The newest file now, everything in verifyAll: years of lines must not delay a start.
+    // A quarter of a gigabyte now (a second or so), everything in verifyAll: years of lines must not delay a start.
     const verdict = await verifyAudit(options.dir, {
-      from: newest?.first ?? 1,
+      from: files.at(-FILES_AT_START)?.first ?? 1,
       ...(options.expect === undefined ? {} : { expect: options.expect }),
+      ...(options.onLine === undefined ? {} : { onLine: options.onLine }),
     });
     let head: AuditHead;
-    if (verdict.ok) head = newest !== undefined && verdict.lines === 0 ? await lastOfOlder(options.dir, newest.first) : verdict.head;
+    if (verdict.ok) head = verdict.head;
     else head = lastLine(options.dir) ?? NO_LINES;
     const path = newest?.path ?? join(options.dir, auditFileName(1));
     const log = new AuditLog(options, openSync(path, 'a', 0o600), head);
@@ -192,16 +196,6 @@ function cutTornLine(path: string): number {
   } finally {
     closeSync(fd);
   }
-}
-
-/** A new file without a line yet: the head is in the one before. */
-async function lastOfOlder(dir: string, newest: number): Promise<AuditHead> {
-  const older = auditFiles(dir)
-    .filter((f) => f.first < newest)
-    .at(-1);
-  if (older === undefined) return NO_LINES;
-  const verdict = await verifyAudit(dir, { from: older.first });
-  return verdict.ok ? verdict.head : (lastLine(dir) ?? NO_LINES);
 }
 
 /** Where to go on after a broken chain. */

@@ -1,7 +1,7 @@
 /** All project records: one file each, all in memory. Writes are synchronous: between reading a record and replacing it nothing else runs. */
 import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, errorMessage } from '@lakebase/base';
 import { type ProjectUid, parseProjectUid } from '@lakebase/ids';
 import { type CrashHook, replaceFile } from './durable-file.ts';
 import { type ProjectRecord, RECORD_BYTES_MAX, decodeRecord, encodeRecord, problemOf } from './project-record.ts';
@@ -10,6 +10,8 @@ export class RecordStore {
   readonly #dir: string;
   readonly #hook: CrashHook | undefined;
   readonly #records = new Map<ProjectUid, ProjectRecord>();
+  /** Files that are there and cannot be used. Nothing is ever written over them. */
+  readonly #damaged = new Map<ProjectUid, LakebaseError>();
 
   constructor(dir: string, hook?: CrashHook) {
     this.#dir = dir;
@@ -22,10 +24,26 @@ export class RecordStore {
         rmSync(path); // a replacement that was not finished
       else if (name.endsWith('.json')) {
         const project = parseProjectUid(name.slice(0, -'.json'.length));
-        if (statSync(path).size > RECORD_BYTES_MAX) throw new LakebaseError('CORRUPT', `${path} is larger than a key record can be`);
-        this.#records.set(project, decodeRecord(readFileSync(path), project));
+        try {
+          if (statSync(path).size > RECORD_BYTES_MAX) throw new LakebaseError('CORRUPT', `${path} is larger than a key record can be`);
+          this.#records.set(project, decodeRecord(readFileSync(path), project));
+        } catch (error) {
+          this.condemn(
+            project,
+            error instanceof LakebaseError ? error : new LakebaseError('CORRUPT', `${path} cannot be read: ${errorMessage(error)}`),
+          );
+        }
       }
     }
+  }
+
+  /** From now on the project is one whose record is damaged. */
+  condemn(project: ProjectUid, error: LakebaseError): void {
+    this.#records.delete(project);
+    this.#damaged.set(project, error);
+  }
+  damaged(): ReadonlyMap<ProjectUid, LakebaseError> {
+    return this.#damaged;
   }
 
   get(project: ProjectUid): ProjectRecord | undefined {
@@ -37,6 +55,8 @@ export class RecordStore {
 
   /** Durable on return. `destroys`: the old file holds wrapped keys that the new one does not. */
   put(record: ProjectRecord, destroys = false): ProjectRecord {
+    const damage = this.#damaged.get(record.project);
+    if (damage !== undefined) throw damage;
     const before = this.#records.get(record.project);
     const next = { ...record, revision: (before?.revision ?? 0) + 1 };
     const problem = problemOf(next);

@@ -1,0 +1,39 @@
+/** A key record put back from an older copy would undo a rotation, a rebinding, even a shredding. The audit log knows better: every change says
+ *  which revision of the record it is. Invariant: only {@link CHANGE_ACTIONS} count, and nobody outside may write lines with those names. */
+import { LakebaseError } from '@lakebase/base';
+import type { AuditLine } from './audit/audit-file.ts';
+import type { RecordStore } from './store/record-store.ts';
+
+export const CHANGE_ACTIONS = ['KEY_CREATE', 'KEK_ROTATE', 'KEK_REWRAP', 'KEY_BIND', 'KEK_DESTROY', 'SHRED'] as const;
+export type ChangeAction = (typeof CHANGE_ACTIONS)[number];
+/** Actions that are ours to report. */
+export const isOwnAction = (action: string): boolean => /^(KEK_|KMS_|AUDIT_|KEY_CREATE|KEY_BIND|KEY_CHECK|SHRED|STATE_CHANGE)/.test(action);
+
+export class RollbackCheck {
+  readonly #newest = new Map<string, { revision: number; line: AuditLine }>();
+
+  readonly see = (line: AuditLine): void => {
+    if (line.result !== 'OK' || !(CHANGE_ACTIONS as readonly string[]).includes(line.action)) return;
+    const revision = Number(/\(record ([0-9]{1,15})\)$/.exec(line.detail)?.[1] ?? 0);
+    if (revision > (this.#newest.get(line.subject)?.revision ?? 0)) this.#newest.set(line.subject, { revision, line });
+  };
+
+  /** Condemns every record that is older than the log knows. */
+  apply(store: RecordStore): string[] {
+    const condemned: string[] = [];
+    for (const { project, revision } of store.all()) {
+      const seen = this.#newest.get(project);
+      if (seen === undefined || seen.revision <= revision) continue;
+      const { line } = seen;
+      store.condemn(
+        project,
+        new LakebaseError(
+          'CORRUPT',
+          `the key record of project ${project} is an older copy (revision ${revision}): audit line ${line.sequence} (${line.action}, ${line.time}) stored revision ${seen.revision}; put the newest one back`,
+        ),
+      );
+      condemned.push(project);
+    }
+    return condemned;
+  }
+}
