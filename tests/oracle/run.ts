@@ -12,7 +12,7 @@ import { expectedTypes } from './record-types.ts';
 import { OracleServer } from './server.ts';
 import { controlCheckpoint, readWal } from './wal-source.ts';
 import { runWorkload } from './workload.ts';
-import { nearWraparound } from './wrap.ts';
+import { acrossTheEnd, nearWraparound } from './wrap.ts';
 
 export interface OracleOptions {
   readonly major?: number;
@@ -91,6 +91,7 @@ export async function runOracle(options: OracleOptions = {}): Promise<OracleRepo
     const from = controlCheckpoint(baseDir);
 
     await primary.start();
+    if (wrapWith !== undefined) await acrossTheEnd(primary);
     if (options.workload !== undefined) await options.workload(primary);
     else await runWorkload(primary, { long, log, ...(only === undefined ? {} : { only }) });
     await primary.stop();

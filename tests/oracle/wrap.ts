@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CLOG_XACTS_PER_PAGE, COMMIT_TS_XACTS_PER_PAGE, MULTIXACT_MEMBERS_PER_PAGE, MULTIXACT_OFFSETS_PER_PAGE } from '@lakebase/pg-redo';
 import type { OracleServer } from './server.ts';
+import { each } from './workload.ts';
 import { freezeDatabases } from './workload-cluster.ts';
 
 const CYCLE = 0x1_0000_0000;
@@ -55,4 +56,31 @@ function zeroSegment(server: OracleServer, dir: string, segment: number): void {
   mkdirSync(join(server.dataDir, dir), { recursive: true });
   writeFileSync(path, Buffer.alloc(SEGMENT_BYTES));
   server.own(path);
+}
+
+/** A transaction prepared before the end of the cycle and committed after it: its file is named by the epoch it began in. Subtransactions
+ *  of one transaction on both sides of the end, committed and aborted. */
+export async function acrossTheEnd(server: OracleServer): Promise<void> {
+  const db = await server.client();
+  const burn = (n: number): string =>
+    `DO $$ BEGIN FOR i IN 1..${n} LOOP BEGIN INSERT INTO across VALUES (i); EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$`;
+  await each(db, [
+    'CREATE TABLE across(i int)',
+    'BEGIN',
+    'INSERT INTO across VALUES (0)',
+    "PREPARE TRANSACTION 'across'",
+    'BEGIN',
+    'INSERT INTO across VALUES (0)',
+    "PREPARE TRANSACTION 'given up'",
+    'CHECKPOINT',
+    burn(CYCLE - LAST.xid - 500),
+    'BEGIN',
+    burn(600),
+    'ABORT',
+    burn(2000),
+    'CHECKPOINT',
+    "COMMIT PREPARED 'across'",
+    "ROLLBACK PREPARED 'given up'",
+  ]);
+  await server.close(db);
 }
