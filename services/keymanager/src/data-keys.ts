@@ -10,8 +10,9 @@ import { type KekRecord, currentKek } from './store/project-record.ts';
 
 /** How many wraps are noted in the record ahead of their use. */
 const RESERVE_STEP = 2 ** 20;
-/** Random nonces: a KEK is replaced long before 2^32 of them. */
-export const WRAPS_MAX = 2 ** 31;
+/** Random nonces: a KEK is replaced long before 2^32 of them, and refused before that. */
+export const WRAPS_MAX: number = 2 ** 31;
+const WRAPS_LIMIT = 2 ** 32 - 2 * RESERVE_STEP;
 
 const newest = (p: ProjectState): KekRecord => {
   p.requireUsable();
@@ -90,6 +91,8 @@ function tolerant<T>(open: () => T): T | undefined {
 
 function countWraps(manager: KeyManager, p: ProjectState, count: number): void {
   const kek = newest(p);
+  if (p.wraps + count > WRAPS_LIMIT)
+    throw new LakebaseError('RESOURCE_EXHAUSTED', `KEK ${kek.version} of project ${p.project} has wrapped all it may: rotate it`);
   p.wraps += count;
   if (p.wraps <= kek.wrapsReserved) return;
   const wrapsReserved = p.wraps + RESERVE_STEP;

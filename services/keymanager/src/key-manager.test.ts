@@ -252,6 +252,48 @@ it('creation is idempotent, and a KMS that denies leaves nothing behind', async 
   assert.equal((await rig.manager.check({ account: 'acc', kms: cmk('k2'), actor: 'admin' })).ok, true);
 });
 
+it('a KEK is not used beyond its limit of wraps, counted over restarts', async () => {
+  await using rig = await made();
+  await deks(rig, P, 1);
+  await rig.start();
+  await deks(rig, P, 1);
+  const p = rig.manager.find(P);
+  assert.ok(p.wraps > 2 ** 20, 'what was reserved counts as used');
+  p.wraps = 2 ** 32 - 2 ** 21;
+  await assert.rejects(deks(rig, P, 1), { code: 'RESOURCE_EXHAUSTED' });
+  await rig.changes.rotate(P, 'limit of wraps');
+  await deks(rig, P, 1);
+});
+
+it('a key that was not checked for too long counts as unreachable until it is', async () => {
+  await using rig = await made();
+  rig.clock.advance(20);
+  rig.manager.overdue(rig.manager.find(P), 25_000);
+  assert.equal(state(rig), 'ACTIVE');
+  rig.clock.advance(6);
+  rig.manager.overdue(rig.manager.find(P), 25_000);
+  assert.equal(state(rig), 'UNREACHABLE');
+  await rig.manager.probe(P);
+  assert.equal(state(rig), 'ACTIVE');
+});
+
+it('a revocation is in force also when neither record nor audit line can be written', async () => {
+  let full = false;
+  await using rig = await new Rig().start({
+    hook: () => {
+      if (full) throw new Error('ENOSPC');
+    },
+  });
+  await rig.changes.create(P, binding('k1'));
+  full = true;
+  await rig.audit.close(); // every append fails from here
+  rig.kms.outcome.set('k1', 'DENIED');
+  await rig.manager.probe(P);
+  assert.equal(state(rig), 'REVOKED');
+  assert.equal(rig.cache.size, 0);
+  assert.equal(rig.told.at(-1)?.state, 'REVOKED');
+});
+
 it('10,000 references re-wrapped (printed, not asserted)', async (t) => {
   await using rig = await made();
   const dek = randomSecret();

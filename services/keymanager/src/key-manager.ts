@@ -50,7 +50,7 @@ export class KeyManager {
 
   constructor(options: KeyManagerOptions) {
     this.o = options;
-    for (const record of options.store.all()) this.#projects.set(record.project, new ProjectState(record));
+    for (const record of options.store.all()) this.#projects.set(record.project, this.#state(record));
   }
 
   /** Called on every change of state, KEK version or existence. */
@@ -74,8 +74,14 @@ export class KeyManager {
     return this.#projects.get(project);
   }
   add(record: ProjectRecord): ProjectState {
-    const state = new ProjectState(this.o.store.put({ ...record, audit: this.o.audit.durableHead }));
+    const state = this.#state(this.o.store.put({ ...record, audit: this.o.audit.durableHead }));
     this.#projects.set(record.project, state);
+    return state;
+  }
+
+  #state(record: ProjectRecord): ProjectState {
+    const state = new ProjectState(record);
+    state.checkedAt = this.o.clock.monotonic();
     return state;
   }
 
@@ -138,6 +144,7 @@ export class KeyManager {
       const now = currentKek(p.record);
       if (now?.version !== kek.version || now.wrapped?.blob !== kek.wrapped?.blob || !sameKey(p.record.kms, record.kms)) return;
       p.lastCheck = iso(this.o.clock.now());
+      p.checkedAt = this.o.clock.monotonic();
       if (secret !== undefined) {
         p.lastSuccess = p.lastCheck;
         this.o.cache.put(p.project, kek.version, secret);
@@ -156,6 +163,14 @@ export class KeyManager {
       this.#apply(p, afterTime(p.health, p.record.graceSeconds * 1_000, this.o.clock.now()));
       if (p.unreported !== undefined && this.o.clock.now() - Date.parse(p.unreported.since) >= SUMMARY_MS) this.#summarize(p);
     }
+  }
+
+  /** A project whose turn does not come, because its KMS keeps others waiting, is not known to be allowed any more. */
+  overdue(p: ProjectState, afterMs: number): void {
+    const ms = this.o.clock.monotonic() - p.checkedAt;
+    if (p.state !== 'ACTIVE' || ms < afterMs) return;
+    const outcome = { kind: 'UNREACHABLE', reason: `the key was not checked for ${Math.round(ms / 1_000)} s` } as const;
+    this.#apply(p, afterProbe(p.health, outcome, p.record.graceSeconds * 1_000, this.o.clock.now()));
   }
 
   #apply(p: ProjectState, next: KeyHealth): void {

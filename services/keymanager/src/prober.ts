@@ -7,12 +7,16 @@ import type { ProjectUid } from '@lakebase/ids';
 import type { KeyChanges } from './key-changes.ts';
 import { olderThan } from './key-changes.ts';
 import { type KeyManager, SELF } from './key-manager.ts';
+import { WRAPS_MAX } from './data-keys.ts';
 import type { ProjectState } from './project-state.ts';
 import { currentKek } from './store/project-record.ts';
 
 const AT_ONCE_PER_CMK = 8;
 const TICK_MS = 1_000;
 const DAY_MS = 86_400_000;
+/** A probe is late when so many intervals, and what two calls of a KMS may take, have gone by. */
+const OVERDUE_INTERVALS = 3;
+const OVERDUE_MS = 10_000;
 
 export interface ProberOptions {
   readonly manager: KeyManager;
@@ -27,6 +31,7 @@ export class Prober {
   readonly #o: ProberOptions;
   readonly #timers = new Map<ProjectUid, NodeJS.Timeout>();
   readonly #byCmk = new Map<string, { running: number; waiting: (() => void)[] }>();
+  readonly #rotating = new Set<ProjectUid>();
   #ticker: NodeJS.Timeout | undefined;
   #stopped = false;
   #unsubscribe = (): void => {};
@@ -116,14 +121,28 @@ export class Prober {
   }
 
   async #tick(): Promise<void> {
-    const { manager, changes, rotateKekDays, log } = this.#o;
+    const { manager, changes, log } = this.#o;
     manager.tick();
-    if (rotateKekDays === 0) return;
-    for (const p of manager.projects())
-      if (p.state === 'ACTIVE' && currentKek(p.record) !== undefined && olderThan(p, rotateKekDays * DAY_MS, manager.o.clock.now()))
-        await changes
-          .rotate(p.project, 'schedule')
-          .catch((e: unknown) => log.warn({ project: p.project, err: errorMessage(e) }, 'scheduled rotation failed'));
+    for (const p of manager.projects()) {
+      manager.overdue(p, this.#o.intervalMs * OVERDUE_INTERVALS + OVERDUE_MS);
+      const why = this.#rotationDue(p);
+      if (why === undefined || this.#rotating.has(p.project)) continue;
+      this.#rotating.add(p.project);
+      try {
+        await changes.rotate(p.project, why);
+      } catch (error) {
+        log.warn({ project: p.project, err: errorMessage(error) }, 'scheduled rotation failed; trying again');
+      } finally {
+        this.#rotating.delete(p.project);
+      }
+    }
+  }
+
+  #rotationDue(p: ProjectState): string | undefined {
+    if (p.state !== 'ACTIVE' || currentKek(p.record) === undefined) return undefined;
+    if (p.wraps > WRAPS_MAX) return 'limit of wraps';
+    const { rotateKekDays, manager } = this.#o;
+    return rotateKekDays > 0 && olderThan(p, rotateKekDays * DAY_MS, manager.o.clock.now()) ? 'schedule' : undefined;
   }
 
   async #enter(cmk: string): Promise<void> {

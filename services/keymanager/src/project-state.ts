@@ -16,7 +16,8 @@ export class ProjectState {
   readonly changes = new SerialQueue();
   /** A probe that is under way; asking again joins it. */
   probing: Promise<void> | undefined;
-  /** On the clock that does not jump. */
+  /** On the clock that does not jump: the last probe that ended, and the last look at the CMK's version. */
+  checkedAt = 0;
   versionCheckedAt = Number.NEGATIVE_INFINITY;
   /** DEKs wrapped by the current KEK, counted from what the record reserved. */
   wraps: number;
