@@ -28,6 +28,8 @@ export class RedoRun implements EffectSink {
   readonly #major: number;
   readonly #series = new SeriesTable();
   readonly #pages: Pages[] = [];
+  /** What {@link load} found, for {@link reset}. */
+  readonly #loaded: Pages[] = [];
   /** Only notes what is touched, when true. */
   #dry = true;
   #record!: DecodedRecord;
@@ -44,20 +46,35 @@ export class RedoRun implements EffectSink {
     for (let id = 0; id < this.#series.count; id++) {
       const s = this.#series.get(id);
       const pages = this.#pages[id] as Pages;
+      const kept: Pages = (this.#loaded[id] = []);
       for (let block = 0; block < pages.length; block++) {
+        kept.push(undefined);
         if (pages[block] === undefined) continue;
         const page =
           s.kind === KIND_SLRU_PAGE
             ? timeline.slruPage(s.rel, block, lsn)
             : (await timeline.pages({ ...s, fork: s.fork as ForkNumber }, block, 1, lsn))[0];
-        pages[block] = page === undefined ? Buffer.alloc(BLCKSZ) : Buffer.from(page);
+        kept[block] = page;
+        pages[block] = Buffer.alloc(BLCKSZ);
         loaded++;
       }
     }
     timeline.cache.clear();
     this.#dry = false;
-    this.applied = 0;
+    this.reset();
     return loaded;
+  }
+
+  /** Every page as it was loaded, for another pass over the same WAL. */
+  reset(): void {
+    this.applied = 0;
+    this.#pages.forEach((pages, id) =>
+      pages.forEach((page, block) => {
+        const kept = this.#loaded[id]?.[block];
+        if (kept === undefined) page?.fill(0);
+        else kept.copy(page as Buffer);
+      }),
+    );
   }
 
   /** Applies what the decoder has; returns the number of records. */
