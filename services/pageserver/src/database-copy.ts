@@ -1,6 +1,7 @@
 /** CREATE DATABASE … STRATEGY FILE_COPY on the storage side: every fork of the source as of the record becomes images of the target, written
  *  straight into a delta layer at the record's LSN (never through the open layer, whose memory is bounded). */
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import {
   ARG_STOP,
@@ -24,6 +25,8 @@ import type { DatabaseCopy } from './ingest.ts';
 import type { Timeline } from './timeline.ts';
 
 const DRAIN_BYTES = 512 * 1024;
+/** Other timelines are served in between. */
+const BLOCKS_PER_TURN = 256;
 
 export async function copyDatabase(timeline: Timeline, copy: DatabaseCopy, lsn: Lsn): Promise<void> {
   const { storage, catalog, reader } = timeline;
@@ -58,6 +61,8 @@ export async function copyDatabase(timeline: Timeline, copy: DatabaseCopy, lsn: 
           const page = reader.page(r.series, block, lsn, r.floors);
           if (!page.equals(zeros)) writer.add(encodeKey(pages, block), lsn, ENTRY_IMAGE, ARG_STOP, page);
           if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
+          // A relation is as long as WAL says; most of it may be zeros, and then nothing is ever drained.
+          else if (block % BLOCKS_PER_TURN === BLOCKS_PER_TURN - 1) await setImmediate();
         }
       }
       return [await writer.finish()];
