@@ -151,6 +151,13 @@ if (program === null) {
       wrong.close();
     });
 
+    test('wrap never makes a key, whatever the token may do', async () => {
+      const key = openKmsKey({ provider: 'VAULT_TRANSIT', key: 'transit/none', options: { address: vault.url, token: ROOT_TOKEN } }, env);
+      await expectOutcome(key.wrap(kek, CONTEXT, soon()), 'DENIED', /NotFound/);
+      await expectOutcome(key.wrap(kek, CONTEXT, soon()), 'DENIED', /NotFound/);
+      key.close();
+    });
+
     test('sealed is unreachable; a removed mount and a key that takes no context say what is wrong', async () => {
       const config = await vault.createKey();
       const derived = `derived-${randomBytes(2).toString('hex')}`;

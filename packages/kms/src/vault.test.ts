@@ -89,6 +89,15 @@ describe('Vault transit', () => {
     fake.setFaults(null);
   });
 
+  test('wrap never makes a key', async () => {
+    fake.mayCreate = true;
+    const none = openKmsKey({ ...config, key: 'transit/none' }, env);
+    await expectOutcome(none.wrap(KEK, CONTEXT, soon()), 'DENIED', /NotFound/);
+    assert.throws(() => fake.find('none'));
+    none.close();
+    fake.mayCreate = false;
+  });
+
   test('a standby that redirects is not followed: the token stays where it was meant to go', async () => {
     fake.setFaults({ answer: { status: 307, headers: { location: 'http://127.0.0.1:1/' }, body: '' } });
     await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /Redirected/);

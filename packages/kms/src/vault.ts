@@ -2,6 +2,7 @@
  *
  *  Invariants
  *  - The version that wrapped is in the ciphertext (`vault:v3:…`) and stored; decrypt finds it there.
+ *  - wrap never makes a key: Vault would, for a token with `create`, and a new key of an old name would hide that the old one is gone.
  *  - A 403 is a denial of the key only when the token itself is still good; otherwise it is our login that failed.
  *  - Identities of this machine (the operator's token, a Kubernetes service account) go to the operator's own address only. */
 import { Agent as HttpAgent, request as httpRequest } from 'node:http';
@@ -96,6 +97,8 @@ class VaultKey implements KmsAdapter {
   }
 
   async wrap(plain: Buffer, context: WrapContext, signal: AbortSignal): Promise<WrappedKey> {
+    // Fails when the key is not there. A token that may not read the key is let through: docs/operating/kms.md says not to give it `create`.
+    await this.currentVersion(signal);
     const { data } = (await this.#call(
       'POST',
       `encrypt/${this.#settings.name}`,

@@ -23,6 +23,8 @@ export class FakeVault extends FakeKms {
   readonly appRoles = new Map<string, string>([['fake-role', 'fake-secret']]);
   /** Of the tokens that logins give. */
   leaseSeconds = 3_600;
+  /** Has the token the capability `create`? */
+  mayCreate = false;
   sealed = false;
   mountRemoved = false;
   minDecryptionVersion = 1;
@@ -81,6 +83,11 @@ export class FakeVault extends FakeKms {
     if (mount !== MOUNT || this.mountRemoved) return this.error(404, `no handler for route "${path}". route entry not found.`);
     const key = this.keys.get(name);
     if (key?.denied === true) return this.error(403, '1 error occurred:\n\t* permission denied\n\n');
+    // A token that may create makes the key by encrypting.
+    if (key === undefined && verb === 'encrypt' && this.mayCreate) {
+      this.createKey(name);
+      return this.answer(request, corrupt);
+    }
     if (key === undefined || key.state !== 'ENABLED')
       return verb === 'keys' ? this.error(404) : this.error(400, 'encryption key not found');
     if (verb === 'keys')
