@@ -56,9 +56,9 @@ export function readKeyInfo(body: Fields, localKeysDir: string): KeyInfo {
   switch (field) {
     case 'aws_key_info': {
       const arn = text('key_arn') as string;
-      if (!/^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)\/.+$/.test(arn))
+      if (!/^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key\/.+$/.test(arn))
         throw invalid(
-          `Field aws_key_info.key_arn must be the ARN of a KMS key (arn:aws:kms:REGION:ACCOUNT:key/ID), got '${arn.slice(0, 100)}'`,
+          `Field aws_key_info.key_arn must be the ARN of a KMS key (arn:aws:kms:REGION:ACCOUNT:key/ID; an alias can be pointed at another key), got '${arn.slice(0, 100)}'`,
         );
       return make('AWS_KMS', arn, ['key_arn', 'key_alias', 'key_region']);
     }
