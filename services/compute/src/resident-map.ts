@@ -8,7 +8,7 @@
 import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { endianness } from 'node:os';
 import { LakebaseError } from '@lakebase/base';
-import { DEFAULT_TABLESPACE, type ForkNumber, GLOBAL_TABLESPACE, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+import { type ForkNumber, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
 
 const MAGIC = 0x4c42524d;
 const VERSION = 1;
@@ -269,13 +269,8 @@ function decodeCounters(b: Buffer): ShimCounters {
 function checkSegment(s: ResidentSegment): void {
   const { spc, db, rel } = s.tag;
   const u32 = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 0xffff_ffff;
-  if (!u32(db) || !u32(rel) || !u32(s.nblocks) || !Number.isInteger(s.segment) || s.segment < 0 || s.segment > 0xffff)
+  if (!u32(spc) || !u32(db) || !u32(rel) || !u32(s.nblocks) || !Number.isInteger(s.segment) || s.segment < 0 || s.segment > 0xffff)
     throw new LakebaseError('INVALID_ARGUMENT', `relation ${spc}/${db}/${rel}: a number of its segment ${s.segment} is out of range`);
-  if (spc !== DEFAULT_TABLESPACE && spc !== GLOBAL_TABLESPACE)
-    throw new LakebaseError(
-      'UNSUPPORTED',
-      `relation ${spc}/${db}/${rel} lies in a user tablespace; only pg_default and pg_global are supported`,
-    );
   if (s.nblocks > RELSEG_BLOCKS)
     throw new LakebaseError(
       'INVALID_ARGUMENT',

@@ -2,17 +2,22 @@
  *  else's, or a running autovacuum; an idle connection is not. */
 import type { ComputeStatus } from '@lakebase/api';
 import type { Client } from 'pg';
+import { ADMIN_ROLE } from './settings.ts';
 
 export type Activity = ComputeStatus['activity'];
 
+export const AGENT_APPLICATION = 'lakebase-agent';
+/** The agent's own connections. */
+const OURS = `(usename IS NOT DISTINCT FROM '${ADMIN_ROLE}' AND application_name = '${AGENT_APPLICATION}')`;
+
 const QUERY = `
   SELECT backend_type, state, application_name FROM pg_stat_activity
-  WHERE pid <> pg_backend_pid()
+  WHERE pid <> pg_backend_pid() AND NOT ${OURS}
     AND ((backend_type = 'client backend' AND state IS DISTINCT FROM 'idle')
       OR backend_type = 'autovacuum worker' OR backend_type = 'parallel worker'
       OR (backend_type = 'walsender' AND application_name <> ALL ($1)))
   ORDER BY backend_type LIMIT 1`;
-const LAST_CHANGE = `SELECT max(state_change) AS at FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`;
+const LAST_CHANGE = `SELECT max(state_change) AS at FROM pg_stat_activity WHERE backend_type = 'client backend' AND NOT ${OURS}`;
 
 /** `safekeepers`: application names of our own streams, which never count. */
 export async function readActivity(client: Client, safekeepers: readonly string[], previous: Activity): Promise<Activity> {

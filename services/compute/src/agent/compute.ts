@@ -26,7 +26,7 @@ import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecor
 import { Client } from 'pg';
 import { ResidentMap, readShimCounters } from '../resident-map.ts';
 import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
-import { type Activity, readActivity } from './activity.ts';
+import { AGENT_APPLICATION, type Activity, readActivity } from './activity.ts';
 import { BootSet } from './boot-set.ts';
 import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
 import { layOut, writeWal } from './data-directory.ts';
@@ -34,6 +34,7 @@ import { type ElectionResult, elect } from './elect.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
 import { PostgresLog } from './postgres-log.ts';
+import { PeriodicStatistics, STATISTICS_FILE } from './periodic-statistics.ts';
 import { PostgresProcess } from './postgres-process.ts';
 import { fetchOlderWal } from './older-wal.ts';
 import { checkPreloadLibraries } from './preload-libraries.ts';
@@ -76,6 +77,7 @@ export class Compute {
   #sql: Promise<Client> | undefined;
   #bootSet: BootSet | undefined;
   #runningState: RunningState | undefined;
+  #periodic: PeriodicStatistics | undefined;
   #logicalSlots = false;
   #statistics: readonly BundleFile[] = [];
   #timers: NodeJS.Timeout[] = [];
@@ -205,6 +207,7 @@ export class Compute {
   async #stop(mode: 'fast' | 'immediate', end: 'STOPPED' | 'FAILED'): Promise<void> {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
+    await this.#periodic?.stop();
     await this.#runningState?.stop();
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
@@ -300,16 +303,14 @@ export class Compute {
     await this.#postgres.ready(READY_MS);
   }
 
+  get #connection() {
+    return { host: this.#start.socketDir, port: COMPUTE_PORT, user: ADMIN_ROLE, application_name: AGENT_APPLICATION };
+  }
+
   /** One connection for our own work, kept for the compute's life. */
   async #openCatalog(): Promise<Client> {
     if (this.#stopping !== undefined) throw new LakebaseError('CLOSED', 'the compute is stopping');
-    const sql = new Client({
-      host: this.#start.socketDir,
-      port: COMPUTE_PORT,
-      user: ADMIN_ROLE,
-      database: 'postgres',
-      application_name: 'lakebase-agent',
-    });
+    const sql = new Client({ ...this.#connection, database: 'postgres' });
     sql.on('error', () => {}); // its end is seen through the postmaster's exit
     await sql.connect();
     const changed = await applyCatalog(sql, this.#catalog());
@@ -345,6 +346,16 @@ export class Compute {
       this.#cipher,
     );
     this.#runningState.start();
+    const keep = this.#runningState;
+    this.#periodic = new PeriodicStatistics({
+      major: this.#spec.pgVersion,
+      connection: this.#connection,
+      sql: () => must(this.#sql, 'connection to Postgres'),
+      base: this.#statistics.find((file) => file.path === STATISTICS_FILE)?.bytes,
+      onFile: (bytes) => keep.replace({ path: STATISTICS_FILE, bytes }),
+      log: this.#log,
+    });
+    this.#periodic.start();
     this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
   }
 
@@ -387,6 +398,7 @@ export class Compute {
 
   async #tearDown(): Promise<void> {
     for (const timer of this.#timers) clearInterval(timer);
+    void this.#periodic?.stop();
     void this.#runningState?.stop();
     this.#subscriptions?.stop();
     if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);

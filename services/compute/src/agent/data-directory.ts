@@ -15,11 +15,12 @@ import {
   type RelTag,
   WAL_SEGMENT_BYTES,
   relPath,
+  tablespaceDirectory,
   segmentNumber,
   segmentOffset,
   walFileName,
 } from '@lakebase/ids';
-import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, synthesiseStart } from '@lakebase/pg-format';
+import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, readControlFile, synthesiseStart } from '@lakebase/pg-format';
 import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
 import { type ScratchCipher, ScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 import type { RelayEntry } from './page-relay.ts';
@@ -72,10 +73,11 @@ export function layOut(options: LayoutOptions): Layout {
   mkdirSync(pgdata, { mode: 0o700 });
   for (const dir of DIRECTORIES) mkdirSync(join(pgdata, dir), { mode: 0o700 });
   writeSmallFiles(pgdata, bundle, cipher);
-  for (const db of new Set(bundle.relations.map((r) => r.tag.db)))
-    if (db !== 0) mkdirSync(join(pgdata, 'base', String(db)), { recursive: true, mode: 0o700 });
+  const versionDirectory = versionDirectoryOf(bundle);
+  for (const directory of new Set(bundle.relations.map((r) => dirname(relPath(r.tag, 0, versionDirectory)))))
+    mkdirSync(join(pgdata, directory), { recursive: true, mode: 0o700 });
   const map = ResidentMap.build(segments(bundle.relations));
-  writeBootPages(pgdata, map, bundle.bootPages, cipher);
+  writeBootPages(pgdata, map, bundle.bootPages, cipher, versionDirectory);
   map.write(options.mapPath);
   const recordLsn = writeWalAndControl(pgdata, bundle, cipher);
   writeScratchFile(cipher, join(pgdata, 'postgresql.conf'), options.conf.postgresql);
@@ -88,6 +90,17 @@ export function layOut(options: LayoutOptions): Layout {
   };
 }
 
+/** A file of the bundle with this path stands for a directory: a user tablespace, which may have nothing in it. */
+const TABLESPACE = /^pg_tblspc\/[0-9]+\/PG_[0-9_]+$/;
+
+function versionDirectoryOf(bundle: StartBundle): string {
+  const control = must(
+    bundle.files.find((file) => file.path === CONTROL_FILE_PATH),
+    'pg_control in the start bundle',
+  );
+  return tablespaceDirectory(bundle.major, readControlFile(control.bytes).catalogVersion);
+}
+
 function writeSmallFiles(pgdata: string, bundle: StartBundle, cipher: ScratchCipher | null): void {
   const made = new Set<string>();
   for (const file of bundle.files) {
@@ -98,7 +111,8 @@ function writeSmallFiles(pgdata: string, bundle: StartBundle, cipher: ScratchCip
       mkdirSync(dir, { recursive: true, mode: 0o700 });
       made.add(dir);
     }
-    writeScratchFile(cipher, path, file.bytes);
+    if (TABLESPACE.test(file.path)) mkdirSync(path, { recursive: true, mode: 0o700 });
+    else writeScratchFile(cipher, path, file.bytes);
   }
 }
 
@@ -119,7 +133,13 @@ function* segmentsOf(tag: RelTag, nblocks: number, sourceFork: ForkNumber): Gene
 }
 
 /** Pages that earlier starts touched first are in place before Postgres asks. */
-function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly BundlePage[], cipher: ScratchCipher | null): void {
+function writeBootPages(
+  pgdata: string,
+  map: ResidentMap,
+  pages: readonly BundlePage[],
+  cipher: ScratchCipher | null,
+  versionDirectory: string,
+): void {
   const open = new Map<number, ScratchFile>();
   try {
     for (const page of pages) {
@@ -131,7 +151,7 @@ function writeBootPages(pgdata: string, map: ResidentMap, pages: readonly Bundle
       if (block >= entry.nblocks || entry.sourceFork !== page.tag.fork) continue;
       let file = open.get(index);
       if (file === undefined) {
-        file = new ScratchFile(cipher, join(pgdata, relPath(page.tag, segment)), 'w');
+        file = new ScratchFile(cipher, join(pgdata, relPath(page.tag, segment, versionDirectory)), 'w');
         open.set(index, file);
         file.truncate(entry.nblocks * BLCKSZ);
       }

@@ -1,4 +1,4 @@
-/** Keeps in storage, while Postgres runs, what a start after a crash needs and WAL does not carry: replication slots.
+/** Keeps in storage, while Postgres runs, what a start after a crash wants and WAL does not carry: replication slots, statistics.
  *  Looked at every second; sent when something changed, one at a time. Nothing is sent after {@link stop} has returned, so that it cannot replace the
  *  state of the suspend that follows. */
 import { type BundleFile, encodeSuspendState } from '@lakebase/api';
@@ -13,7 +13,7 @@ const RUNNING = 0 as Lsn;
 
 export class RunningState {
   readonly #pgdata: string;
-  readonly #constant: readonly BundleFile[];
+  #constant: readonly BundleFile[];
   readonly #send: (body: Buffer) => Promise<void>;
   readonly #log: Logger;
   readonly #cipher: ScratchCipher | null;
@@ -22,6 +22,7 @@ export class RunningState {
   /** What storage has; at first what the start laid down came from there. */
   #kept: string;
   #stopped = false;
+  #replaced = 0;
 
   /** `constant`: files that the start laid down and that are kept on as they were: Postgres removes its statistics file when it has read it. */
   constructor(
@@ -36,17 +37,23 @@ export class RunningState {
     this.#send = send;
     this.#log = log;
     this.#cipher = cipher;
-    this.#kept = slotSignature(pgdata);
+    this.#kept = this.#signature();
   }
 
   start(): void {
     this.#timer = setInterval(() => this.look(), LOOK_MS);
   }
 
+  /** One of the constant files has another content now. */
+  replace(file: BundleFile): void {
+    this.#constant = [...this.#constant.filter((other) => other.path !== file.path), file];
+    this.#replaced++; // sent with the next look
+  }
+
   look(): void {
     if (this.#stopped || this.#sending !== undefined) return;
-    const now = slotSignature(this.#pgdata);
-    if (now === this.#kept) return;
+    const now = this.#signature();
+    if (this.#kept === now) return;
     this.#sending = this.#keep(now).finally(() => (this.#sending = undefined));
   }
 
@@ -54,6 +61,10 @@ export class RunningState {
     this.#stopped = true;
     clearInterval(this.#timer);
     await this.#sending;
+  }
+
+  #signature(): string {
+    return `${this.#replaced} ${slotSignature(this.#pgdata)}`;
   }
 
   async #keep(signature: string): Promise<void> {

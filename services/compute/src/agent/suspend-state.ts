@@ -1,7 +1,7 @@
 /** Collects, after a fast shutdown, the small state that WAL does not carry: cumulative statistics, sequence pages (WAL runs up to 32 values
  *  ahead), free space maps, replication slots. Read from the stopped data directory. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { BundleFile, BundlePage, SuspendState } from '@lakebase/api';
 import { BLCKSZ, FORK_FSM, FORK_INIT, FORK_MAIN, type Lsn, RELSEG_BLOCKS, type RelTag, parseRelPath, relPath } from '@lakebase/ids';
 import { slotFiles } from './replication-slots.ts';
@@ -31,7 +31,7 @@ function statePages(pgdata: string, map: ResidentMap, cipher: ScratchCipher | nu
   let fsmPages = 0;
   for (const path of relationFiles(pgdata)) {
     const parsed = parseRelPath(path);
-    if (parsed === undefined || isUnlogged(pgdata, map, parsed.tag)) continue;
+    if (parsed === undefined || isUnlogged(pgdata, map, parsed.tag, path)) continue;
     const { tag, segment } = parsed;
     if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
     const bytes = readScratchFile(cipher, join(pgdata, path));
@@ -61,12 +61,13 @@ function* relationFiles(pgdata: string): Generator<string> {
   for (const db of readdirSync(join(pgdata, 'base'))) {
     for (const name of readdirSync(join(pgdata, 'base', db))) yield `base/${db}/${name}`;
   }
+  for (const path of readdirSync(join(pgdata, 'pg_tblspc'), { recursive: true, encoding: 'utf8' })) yield `pg_tblspc/${path}`;
 }
 
 /** The init fork's file may not exist yet: the shim makes files when their names are first used. */
-const isUnlogged = (pgdata: string, map: ResidentMap, tag: RelTag): boolean => {
+const isUnlogged = (pgdata: string, map: ResidentMap, tag: RelTag, path: string): boolean => {
   const init: RelTag = { ...tag, fork: FORK_INIT };
-  return map.find(init, 0) >= 0 || existsSync(join(pgdata, relPath(init)));
+  return map.find(init, 0) >= 0 || existsSync(join(pgdata, dirname(path), basename(relPath(init))));
 };
 
 const isSequence = (page: Buffer): boolean =>

@@ -26,7 +26,13 @@ export class AgentProcess {
   onStatus: (status: ComputeStatus) => void = () => {};
 
   constructor(setup: AgentSetup) {
-    this.#child = fork(AGENT_MAIN, [JSON.stringify(setup)], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], serialization: 'json' });
+    this.#child = fork(AGENT_MAIN, [JSON.stringify(setup)], {
+      // An agent holds the key of its compute's scratch: no core file of it. Node cannot set limits, a shell that becomes it can.
+      execPath: '/bin/sh',
+      execArgv: ['-c', 'ulimit -c 0; exec "$0" "$@"', process.execPath, ...process.execArgv],
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      serialization: 'json',
+    });
     this.#child.on('message', (message: AgentMessage) => this.#onMessage(message));
     this.exited = new Promise((resolve) => {
       const ended = (): void => {

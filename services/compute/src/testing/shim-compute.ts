@@ -151,7 +151,10 @@ export class ShimCompute implements AsyncDisposable {
   async makeSource(workload: (connect: (database?: string) => Promise<pg.Client>) => Promise<void>): Promise<void> {
     execFileSync(
       join(this.installation.binDir, 'initdb'),
-      ['-D', this.source, '-U', SUPERUSER, '--auth=trust', '--no-sync', '--no-data-checksums', '--encoding=UTF8', '--locale=C'],
+      [
+        ...['-D', this.source, '-U', SUPERUSER, '--auth=trust', '--no-sync', '--encoding=UTF8', '--locale=C'],
+        ...(this.installation.major >= 18 ? ['--no-data-checksums'] : []), // the default before
+      ],
       {
         cwd: '/',
         env: baseEnv(this.installation),
