@@ -1,5 +1,5 @@
 /** What every page Postgres writes satisfies, whatever is on it: the header's pointers in order (PageHeaderIsValid) and, where a page's items are
- *  tuples, each inside the page and none over another. */
+ *  tuples, each of them where tuples are. */
 import { BLCKSZ } from '@lakebase/ids';
 import { isNewPage, RM_BTREE_ID, RM_GIST_ID, RM_HEAP2_ID, RM_HEAP_ID } from '@lakebase/pg-format';
 

@@ -46,6 +46,7 @@ const RECORD_TYPES: RecordTypes = {
   2: { 0x10: t('CREATE'), 0x20: t('TRUNCATE') },
   3: { 0x00: t('ZEROPAGE'), 0x10: { name: 'TRUNCATE', long: true } },
   4: { 0x00: t('CREATE_FILE_COPY'), 0x10: t('CREATE_WAL_LOG'), 0x20: t('DROP') },
+  5: { 0x00: t('CREATE'), 0x10: t('DROP') },
   6: { 0x00: t('ZERO_OFF_PAGE'), 0x10: t('ZERO_MEM_PAGE'), 0x20: t('CREATE_ID'), 0x30: t('TRUNCATE_ID') },
   7: { 0x00: t('UPDATE') },
   8: { 0x00: t('LOCK'), 0x10: t('RUNNING_XACTS'), 0x20: t('INVALIDATIONS') },

@@ -71,6 +71,9 @@ export async function clusterWorkload({ db, server, long }: Scene, schema: strin
     'INSERT INTO bl SELECT i, i FROM generate_series(1, 10) i',
     // Object ids by the thousand.
     `SELECT count(lo_create(0)) FROM generate_series(1, ${long ? 9000 : 100})`,
+    'SET allow_in_place_tablespaces = on',
+    `CREATE TABLESPACE space_${schema} LOCATION ''`,
+    `DROP TABLESPACE space_${schema}`,
     // Locks a standby must take, and a snapshot of running transactions.
     'BEGIN',
     'LOCK TABLE bl IN ACCESS EXCLUSIVE MODE',
