@@ -121,7 +121,7 @@ export class PeriodicStatistics {
       changed++;
     }
     if (changed === 0 || this.#file === undefined || this.#stopped) return;
-    this.#o.log.info({ databases: changed, bytes: this.#file.length }, 'statistics read');
+    this.#o.log.debug({ databases: changed, bytes: this.#file.length }, 'statistics read');
     this.#o.onFile(this.#file);
   }
 

@@ -73,6 +73,7 @@ export class RunningState {
         encodeSuspendState({ lsn: RUNNING, files: [...this.#constant, ...slotFiles(this.#pgdata, this.#cipher)], pages: [] }),
       );
       this.#kept = signature;
+      this.#log.info({}, 'replication slots and statistics kept');
     } catch (error) {
       this.#log.warn({ err: errorMessage(error) }, 'replication slots not kept; trying again');
     }
