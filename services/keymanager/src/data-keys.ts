@@ -5,6 +5,7 @@ import { LakebaseError } from '@lakebase/base';
 import { randomSecret, rewrapDek, secretBuffer, unwrapDek, wipe, wrapDek } from '@lakebase/envelope';
 import type { ProjectUid } from '@lakebase/ids';
 import type { KeyManager } from './key-manager.ts';
+import type { CachedKek } from './kms/kek-cache.ts';
 import type { ProjectState } from './project-state.ts';
 import { type KekRecord, currentKek } from './store/project-record.ts';
 
@@ -27,12 +28,12 @@ export function freshDeks(manager: KeyManager, project: ProjectUid, count: numbe
   const { version } = newest(p);
   return manager.withKeks(p, [version], (keks) => {
     countWraps(manager, p, count);
-    const kek = keks.get(version) as Buffer;
+    const { key } = keks.get(version) as CachedKek;
     const out = secretBuffer(count * (KEY_BYTES + REFERENCE_BYTES));
     for (let i = 0, at = 0; i < count; i++) {
       const dek = randomSecret();
       at += dek.copy(out, at);
-      at += wrapDek(kek, version, p.record.account, project, dek).copy(out, at);
+      at += wrapDek(key, version, p.record.account, project, dek).copy(out, at);
       wipe(dek);
     }
     return out;
@@ -46,7 +47,7 @@ export function unwrapDeks(manager: KeyManager, project: ProjectUid, references:
     const out = secretBuffer(list.length * KEY_BYTES);
     for (const [i, reference] of list.entries()) {
       const kek = keks.get(kekVersionOf(reference));
-      const dek = kek === undefined ? undefined : tolerant(() => unwrapDek(kek, p.record.account, project, reference));
+      const dek = kek === undefined ? undefined : tolerant(() => unwrapDek(kek.key, p.record.account, project, reference));
       dek?.copy(out, i * KEY_BYTES);
       wipe(dek);
     }
@@ -60,11 +61,12 @@ export function rewrapReferences(manager: KeyManager, project: ProjectUid, refer
   const { version } = newest(p);
   return manager.withKeks(p, [version, ...list.map(kekVersionOf)], (keks) => {
     countWraps(manager, p, list.length);
-    const to = keks.get(version) as Buffer;
+    const to = keks.get(version) as CachedKek;
     const out = Buffer.alloc(list.length * REFERENCE_BYTES);
     for (const [i, reference] of list.entries()) {
       const from = keks.get(kekVersionOf(reference));
-      const fresh = from === undefined ? undefined : tolerant(() => rewrapDek(from, to, version, p.record.account, project, reference));
+      const fresh =
+        from === undefined ? undefined : tolerant(() => rewrapDek(from.key, to.key, version, p.record.account, project, reference));
       fresh?.copy(out, i * REFERENCE_BYTES);
     }
     return out;

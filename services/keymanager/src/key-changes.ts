@@ -212,7 +212,7 @@ export class KeyChanges {
   async #rewrapAll(p: ProjectState, target: Identity, actor: string): Promise<KekRecord[]> {
     if (!keyUsable(p.state)) p.requireUsable();
     const wanted = live(p.record.keks).map((k) => k.version);
-    const secrets = await this.#m.withKeks(p, wanted, (keks) => new Map([...keks].map(([v, kek]) => [v, copySecret(kek)])));
+    const secrets = await this.#m.withKeks(p, wanted, (keks) => new Map([...keks].map(([v, kek]) => [v, copySecret(kek.bytes)])));
     try {
       const keks: KekRecord[] = [];
       for (const kek of p.record.keks) {

@@ -63,7 +63,7 @@ it('one denial is confirmed at once; a denial that does not repeat changes nothi
 it('a revoked project gives no keys, its KEK is zeros, and what was under way is not answered', async () => {
   await using rig = await made();
   const [one] = await deks(rig, P, 1);
-  const kek = rig.cache.get(P, 1) as Buffer;
+  const kek = rig.cache.get(P, 1)?.bytes as Buffer;
   assert.notDeepEqual(kek, ZEROS);
   rig.kms.outcome.set('k1', 'DENIED');
   await rig.manager.probe(P);
@@ -297,7 +297,7 @@ it('a revocation is in force also when neither record nor audit line can be writ
 it('10,000 references re-wrapped (printed, not asserted)', async (t) => {
   await using rig = await made();
   const dek = randomSecret();
-  const reference = await rig.manager.withKeks(rig.manager.find(P), [1], (keks) => wrapDek(keks.get(1) as Buffer, 1, 'acc', P, dek));
+  const reference = await rig.manager.withKeks(rig.manager.find(P), [1], (keks) => wrapDek(keks.get(1)?.bytes as Buffer, 1, 'acc', P, dek));
   await rig.changes.rotate(P, 'admin');
   const batch = Buffer.concat(Array.from({ length: 1_000 }, () => reference));
   const startedAt = performance.now();

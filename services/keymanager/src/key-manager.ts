@@ -6,12 +6,12 @@
  *  - Every use of a CMK and every change is in the audit log before it is answered. */
 import type { AuditEntry, CheckRequest, CheckResult, CreateProjectKey, ProjectKeyStatus, WatchedProject } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
-import { copySecret, wipe } from '@lakebase/envelope';
+import { wipe } from '@lakebase/envelope';
 import type { ProjectUid } from '@lakebase/ids';
 import { KmsError } from '@lakebase/kms';
 import type { AuditLog } from './audit/audit-log.ts';
 import { type KeyHealth, type ProbeOutcome, afterProbe, afterTime, iso } from './health.ts';
-import type { KekCache } from './kms/kek-cache.ts';
+import type { CachedKek, KekCache } from './kms/kek-cache.ts';
 import { type KmsAccess, sameKey } from './kms/kms-access.ts';
 import { ProjectState } from './project-state.ts';
 import { type KekRecord, type ProjectRecord, currentKek } from './store/project-record.ts';
@@ -231,25 +231,24 @@ export class KeyManager {
     this.#auditSoon(p, SELF, 'KMS_UNWRAP', 'OK', detail);
   }
 
-  /** Copies of KEKs, for `use`, which must be synchronous; wiped afterwards. */
-  async withKeks<T>(p: ProjectState, versions: Iterable<number>, use: (keks: ReadonlyMap<number, Buffer>) => T): Promise<T> {
-    const keks = new Map<number, Buffer>();
-    try {
-      for (const version of new Set(versions)) {
-        const kek = p.record.keks[version - 1];
-        if (kek === undefined || kek.wrapped === null) continue;
-        p.requireUsable();
-        if (this.o.cache.get(p.project, version) === undefined) await this.#open(p, kek);
-        const cached = this.o.cache.get(p.project, version);
-        p.requireUsable();
-        if (cached === undefined) throw new LakebaseError('UNAVAILABLE', 'the key was dropped while it was being used; try again');
-        keks.set(version, copySecret(cached));
-      }
+  /** KEKs for `use`, which must be synchronous. Versions that do not exist, or are destroyed, are left out. */
+  async withKeks<T>(p: ProjectState, versions: Iterable<number>, use: (keks: ReadonlyMap<number, CachedKek>) => T): Promise<T> {
+    p.requireUsable();
+    const wanted = [...new Set(versions)];
+    for (const version of wanted) {
+      const kek = p.record.keks[version - 1];
+      if (kek !== undefined && kek.wrapped !== null && this.o.cache.get(p.project, version) === undefined) await this.#open(p, kek);
       p.requireUsable();
-      return use(keks);
-    } finally {
-      wipe(...keks.values());
     }
+    // From here to the end of `use` nothing else runs, so nothing is wiped.
+    const keks = new Map<number, CachedKek>();
+    for (const version of wanted) {
+      if ((p.record.keks[version - 1]?.wrapped ?? null) === null) continue;
+      const cached = this.o.cache.get(p.project, version);
+      if (cached === undefined) throw new LakebaseError('UNAVAILABLE', 'a key was dropped while others were fetched; try again');
+      keks.set(version, cached);
+    }
+    return use(keks);
   }
 
   async #open(p: ProjectState, kek: KekRecord): Promise<void> {

@@ -1,8 +1,9 @@
 /** Entry of the key manager process: `keymanager --config FILE`. */
-import { loadConfig, readSecret, runService } from '@lakebase/service-kit';
+import { hardenMemory, loadConfig, readSecret, runService } from '@lakebase/service-kit';
 import { keyManagerConfig } from './config.ts';
 import { startKeyManager } from './server.ts';
 
+hardenMemory();
 const config = loadConfig('keymanager', keyManagerConfig, process.argv.slice(2));
 await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   // What native/keyguard could do for this process: core dumps, ptrace, swap, freed memory.

@@ -1,9 +1,9 @@
 /** The key manager put together, without process concerns: what main.ts and tests start. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Logger } from '@lakebase/base';
+import { type Logger, errorMessage } from '@lakebase/base';
 import type { KmsEnvironment } from '@lakebase/kms';
-import { createHttpServer } from '@lakebase/service-kit';
+import { createHttpServer, forgetGarbage } from '@lakebase/service-kit';
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
 import { KeyChanges } from './key-changes.ts';
@@ -70,7 +70,7 @@ export async function startKeyManager(
     store,
     audit,
     kms,
-    cache: new KekCache(config.kekCacheSeconds * 1_000, () => clock.monotonic()),
+    cache: new KekCache(config.kekCacheSeconds * 1_000, () => clock.monotonic(), collectSoon(log)),
     clock,
     log,
     graceSeconds: config.graceSeconds,
@@ -102,5 +102,17 @@ export async function startKeyManager(
       manager.close();
       await audit.close();
     },
+  };
+}
+
+/** Copies of dropped keys in OpenSSL's memory end with the garbage collector; many projects that are revoked at once need it once. */
+function collectSoon(log: Logger): () => void {
+  let running = false;
+  return () => {
+    if (running) return;
+    running = true;
+    forgetGarbage()
+      .catch((error: unknown) => log.warn({ err: errorMessage(error) }, 'cannot run the garbage collector'))
+      .finally(() => (running = false));
   };
 }
