@@ -51,8 +51,8 @@ static int create(const char *path, off_t length)
 
 static int create_and_publish(struct map_entry *entry)
 {
-    char path[PATH_MAX + 64];
-    char name[64];
+    char path[PATH_MAX + 192];
+    char name[160];
     int error = segment_format(entry, name, sizeof name) == 0 ? EINVAL : 0;
     snprintf(path, sizeof path, "%s/%s", segment_path_datadir(), name);
     if (error == 0 && !map_is_dropped(entry))

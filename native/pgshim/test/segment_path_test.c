@@ -34,6 +34,33 @@ static void round_trip(void)
     CHECK(segment_format(&foreign, small, sizeof small) == 0);
 }
 
+static void user_tablespaces(void)
+{
+    struct map_entry e = {.spc = 16400, .db = 5, .rel = 16384, .fork = 2, .segno = 1};
+    struct segment_name n;
+    char path[160];
+    uint32_t spc, db;
+    CHECK(!segment_parse("pg_tblspc/16400/PG_18_202506291/5/16384_vm.1", &n) && segment_format(&e, path, sizeof path) == 0);
+    CHECK(!segment_path_tablespaces("PG_18/..") && segment_path_tablespaces("PG_18_202506291"));
+    CHECK(segment_format(&e, path, sizeof path) > 0 && strcmp(path, "pg_tblspc/16400/PG_18_202506291/5/16384_vm.1") == 0);
+    CHECK(segment_parse(path, &n) && n.spc == 16400 && n.db == 5 && n.rel == 16384 && n.fork == 2 && n.segno == 1);
+    const char *const others[] = {"pg_tblspc/16400/PG_17_202406281/5/16384", "pg_tblspc/16400/PG_18_202506291/5", "pg_tblspc/16400",
+                                  "pg_tblspc/16400/PG_18_202506291/pgsql_tmp/1", "pg_tblspc/x/PG_18_202506291/5/16384"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        CHECK(!segment_parse(others[i], &n));
+    struct segment segments[] = {{{16400, 5, 10, 0, 0}, 4}};
+    layout_mode = "lazy";
+    start_shim(segments, 1);
+    CHECK(segment_path_entry("pg_tblspc/16400/PG_18_202506291/5/10") == -1); /* no tablespace was there at the start */
+    CHECK(mkdir("pg_tblspc", 0700) == 0 && mkdir("pg_tblspc/16400", 0700) == 0 && mkdir("pg_tblspc/16400/PG_18_202506291", 0700) == 0);
+    CHECK(segment_path_start(segment_path_datadir()));
+    CHECK(segment_path_entry("pg_tblspc/16400/PG_18_202506291/5/10") == 0);
+    CHECK(segment_path_directory("pg_tblspc/16400/PG_18_202506291/5", &spc, &db) && spc == 16400 && db == 5);
+    CHECK(!segment_path_directory("pg_tblspc/16400/PG_18_202506291", &spc, &db) && !segment_path_directory("pg_tblspc", &spc, &db));
+    remove_shim();
+    segment_path_tablespaces(NULL);
+}
+
 static void entries(void)
 {
     struct segment segments[] = {{{1663, 5, 10, 0, 0}, 4}, {{1663, 5, 10, 0, 1}, 4}, {{1663, 5, 11, 2, 0}, 4}, {{1664, 0, 1262, 0, 0}, 1}};
@@ -56,5 +83,6 @@ int main(void)
     names();
     round_trip();
     entries();
+    user_tablespaces();
     return 0;
 }

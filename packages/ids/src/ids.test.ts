@@ -17,6 +17,7 @@ import {
   RELSEG_BLOCKS,
   recordStartAt,
   relPath,
+  tablespaceDirectory,
   RESOURCE_ID,
   walFileName,
 } from './index.ts';
@@ -84,6 +85,9 @@ describe('relation paths', () => {
     assert.equal(relPath({ spc: 1663, db: 5, rel: 16384, fork: 0 }), 'base/5/16384');
     assert.equal(relPath({ spc: 1663, db: 5, rel: 16384, fork: 2 }, 1), 'base/5/16384_vm.1');
     assert.equal(relPath({ spc: 1664, db: 0, rel: 1262, fork: 1 }), 'global/1262_fsm');
+    const own = { spc: 16400, db: 5, rel: 16384, fork: 2 } as const;
+    assert.equal(relPath(own, 1, tablespaceDirectory(18, 202506291)), 'pg_tblspc/16400/PG_18_202506291/5/16384_vm.1');
+    assert.deepEqual(parseRelPath('pg_tblspc/16400/PG_18_202506291/5/16384_vm.1'), { tag: own, segment: 1 });
     assert.equal(RELSEG_BLOCKS * 8192, 2 ** 30);
   });
   it('parse back, and nothing else parses', () => {
@@ -101,6 +105,8 @@ describe('relation paths', () => {
       'base/5/16384.',
       '/base/5/1',
       'base/5/1\n',
+      'pg_tblspc/16400/PG_18_1/pgsql_tmp/1',
+      'pg_tblspc/16400/5/1',
     ])
       assert.equal(parseRelPath(path), undefined, path);
   });

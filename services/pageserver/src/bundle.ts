@@ -12,9 +12,9 @@ import {
 } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
-import { BLCKSZ, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn } from '@lakebase/ids';
+import { BLCKSZ, DEFAULT_TABLESPACE, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn, tablespaceDirectory } from '@lakebase/ids';
 import { type LayerFiles, type ObjectEntry, SeriesTable, keyFromText, openObject, scanValues } from '@lakebase/layers';
-import { type CheckPoint, encodeCheckPoint, patchControlFile } from '@lakebase/pg-format';
+import { type CheckPoint, encodeCheckPoint, patchControlFile, readControlFile } from '@lakebase/pg-format';
 import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT, type SlruKind } from '@lakebase/pg-redo';
 import { Catalog } from './catalog.ts';
 import { MEMBERS_PER_PAGE, OFFSETS_PER_PAGE, PAGES_PER_SEGMENT, SLRU_KINDS, XIDS_PER_PAGE, segmentFileName } from './slru.ts';
@@ -28,6 +28,7 @@ const FULL_XID_FILES_FROM_MAJOR = 17;
 const MAY_BE_OLD = /^(?:pg_replslot|pg_logical\/(?:snapshots|mappings)|pg_stat)\//;
 /** REPLICATION_STATE_MAGIC. */
 const ORIGIN_MAGIC = 0x1257dade;
+const EMPTY = Buffer.alloc(0);
 
 export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly BlockRef[]): Promise<Buffer> {
   const head = lsn === t.lastRecordLsn;
@@ -41,10 +42,17 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
       bytes: head ? catalog.control : patchControlFile(catalog.control, { systemId: BigInt(t.storage.index.systemId) }),
     },
   ];
-  for (const { spc, db } of catalog.databases.values())
-    if (spc !== GLOBAL_TABLESPACE) files.push({ path: `base/${db}/PG_VERSION`, bytes: Buffer.from(`${t.major}\n`) });
+  const versionDirectory = tablespaceDirectory(t.major, readControlFile(catalog.control).catalogVersion);
+  const directoryOf = (spc: number, db: number): string =>
+    spc === DEFAULT_TABLESPACE ? `base/${db}` : `pg_tblspc/${spc}/${versionDirectory}${db === 0 ? '' : `/${db}`}`;
+  for (const { spc, db } of catalog.databases.values()) {
+    if (spc === GLOBAL_TABLESPACE) continue;
+    // A tablespace is filed as its database 0: the directory itself, which may be empty.
+    if (db === 0) files.push({ path: directoryOf(spc, db), bytes: EMPTY });
+    else files.push({ path: `${directoryOf(spc, db)}/PG_VERSION`, bytes: Buffer.from(`${t.major}\n`) });
+  }
   for (const { spc, db, bytes } of catalog.relmaps.values())
-    files.push({ path: spc === GLOBAL_TABLESPACE ? 'global/pg_filenode.map' : `base/${db}/pg_filenode.map`, bytes });
+    files.push({ path: spc === GLOBAL_TABLESPACE ? 'global/pg_filenode.map' : `${directoryOf(spc, db)}/pg_filenode.map`, bytes });
   slruFiles(t, catalog, checkpoint, lsn, files);
   twophaseFiles(t.major, catalog, files);
   if (catalog.origins.size > 0) files.push({ path: 'pg_logical/replorigin_checkpoint', bytes: originFile(catalog.origins) });

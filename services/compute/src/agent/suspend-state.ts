@@ -1,5 +1,5 @@
 /** Collects, after a fast shutdown, the small state that WAL does not carry: cumulative statistics, sequence pages (WAL runs up to 32 values
- *  ahead), free space maps, replication slots. Read from the stopped data directory. */
+ *  ahead), free space maps, init forks, replication slots. Read from the stopped data directory. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import type { BundleFile, BundlePage, SuspendState } from '@lakebase/api';
@@ -31,9 +31,13 @@ function statePages(pgdata: string, map: ResidentMap, cipher: ScratchCipher | nu
   let fsmPages = 0;
   for (const path of relationFiles(pgdata)) {
     const parsed = parseRelPath(path);
-    if (parsed === undefined || isUnlogged(pgdata, map, parsed.tag, path)) continue;
+    if (parsed === undefined) continue;
     const { tag, segment } = parsed;
-    if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
+    // Init forks are in WAL, but for those of access methods that log with generic WAL: it leaves out unlogged relations, init fork included (bloom).
+    if (tag.fork !== FORK_INIT) {
+      if (tag.fork === FORK_MAIN ? !maybeSequence(pgdata, path) : tag.fork !== FORK_FSM) continue;
+      if (isUnlogged(pgdata, map, tag, path)) continue;
+    }
     const bytes = readScratchFile(cipher, join(pgdata, path));
     if (tag.fork === FORK_MAIN && !isSequence(bytes)) continue;
     for (let block = 0; block * BLCKSZ + BLCKSZ <= bytes.length; block++) {
