@@ -232,6 +232,7 @@ export function formatCampaign(report: CampaignReport): string {
   if (report.pageserverKills > 0) lines.push(`pageserver killed ${report.pageserverKills} times`);
   for (const t of report.tests) if (t.verdict === 'different') lines.push(`DIFFERENT ${t.test}\n${t.detail}`);
   for (const t of report.tests) if (t.verdict === 'allowed') lines.push(`allowed ${t.test}: ${t.detail}`);
+  for (const [reason, n] of p.allowed) lines.push(`allowed ${n} pages: ${reason}`);
   for (const m of p.mismatches)
     lines.push(
       `PAGE ${m.relation} ${m.path} block ${m.block}, compute ${m.computeLsn}, storage ${m.storageLsn}: ${m.detail}`,

@@ -1,6 +1,6 @@
 /** The WAL records of one block since its last full image, for the report of a mismatch. Read with pg_walinspect's C function, made as a temporary
  *  function; only what the compute's own pg_wal still holds. */
-import type { RelTag } from '@lakebase/ids';
+import { formatLsn, lsn, parseLsn, type RelTag, XLOG_BLCKSZ } from '@lakebase/ids';
 import type pg from 'pg';
 
 const SIGNATURE = `(IN in_start pg_lsn, IN in_end pg_lsn, IN show_data boolean, OUT start_lsn pg_lsn, OUT end_lsn pg_lsn, OUT prev_lsn pg_lsn, OUT block_id int2,
@@ -28,13 +28,13 @@ export async function recordsOf(client: pg.Client, tag: RelTag, block: number, w
   }
 }
 
-/** Where the compute's WAL begins: at its start LSN, or with the oldest whole segment when that one has been removed. */
+/** Where the compute's WAL can be read from: the page after its start LSN (what lies before on that page is not there), or with the oldest whole segment when that one has been removed. */
 async function firstRecord(client: pg.Client, walStart: string): Promise<string> {
   const { rows } = await client.query<{ here: boolean; oldest: string }>(
     `SELECT bool_or(name = pg_walfile_name($1::pg_lsn)) AS here, min(name) AS oldest FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'`,
     [walStart],
   );
-  if (rows[0]?.here === true) return walStart;
+  if (rows[0]?.here === true) return formatLsn(lsn(Math.ceil(parseLsn(walStart) / XLOG_BLCKSZ) * XLOG_BLCKSZ));
   const name = rows[0]?.oldest ?? '';
   const offset = Number.parseInt(name.slice(16), 16) * 0x100_0000;
   return `${Number.parseInt(name.slice(8, 16), 16).toString(16)}/${offset.toString(16)}`;

@@ -227,20 +227,23 @@ describe('recovery', () => {
     );
     await client.query('CREATE TABLE mx (n int PRIMARY KEY); INSERT INTO mx SELECT generate_series(1, 3000)');
     const other = await inside.admin();
-    // 3,000 multixacts of two members: offsets go over a page (2,048), members over three (1,636).
+    // 3,000 multixacts of two members: offsets go over a page (2,048), members over three (1,636). The same two transactions would share one
+    // multixact, so the second lock of each row is a subtransaction's.
     await client.query('BEGIN; SELECT n FROM mx FOR KEY SHARE');
-    await other.query('BEGIN; SELECT n FROM mx FOR KEY SHARE');
+    await other.query(
+      `DO $$ BEGIN FOR i IN 1..3000 LOOP BEGIN PERFORM 1 FROM mx WHERE n = i FOR KEY SHARE; EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$`,
+    );
     await client.query('COMMIT');
-    await other.query('COMMIT');
     const members = async (c: pg.Client): Promise<unknown> =>
       (
         await c.query(
-          'SELECT count(*)::int AS rows, sum((SELECT count(*) FROM pg_get_multixact_members(xmax)))::int AS members, md5(string_agg(xmax::text, $1 ORDER BY n)) AS ids FROM mx',
+          'SELECT count(*)::int AS rows, sum((SELECT count(*) FROM pg_get_multixact_members(xmax)))::int AS members, count(DISTINCT xmax::text)::int AS multixacts, md5(string_agg(xmax::text, $1 ORDER BY n)) AS ids FROM mx',
           [','],
         )
       ).rows;
     const expected = await members(client);
-    assert.deepEqual((expected as { members: number }[])[0]?.members, 6_000);
+    const [counted] = expected as { members: number; multixacts: number }[];
+    assert.deepEqual([counted?.members, counted?.multixacts], [6_000, 3_000]);
     await client.end();
     await other.end();
     client = await freshCompute();
@@ -302,6 +305,51 @@ describe('recovery', () => {
     await client.query('VACUUM trunc');
     assert.deepEqual(await size(client), small);
     await agreesWithStorage(client);
+    await client.end();
+  });
+
+  it('tablespaces in place: tables, indexes, a database, an empty one, and after they are dropped', async () => {
+    let client = await admin();
+    await client.query('SET allow_in_place_tablespaces = on');
+    await client.query("CREATE TABLESPACE own LOCATION ''");
+    await client.query("CREATE TABLESPACE empty LOCATION ''");
+    await client.query('CREATE TABLE ts (n int PRIMARY KEY USING INDEX TABLESPACE own, f text) TABLESPACE own');
+    await client.query("INSERT INTO ts SELECT g, repeat('x', 100) FROM generate_series(1, 5000) g");
+    await client.query('CREATE UNLOGGED TABLE ts_unlogged (n int) TABLESPACE own');
+    await client.query('CREATE DATABASE in_own TABLESPACE own STRATEGY file_copy');
+    const inOwn = await inside.admin(undefined, 'in_own');
+    await inOwn.query('CREATE TABLE there AS SELECT generate_series(1, 100) AS n');
+    await inOwn.end();
+    await client.query('CREATE EXTENSION bloom; CREATE UNLOGGED TABLE bl (n int); CREATE INDEX bl_i ON bl USING bloom (n)');
+    for (const how of ['suspend', 'kill']) {
+      await client.end();
+      if (how === 'suspend') assert.equal((await cluster.cli(['suspend'])).code, 0);
+      client = how === 'kill' ? await freshCompute() : await admin();
+      const { rows } = await client.query<{ c: number }>('SELECT count(*)::int AS c FROM ts');
+      assert.equal(rows[0]?.c, 5_000, how);
+      await client.query('SET enable_seqscan = off');
+      assert.equal((await client.query('SELECT 1 FROM ts WHERE n = 4321')).rowCount, 1);
+      assert.equal((await client.query('SELECT 1 FROM ts_unlogged')).rowCount, 0);
+      // Bloom's init fork is in no WAL; it is kept when a compute suspends.
+      await client.query('INSERT INTO bl SELECT generate_series(1, 100)');
+      assert.equal((await client.query('SELECT 1 FROM bl WHERE n = 7')).rowCount, 1, how);
+      const there = await inside.admin(undefined, 'in_own');
+      assert.equal((await there.query<{ c: number }>('SELECT count(*)::int AS c FROM there')).rows[0]?.c, 100);
+      await agreesWithStorage(there);
+      await there.end();
+      await client.query('CREATE TABLE in_empty AS SELECT 1 AS n');
+      await client.query('ALTER TABLE in_empty SET TABLESPACE empty');
+      await agreesWithStorage(client);
+      await client.query('DROP TABLE in_empty');
+    }
+    await client.query('DROP DATABASE in_own');
+    await client.query('DROP TABLE ts, ts_unlogged');
+    await client.query('CHECKPOINT'); // files of dropped relations go with it
+    await client.query('DROP TABLESPACE own');
+    await client.query('DROP TABLESPACE empty');
+    await client.end();
+    client = await freshCompute();
+    assert.equal((await client.query("SELECT 1 FROM pg_tablespace WHERE spcname IN ('own', 'empty')")).rowCount, 0);
     await client.end();
   });
 
