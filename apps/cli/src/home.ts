@@ -17,6 +17,8 @@ export interface Home {
   /** Key files: `root.key`, and those `lakebase keys create-local` makes. */
   readonly keysDir: string;
   readonly rootKeyFile: string;
+  /** Settings of the key manager that an operator may write; it need not be there. */
+  readonly keySettingsFile: string;
 }
 
 export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
@@ -34,6 +36,7 @@ export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
     credentialsFile: join(dir, 'credentials.json'),
     keysDir: join(dir, 'keys'),
     rootKeyFile: join(dir, 'keys', 'root.key'),
+    keySettingsFile: join(dir, 'keymanager.json'),
   };
 }
 

@@ -7,6 +7,7 @@
  *    GET    /v1/projects/:project            -> ProjectKeyStatus
  *    GET    /v1/projects                     -> { projects: ProjectKeyStatus[] }
  *    DELETE /v1/projects/:project            { actor }          -> ShredReport         (destroys every wrapped KEK)
+ *    PATCH  /v1/projects/:project            { graceSeconds, actor } -> ProjectKeyStatus
  *    PUT    /v1/projects/:project/binding    RebindRequest      -> ProjectKeyStatus    (another CMK; KEKs wrapped again, no data touched)
  *    POST   /v1/projects/:project/rotate     { actor }          -> ProjectKeyStatus    (new KEK version)
  *    POST   /v1/projects/:project/rewrap-kek { actor }          -> ProjectKeyStatus    (wrap the KEKs with the CMK's newest version)
@@ -159,6 +160,9 @@ export class KeyManagerClient {
   }
   rebind(p: ProjectUid, body: RebindRequest): Promise<ProjectKeyStatus> {
     return this.http.call('PUT', `/v1/projects/${p}/binding`, body);
+  }
+  setGrace(p: ProjectUid, graceSeconds: number, actor: string): Promise<ProjectKeyStatus> {
+    return this.http.call('PATCH', `/v1/projects/${p}`, { graceSeconds, actor });
   }
   rotate(p: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
     return this.http.call('POST', `/v1/projects/${p}/rotate`, { actor });

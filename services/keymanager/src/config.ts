@@ -36,6 +36,10 @@ export const keyManagerConfig = Type.Object(
     auditProbes: Type.Union([Type.Literal('each'), Type.Literal('summary')], { default: 'each' }),
     /** Requests to a provider go here instead: private endpoints, emulators. */
     kmsEndpoints: Type.Unsafe<Static<typeof provider>>({ ...provider, default: {} }),
+    /** PEM file of authorities trusted besides the system's, for endpoints of AWS, Azure and Vault. */
+    caCertificatesFile: Type.Union([Type.String(), Type.Null()], { default: null }),
+    /** Hosts where keys may be: `kms.eu-central-1.amazonaws.com`, `*.vault.azure.net`, `vault.internal:8200`. Without any: every host. */
+    allowedHosts: Type.Array(Type.String({ minLength: 1, maxLength: 255 }), { default: [] }),
   },
   { additionalProperties: false },
 );

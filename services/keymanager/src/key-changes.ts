@@ -119,6 +119,17 @@ export class KeyChanges {
     });
   }
 
+  /** How long an outage of the project's KMS is ridden out from now on, one that is running included. Needs no KMS. A project that is SUSPENDED
+   *  already stays so until its KMS answers. */
+  setGrace(project: ProjectUid, graceSeconds: number, actor: string): Promise<ProjectKeyStatus> {
+    return this.#change(project, async (p) => {
+      const was = p.record.graceSeconds;
+      if (was === graceSeconds) return;
+      this.#m.save(p, { graceSeconds });
+      await this.#done(p, actor, 'KEY_GRACE', `grace ${was} s to ${graceSeconds} s`);
+    });
+  }
+
   /** `service` holds no reference of a KEK version below `below`. When every storage service said so, those KEKs are destroyed. */
   retire(project: ProjectUid, service: string, below: number): Promise<ProjectKeyStatus> {
     const { storageServices } = this.#m.o;

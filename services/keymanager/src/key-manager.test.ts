@@ -117,6 +117,23 @@ it('an unreachable KMS is ridden out for the grace, on the cached KEK for as lon
   await deks(rig, P, 1);
 });
 
+it('the grace of a project can be changed while an outage runs, without a KMS, and survives a restart', async () => {
+  await using rig = await made();
+  rig.kms.outcome.set('k1', 'UNREACHABLE');
+  await rig.manager.probe(P);
+  const before = rig.kms.calls;
+  await rig.changes.setGrace(P, 5, 'admin');
+  assert.equal(rig.kms.calls, before);
+  rig.clock.advance(4);
+  rig.manager.tick();
+  assert.equal(state(rig), 'UNREACHABLE');
+  rig.clock.advance(2);
+  rig.manager.tick();
+  assert.equal(state(rig), 'SUSPENDED');
+  await rig.start();
+  assert.equal(rig.manager.find(P).status.graceSeconds, 5);
+});
+
 it('an outage that is interrupted by one answer starts a new grace; denied during an outage revokes', async () => {
   await using rig = await made();
   rig.kms.next = ['UNREACHABLE', 'OK', 'UNREACHABLE'];

@@ -14,6 +14,7 @@ import { currentKek } from './store/project-record.ts';
 const AT_ONCE_PER_CMK = 8;
 const TICK_MS = 1_000;
 const DAY_MS = 86_400_000;
+const ROTATION_RETRY_MS = 60_000;
 /** A probe is late when so many intervals, and what two calls of a KMS may take, have gone by. */
 const OVERDUE_INTERVALS = 3;
 const OVERDUE_MS = 10_000;
@@ -31,7 +32,7 @@ export class Prober {
   readonly #o: ProberOptions;
   readonly #timers = new Map<ProjectUid, NodeJS.Timeout>();
   readonly #byCmk = new Map<string, { running: number; waiting: (() => void)[] }>();
-  readonly #rotating = new Set<ProjectUid>();
+  readonly #notRotatedBefore = new Map<ProjectUid, number>();
   #ticker: NodeJS.Timeout | undefined;
   #stopped = false;
   #unsubscribe = (): void => {};
@@ -57,7 +58,7 @@ export class Prober {
       this.#schedule(p, 0);
     }
     this.#ticker = setInterval(
-      () => void this.#tick().catch((e: unknown) => this.#o.log.error({ err: errorMessage(e) }, 'tick failed')),
+      () => void this.tick().catch((e: unknown) => this.#o.log.error({ err: errorMessage(e) }, 'tick failed')),
       TICK_MS,
     );
   }
@@ -120,20 +121,21 @@ export class Prober {
     await changes.rewrapKek(p.project, SELF);
   }
 
-  async #tick(): Promise<void> {
+  /** What time alone brings about: ends of graces, old caches, late probes, scheduled rotations. Once a second; tests call it. */
+  async tick(): Promise<void> {
     const { manager, changes, log } = this.#o;
     manager.tick();
     for (const p of manager.projects()) {
       manager.overdue(p, this.#o.intervalMs * OVERDUE_INTERVALS + OVERDUE_MS);
       const why = this.#rotationDue(p);
-      if (why === undefined || this.#rotating.has(p.project)) continue;
-      this.#rotating.add(p.project);
+      const now = manager.o.clock.monotonic();
+      if (why === undefined || now < (this.#notRotatedBefore.get(p.project) ?? 0)) continue;
+      // Also while it runs; a key that may unwrap but not wrap fails every time.
+      this.#notRotatedBefore.set(p.project, now + ROTATION_RETRY_MS);
       try {
         await changes.rotate(p.project, why);
       } catch (error) {
-        log.warn({ project: p.project, err: errorMessage(error) }, 'scheduled rotation failed; trying again');
-      } finally {
-        this.#rotating.delete(p.project);
+        log.warn({ project: p.project, err: errorMessage(error) }, 'scheduled rotation failed; trying again in a minute');
       }
     }
   }

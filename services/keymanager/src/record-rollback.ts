@@ -4,10 +4,11 @@ import { LakebaseError } from '@lakebase/base';
 import type { AuditLine } from './audit/audit-file.ts';
 import type { RecordStore } from './store/record-store.ts';
 
-export const CHANGE_ACTIONS = ['KEY_CREATE', 'KEK_ROTATE', 'KEK_REWRAP', 'KEY_BIND', 'KEK_DESTROY', 'SHRED'] as const;
+export const CHANGE_ACTIONS = ['KEY_CREATE', 'KEK_ROTATE', 'KEK_REWRAP', 'KEY_BIND', 'KEY_GRACE', 'KEK_DESTROY', 'SHRED'] as const;
 export type ChangeAction = (typeof CHANGE_ACTIONS)[number];
 /** Actions that are ours to report. */
-export const isOwnAction = (action: string): boolean => /^(KEK_|KMS_|AUDIT_|KEY_CREATE|KEY_BIND|KEY_CHECK|SHRED|STATE_CHANGE)/.test(action);
+export const isOwnAction = (action: string): boolean =>
+  /^(KEK_|KMS_|AUDIT_|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
 
 export class RollbackCheck {
   readonly #newest = new Map<string, { revision: number; line: AuditLine }>();

@@ -22,14 +22,16 @@ const kms = Type.Object({
 // Ids and actors go into encryption contexts and audit lines.
 const name = Type.String({ pattern: '^[!-~]{1,255}$' });
 const actor = Type.String({ minLength: 1, maxLength: 255 });
+const graceSeconds = Type.Integer({ minimum: 0, maximum: 30 * 86_400 });
 const createBody = Type.Object({
   account: name,
   configurationId: Type.Union([name, Type.Null()]),
   kms,
   actor,
-  graceSeconds: Type.Optional(Type.Integer({ minimum: 0, maximum: 30 * 86_400 })),
+  graceSeconds: Type.Optional(graceSeconds),
 });
 const actorBody = Type.Object({ actor });
+const graceBody = Type.Object({ graceSeconds, actor });
 const checkBody = Type.Object({ account: name, kms, actor });
 const auditBody = Type.Object({
   actor,
@@ -56,6 +58,10 @@ export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: 
   app.put(P, async (request) => changes.create(project(request), body<CreateProjectKey>(createBody, request)));
   app.delete(P, async (request) => changes.shred(project(request), body<{ actor: string }>(actorBody, request).actor));
   app.put(`${P}/binding`, async (request) => changes.rebind(project(request), body<CreateProjectKey>(createBody, request)));
+  app.patch(P, async (request) => {
+    const { graceSeconds: seconds, actor: who } = body<{ graceSeconds: number; actor: string }>(graceBody, request);
+    return changes.setGrace(project(request), seconds, who);
+  });
   app.post(`${P}/rotate`, async (request) => changes.rotate(project(request), body<{ actor: string }>(actorBody, request).actor));
   app.post(`${P}/rewrap-kek`, async (request) => changes.rewrapKek(project(request), body<{ actor: string }>(actorBody, request).actor));
   app.post(`${P}/probe`, async (request) => {

@@ -2,7 +2,6 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Logger, errorMessage } from '@lakebase/base';
-import type { KmsEnvironment } from '@lakebase/kms';
 import { createHttpServer, forgetGarbage } from '@lakebase/service-kit';
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
@@ -10,6 +9,7 @@ import { KeyChanges } from './key-changes.ts';
 import { type Clock, KeyManager, SELF } from './key-manager.ts';
 import { KekCache } from './kms/kek-cache.ts';
 import { KmsAccess, type KmsAccessOptions } from './kms/kms-access.ts';
+import { kmsEnvironment } from './kms/kms-environment.ts';
 import { kmsMetrics, registerMetrics } from './metrics.ts';
 import { Prober } from './prober.ts';
 import { RollbackCheck } from './record-rollback.ts';
@@ -59,7 +59,7 @@ export async function startKeyManager(
       };
     },
   });
-  const env: KmsEnvironment = { rootKeyPath: config.rootKeyFile, endpoints: config.kmsEndpoints };
+  const env = kmsEnvironment(config);
   const kms = new KmsAccess({
     env,
     timeoutMs: config.probeTimeoutMs,

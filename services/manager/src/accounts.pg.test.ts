@@ -111,6 +111,9 @@ test('projects inherit the key of their workspace at creation, move online, and 
   assert.equal(bed.fake.keyManager.keys.get(uid)?.binding.kms.key, arn('moved'));
   await refused(409, /in use by project inner/, 'DELETE', `${A}/customer-managed-keys/${two}`);
   assert.equal((await ok('POST', `${encryption}/rotate`)).kek_version, 2);
+  assert.equal((await ok('PATCH', encryption, { grace_seconds: 30 })).grace_seconds, 30);
+  await refused(400, /grace_seconds must be a whole number/, 'PATCH', encryption, { grace_seconds: -1 });
+  await refused(400, /'grace_seconds' is required/, 'PATCH', encryption, {});
   await refused(409, /1 projects/, 'DELETE', `${A}/workspaces/${String(workspace.workspace_id)}`);
   await ok('DELETE', 'postgres/projects/inner', undefined, undefined, in_);
   await eventually('shredded', async () => (await ok('GET', `${A}/shred-reports`)).shred_reports.length === 1);

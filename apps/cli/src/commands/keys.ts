@@ -214,6 +214,9 @@ function encryption(program: Command, c: Context, account: Call): void {
   add('move <project> <key>', 'put the project under another key, online: "root" for the installation root key', (p, [key]) =>
     account('PATCH', p, { customer_managed_key_id: key === 'root' ? null : key }),
   );
+  add('grace <project> <seconds>', 'how long the KMS of the project may be unreachable before nothing is served', (p, [seconds]) =>
+    account('PATCH', p, { grace_seconds: Number(seconds) }),
+  );
   add('rotate <project>', 'a new KEK from now on; wrapped data keys are wrapped again, no data is touched', (p) =>
     account('POST', `${p}/rotate`),
   );

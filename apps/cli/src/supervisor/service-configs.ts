@@ -7,6 +7,7 @@ import { LakebaseError } from '@lakebase/base';
 import type { PeerAddress } from '@lakebase/api';
 import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
+import { readKeySettings } from './key-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
 export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
@@ -115,6 +116,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       dataDir: join(home.data, 'keymanager'),
       rootKeyFile: home.rootKeyFile,
       storageServices: [...SAFEKEEPERS, 'pageserver'],
+      ...readKeySettings(home.keySettingsFile),
     },
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),

@@ -201,6 +201,21 @@ test('every service has a configuration; each safekeeper knows the two others; p
   assert.throws(() => settingsFromEnv({ LAKEBASE_TLS_CERT: 'x' }, 1, 2), /together/);
 });
 
+test('an operator may set what concerns keys, and nothing else of the key manager', () => {
+  const home = homeFrom({ LAKEBASE_HOME: join(dir, 'keyed') }, '/');
+  const ports = Object.fromEntries(INTERNAL_PORTS.map((name, i) => [name, 20_000 + i])) as unknown as InternalPorts;
+  const config = (): Record<string, unknown> => serviceConfigs(home, '/repo', ports, settingsFromEnv({}, 5, 6)).keymanager;
+  assert.equal(config().rotateKekDays, undefined);
+  mkdirSync(home.dir, { recursive: true });
+  writeFileSync(home.keySettingsFile, '{ "rotateKekDays": 90, "allowedHosts": ["*.vault.azure.net"] }');
+  assert.equal(config().rotateKekDays, 90);
+  assert.equal(config().httpHost, '127.0.0.1');
+  writeFileSync(home.keySettingsFile, '{ "httpHost": "0.0.0.0" }');
+  assert.throws(config, /there is no setting httpHost/);
+  writeFileSync(home.keySettingsFile, '{');
+  assert.throws(config, /cannot read .*keymanager\.json/);
+});
+
 test('the last error of a log is the line a person gets', () => {
   const log = join(dir, 'x.log');
   writeFileSync(log, '{"level":50,"err":"cannot bind","msg":"fatal"}\n{"level":30,"msg":"stopped"}\n');

@@ -13,25 +13,32 @@ import type { ApiContext, Routes } from './api-context.ts';
 import { briefEncryption, publicState } from './views.ts';
 
 type Json = Record<string, unknown>;
+const GRACE_SECONDS_MAX = 30 * 86_400;
 
 export const encryptionRoutes: Routes = (app, c) => {
   const schema = { schema: { tags: ['encryption'] } };
   const ENCRYPTION = `${ACCOUNTS}/workspaces/:workspace/projects/:project/encryption`;
 
   app.get(ENCRYPTION, schema, async (request) => encryptionView(await statusOf(c, (await target(c, request)).project)));
-  /** Moves the project to another key, or from and to the installation's own: KEKs are wrapped again, no data is touched. */
+  /** `customer_managed_key_id` moves the project to another key, or from and to the installation's own: KEKs are wrapped again, no data is
+   *  touched. `grace_seconds`: how long its KMS may be unreachable. */
   app.patch(ENCRYPTION, schema, async (request) => {
     const { project, workspace } = await target(c, request);
     const body = bodyOf(request);
-    if (!('customer_managed_key_id' in body))
-      throw invalid("Field 'customer_managed_key_id' is required: a key's id, or null for the installation's own");
-    const id = body['customer_managed_key_id'];
-    const key = id === null ? undefined : await requireKeyById(c, accountOf(request), id);
-    if (key !== undefined) await requireBindable(c, request, key, workspace.pricing_tier);
-    // The key manager first: it is the truth; a row left behind by a kill is set right by repeating the call.
-    const status = await c.keys.rebind(project.uid, bindingOf(c.secret, key, request.identity, accountOf(request)));
-    await accounts.setProjectKey(c.db, project.uid, key?.id ?? null);
-    return encryptionView(status);
+    const grace = readGrace(body['grace_seconds']);
+    if (grace === undefined && !('customer_managed_key_id' in body))
+      throw invalid("Field 'customer_managed_key_id' (a key's id, or null for the installation's own) or 'grace_seconds' is required");
+    let status: ProjectKeyStatus | undefined;
+    if ('customer_managed_key_id' in body) {
+      const id = body['customer_managed_key_id'];
+      const key = id === null ? undefined : await requireKeyById(c, accountOf(request), id);
+      if (key !== undefined) await requireBindable(c, request, key, workspace.pricing_tier);
+      // The key manager first: it is the truth; a row left behind by a kill is set right by repeating the call.
+      status = await c.keys.rebind(project.uid, bindingOf(c.secret, key, request.identity, accountOf(request)));
+      await accounts.setProjectKey(c.db, project.uid, key?.id ?? null);
+    }
+    if (grace !== undefined) status = await c.keys.setGrace(project.uid, grace, request.identity);
+    return encryptionView(status as ProjectKeyStatus);
   });
   const action = (verb: string, run: (project: ProjectRow, actor: string) => Promise<ProjectKeyStatus>): void => {
     app.post(`${ENCRYPTION}/${verb}`, schema, async (request) =>
@@ -57,6 +64,13 @@ export const encryptionRoutes: Routes = (app, c) => {
     shred_reports: (await accounts.listShredReports(c.db, accountOf(request))).map((r) => ({ project_id: r.project_id, ...r.report })),
   }));
 };
+
+function readGrace(value: unknown): number | undefined {
+  if (value === undefined) return undefined;
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > GRACE_SECONDS_MAX)
+    throw invalid(`Field grace_seconds must be a whole number of seconds from 0 to ${GRACE_SECONDS_MAX}`);
+  return value;
+}
 
 async function target(c: ApiContext, request: FastifyRequest): Promise<{ project: ProjectRow; workspace: accounts.WorkspaceRow }> {
   const workspace = await requireWorkspace(c, request);

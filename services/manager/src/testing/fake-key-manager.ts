@@ -8,6 +8,7 @@ interface Key {
   readonly binding: CreateProjectKey;
   state: KeyState;
   kek: number;
+  grace?: number;
 }
 
 export class FakeKeyManager {
@@ -44,6 +45,7 @@ export class FakeKeyManager {
       return { project, time: new Date().toISOString(), destroyedKeks: [], statement: 'destroyed' };
     }
     if (verb === 'rotate') key.kek++;
+    if (method === 'PATCH') key.grace = (body as { graceSeconds: number }).graceSeconds;
     return this.#status(project, key);
   }
 
@@ -86,7 +88,7 @@ export class FakeKeyManager {
       lastCheck: now,
       lastSuccess: now,
       history: [{ time: now, state: key.state, reason: '' }],
-      graceSeconds: 600,
+      graceSeconds: key.grace ?? 600,
     };
   }
 }
