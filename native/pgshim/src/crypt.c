@@ -89,6 +89,10 @@ int crypt_opened(int fd, enum crypt_class class, int flags)
         return refuse(fd, EACCES);
     if (fd >= FD_TABLE_SIZE)
         return refuse(fd, EMFILE);
+    if (st.st_ino == 0) {
+        shim_log("the file system of the data directory numbers no inodes: nothing can be encrypted there");
+        return refuse(fd, ENOTSUP);
+    }
     uint8_t kept = (uint8_t)((class == CRYPT_SHARED_FILE ? FD_LOCKED : 0) | ((flags & O_APPEND) != 0 ? FD_APPEND : 0));
     fd_table_set_encrypted(fd, (uint64_t)st.st_ino, kept);
     return fd;

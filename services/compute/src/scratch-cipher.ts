@@ -2,7 +2,7 @@
  *  Format: docs/formats/scratch-encryption.md; the other side is native/pgshim/src/xts.c.
  *  Invariants: the key is never written anywhere but into the pipe to Postgres; we write before Postgres starts (and configuration files, which it only
  *  reads), and read state files after it has stopped, so nothing here locks. */
-import { createCipheriv, createDecipheriv, randomBytes, timingSafeEqual } from 'node:crypto';
+import { type KeyObject, createCipheriv, createDecipheriv, createSecretKey, randomBytes, timingSafeEqual } from 'node:crypto';
 import { closeSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { LakebaseError } from '@lakebase/base';
 
@@ -16,23 +16,30 @@ const ZERO_UNIT = Buffer.alloc(SCRATCH_UNIT);
 
 export class ScratchCipher {
   readonly #key: Buffer;
-  #wiped = false;
+  /** The same as an object: a cipher costs 4 µs with it, 70 with the bytes. Undefined once wiped; node:crypto overwrites what it collects. */
+  #secret: KeyObject | undefined;
 
   constructor(key: Buffer = randomBytes(SCRATCH_KEY_BYTES)) {
     if (key.length !== SCRATCH_KEY_BYTES || timingSafeEqual(key.subarray(0, 32), key.subarray(32)))
       throw new LakebaseError('INVALID_ARGUMENT', `a scratch key has ${SCRATCH_KEY_BYTES} bytes in two different halves`);
     this.#key = key;
+    this.#secret = createSecretKey(key);
   }
 
   /** For the pipe to Postgres, and nothing else. A view: {@link wipe} clears it. */
   get key(): Buffer {
-    if (this.#wiped) throw new LakebaseError('CLOSED', 'the scratch key of this boot is gone');
+    this.#current();
     return this.#key;
   }
 
   wipe(): void {
     this.#key.fill(0);
-    this.#wiped = true;
+    this.#secret = undefined;
+  }
+
+  #current(): KeyObject {
+    if (this.#secret === undefined) throw new LakebaseError('CLOSED', 'the scratch key of this boot is gone');
+    return this.#secret;
   }
 
   /** Bytes at `offset`, a multiple of the unit, as they lie on the disk. A length that is no multiple of 16 must end where the file ends. */
@@ -43,7 +50,7 @@ export class ScratchCipher {
     for (let at = 0; at < whole; at += SCRATCH_UNIT) {
       const unit = plain.subarray(at, Math.min(at + SCRATCH_UNIT, whole));
       if (isZero(unit)) continue; // zeros on the disk are zeros
-      createCipheriv(ALGORITHM, this.key, tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
+      createCipheriv(ALGORITHM, this.#current(), tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
         .update(unit)
         .copy(out, at);
     }
@@ -59,7 +66,7 @@ export class ScratchCipher {
     for (let at = 0; at < whole; at += SCRATCH_UNIT) {
       const unit = cipher.subarray(at, Math.min(at + SCRATCH_UNIT, whole));
       if (isZero(unit)) continue;
-      createDecipheriv(ALGORITHM, this.key, tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
+      createDecipheriv(ALGORITHM, this.#current(), tweak(inode, first + BigInt(at / SCRATCH_UNIT)))
         .update(unit)
         .copy(out, at);
       for (let block = 0; block < unit.length; block += BLOCK)
@@ -73,7 +80,7 @@ export class ScratchCipher {
   #tail(inode: bigint, offset: number, from: Buffer, to: Buffer, whole: number): void {
     if (whole === from.length) return;
     const block = BigInt((offset + whole) / BLOCK);
-    const stream = createCipheriv(ALGORITHM, this.key, tweak(inode, block | TAIL_TWEAK)).update(ZERO_UNIT.subarray(0, BLOCK));
+    const stream = createCipheriv(ALGORITHM, this.#current(), tweak(inode, block | TAIL_TWEAK)).update(ZERO_UNIT.subarray(0, BLOCK));
     for (let i = whole; i < from.length; i++) to[i] = (from[i] as number) ^ (stream[i - whole] as number);
   }
 }

@@ -18,7 +18,6 @@ const WITHOUT_DATA = [
   /^all server processes terminated/,
   /^shutting down because "restart_after_crash" is off$/,
   /^(server process|[a-z ]+ process|background worker "[a-z ]+") \(PID \d+\) (exited with exit code \d+|was terminated by signal \d+(: [A-Za-z ]+)?)$/,
-  /^checkpoint (starting|complete)/,
   /^could not fork /,
   /^out of memory$/,
   /^(sorry, too many clients already|the database system is (starting up|shutting down|in recovery mode))$/,
