@@ -6,7 +6,7 @@ import { Cluster, ClusterInternals, eventually } from '@lakebase/testkit';
 import type pg from 'pg';
 
 const FULL = process.env['LAKEBASE_FULL'] === '1';
-const SUSPENDS = FULL ? 100 : 5;
+const SUSPENDS = FULL ? 100 : 6;
 
 describe('what WAL does not carry', () => {
   let cluster: Cluster;
@@ -172,7 +172,7 @@ describe('what WAL does not carry', () => {
     await third.end();
   });
 
-  it(`a queue table does not grow without bound over ${SUSPENDS} suspends`, async () => {
+  it(`a queue table does not grow without bound over ${SUSPENDS} suspends and crashes in turn`, async () => {
     const first = await admin();
     await first.query('CREATE TABLE jobs (id bigserial PRIMARY KEY, payload text); ALTER TABLE jobs SET (autovacuum_enabled = off)');
     await first.end();
@@ -185,10 +185,13 @@ describe('what WAL does not carry', () => {
         await client.query('VACUUM (TRUNCATE false) jobs');
       }
       sizes.push(Number(await value(client, "SELECT pg_relation_size('jobs')")));
-      await suspend(client);
+      // A crash takes what vacuum knew of free space with it; WAL's own hints must do.
+      if (i % 2 === 0) await suspend(client);
+      else await crash(client);
     }
-    const early = sizes[Math.min(2, sizes.length - 1)] as number;
     const late = Math.max(...sizes);
-    assert.ok(late <= early * 1.5, `heap in bytes after each suspend: ${sizes.join(' ')}`);
+    if (FULL) console.log(`queue table, heap in bytes: ${sizes.join(' ')}`);
+    // One round is 15 pages; space that is lost for a while costs a second one, measured over 30 rounds.
+    assert.ok(late <= 3 * 16 * 8192, `heap in bytes after each suspend: ${sizes.join(' ')}`);
   });
 });
