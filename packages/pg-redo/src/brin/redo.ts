@@ -57,6 +57,13 @@ export function brinRedo(page: Buffer, record: DecodedRecord, blockId: number, _
   setPageLsn(page, record.endLsn);
 }
 
+/** A page of another type would take the change, and be garbage. */
+function checkType(page: Buffer, record: DecodedRecord, type: number): void {
+  checkSpecial(page, record, c.SPECIAL_BYTES);
+  if (page.readUInt16LE(c.PAGE_TYPE_OFFSET) !== type)
+    throw corrupt(record, `changes a page of type ${page.readUInt16LE(c.PAGE_TYPE_OFFSET).toString(16)}`);
+}
+
 function initBrinPage(page: Buffer, type: number): void {
   initPage(page, c.SPECIAL_BYTES);
   page.writeUInt16LE(type, c.PAGE_TYPE_OFFSET);
@@ -82,7 +89,7 @@ function insert(page: Buffer, record: DecodedRecord, blockId: number, at: number
   if (blockId !== 0) throw noSuchBlock(record, blockId);
   const block = record.blocks[0] as DecodedBlock;
   if ((record.info & c.XLOG_BRIN_INIT_PAGE) !== 0) initBrinPage(page, c.BRIN_PAGETYPE_REGULAR);
-  checkSpecial(page, record, c.SPECIAL_BYTES);
+  checkType(page, record, c.BRIN_PAGETYPE_REGULAR);
   if (maxOffset(page) + 1 < offnum) throw corrupt(record, `inserts item ${offnum} after ${maxOffset(page)}`);
   addItem(page, record, buf, block.dataOffset, block.dataLength, offnum, PAI_OVERWRITE);
 }
@@ -95,20 +102,19 @@ function setRangeTid(
   block: number,
   offnum: number,
 ): void {
-  checkSpecial(page, record, c.SPECIAL_BYTES);
-  if (page.readUInt16LE(c.PAGE_TYPE_OFFSET) !== c.BRIN_PAGETYPE_REVMAP) throw corrupt(record, 'its revmap page is none');
+  checkType(page, record, c.BRIN_PAGETYPE_REVMAP);
   if (range.pagesPerRange === 0) throw corrupt(record, 'a range of no pages');
   const index = Math.floor(range.heapBlock / range.pagesPerRange) % c.REVMAP_ITEMS;
   writeTid(page, PAGE_HEADER_BYTES + index * 6, block, offnum);
 }
 
 function removeItem(page: Buffer, record: DecodedRecord, offnum: number): void {
-  checkSpecial(page, record, c.SPECIAL_BYTES);
+  checkType(page, record, c.BRIN_PAGETYPE_REGULAR);
   indexTupleDeleteNoCompact(page, offnum);
 }
 
 function overwrite(page: Buffer, record: DecodedRecord, block: DecodedBlock): void {
-  checkSpecial(page, record, c.SPECIAL_BYTES);
+  checkType(page, record, c.BRIN_PAGETYPE_REGULAR);
   const offnum = record.buf.readUInt16LE(mainData(record, 2));
   if (!indexTupleOverwrite(page, offnum, record.buf, blockData(record, block, 1), block.dataLength))
     throw corrupt(record, `item ${offnum} does not take its update`);
@@ -116,7 +122,7 @@ function overwrite(page: Buffer, record: DecodedRecord, block: DecodedBlock): vo
 
 /** Its pd_lower is set too: it lies wrong in an index that was upgraded from before 11. */
 function extendMeta(page: Buffer, record: DecodedRecord): void {
-  checkSpecial(page, record, c.SPECIAL_BYTES);
+  checkType(page, record, c.BRIN_PAGETYPE_META);
   page.writeUInt32LE(record.buf.readUInt32LE(mainData(record, 4)), PAGE_HEADER_BYTES + c.META_LAST_REVMAP_PAGE);
   setPdLower(page, PAGE_HEADER_BYTES + c.META_BYTES);
 }

@@ -30,8 +30,11 @@ export const INVALID_BUCKET = 0xffff_ffff;
 
 export const LH_UNUSED_PAGE = 0;
 export const LH_OVERFLOW_PAGE = 1 << 0;
+export const LH_BUCKET_PAGE = 1 << 1;
 export const LH_BITMAP_PAGE = 1 << 2;
 export const LH_META_PAGE = 1 << 3;
+/** LH_PAGE_TYPE: one of the four above, or none for an unused page. */
+export const LH_PAGE_TYPE = 0x0f;
 export const LH_BUCKET_NEEDS_SPLIT_CLEANUP = 1 << 6;
 export const LH_PAGE_HAS_DEAD_TUPLES = 1 << 7;
 

@@ -15,7 +15,7 @@ import {
   noSuchOperation,
   readOffsets,
 } from '../index-page.ts';
-import { mainData } from '../record-error.ts';
+import { corrupt, mainData } from '../record-error.ts';
 import * as c from './codes.ts';
 import * as meta from './metapage.ts';
 import { changeBit, clearHashFlag, initBitmapPage, initHashPage } from './page.ts';
@@ -25,6 +25,9 @@ export function hashRedo(page: Buffer, record: DecodedRecord, blockId: number, _
   if (isInitialised(record, blockId)) initialise(page, record, blockId, block);
   else {
     checkSpecial(page, record, c.OPAQUE_BYTES);
+    const types = typesChanged(record, blockId);
+    if (types !== 0 && (page.readUInt16LE(c.OPAQUE_FLAGS) & types) === 0)
+      throw corrupt(record, `block ${blockId} is a page of another type`);
     if (!change(page, record, blockId, block)) return;
   }
   setPageLsn(page, record.endLsn);
@@ -35,6 +38,42 @@ export function hashAfterImage(page: Buffer, record: DecodedRecord, blockId: num
   const op = record.info & 0xf0;
   if ((op === c.XLOG_HASH_SPLIT_ALLOCATE_PAGE && blockId === 0) || (op === c.XLOG_HASH_SPLIT_COMPLETE && blockId <= 1))
     hashRedo(page, record, blockId, 0);
+}
+
+/** The types of page this block of the record may be: what it does to one would be garbage on another. 0: it does nothing. */
+function typesChanged(record: DecodedRecord, blockId: number): number {
+  switch (record.info & 0xf0) {
+    case c.XLOG_HASH_SPLIT_PAGE:
+      return 0;
+    case c.XLOG_HASH_UPDATE_META_PAGE:
+      return c.LH_META_PAGE;
+    case c.XLOG_HASH_INIT_BITMAP_PAGE:
+    case c.XLOG_HASH_INSERT:
+    case c.XLOG_HASH_VACUUM_ONE_PAGE:
+      if (blockId === 1) return c.LH_META_PAGE;
+      break;
+    case c.XLOG_HASH_ADD_OVFL_PAGE:
+      if (blockId === 2) return c.LH_BITMAP_PAGE;
+      if (blockId === 4) return c.LH_META_PAGE;
+      break;
+    case c.XLOG_HASH_SPLIT_ALLOCATE_PAGE:
+      if (blockId === 2) return c.LH_META_PAGE;
+      break;
+    case c.XLOG_HASH_SQUEEZE_PAGE:
+      if (blockId === 5) return c.LH_BITMAP_PAGE;
+      if (blockId === 6) return c.LH_META_PAGE;
+      break;
+    default:
+      break;
+  }
+  return c.LH_BUCKET_PAGE | c.LH_OVERFLOW_PAGE;
+}
+
+/** Flags a record gives to a bucket's first page: they may not make it anything else. */
+function bucketFlags(record: DecodedRecord, at: number): number {
+  const flags = record.buf.readUInt16LE(at);
+  if ((flags & c.LH_PAGE_TYPE) !== c.LH_BUCKET_PAGE) throw corrupt(record, `flags ${flags} for a bucket`);
+  return flags;
 }
 
 /** Pages made from nothing, whatever was there. */
@@ -70,7 +109,7 @@ function initialise(page: Buffer, record: DecodedRecord, blockId: number, block:
       const main = mainData(record, 9);
       const bucket = buf.readUInt32LE(main);
       // A bucket page keeps in its prev-link the highest bucket there was when it was last split.
-      return initHashPage(page, { prev: bucket, bucket, flags: buf.readUInt16LE(main + 6) });
+      return initHashPage(page, { prev: bucket, bucket, flags: bucketFlags(record, main + 6) });
     }
     default:
       return initHashPage(page, { prev: INVALID_BLOCK, bucket: c.INVALID_BUCKET, flags: c.LH_UNUSED_PAGE });
@@ -105,7 +144,7 @@ function change(page: Buffer, record: DecodedRecord, blockId: number, block: Dec
     case c.XLOG_HASH_SPLIT_ALLOCATE_PAGE:
       if (blockId === 0) {
         const main = mainData(record, 9);
-        page.writeUInt16LE(buf.readUInt16LE(main + 4), c.OPAQUE_FLAGS);
+        page.writeUInt16LE(bucketFlags(record, main + 4), c.OPAQUE_FLAGS);
         page.writeUInt32LE(buf.readUInt32LE(main), c.OPAQUE_PREV);
       } else if (blockId === 2) meta.allocateBucket(page, record, block);
       else throw noSuchBlock(record, blockId);
@@ -114,7 +153,7 @@ function change(page: Buffer, record: DecodedRecord, blockId: number, block: Dec
       throw imageMissing(record, blockId);
     case c.XLOG_HASH_SPLIT_COMPLETE:
       if (blockId > 1) throw noSuchBlock(record, blockId);
-      page.writeUInt16LE(buf.readUInt16LE(mainData(record, 4) + blockId * 2), c.OPAQUE_FLAGS);
+      page.writeUInt16LE(bucketFlags(record, mainData(record, 4) + blockId * 2), c.OPAQUE_FLAGS);
       return true;
     case c.XLOG_HASH_MOVE_PAGE_CONTENTS:
       if (blockId === 0) return false;
