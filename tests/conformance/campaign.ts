@@ -63,6 +63,7 @@ export async function runCampaign(options: CampaignOptions): Promise<CampaignRep
   let ours = await system.target();
   await using stock = await stockLike(tree.major, tree.prefix, ours);
   const theirs = stockTarget(stock);
+  for (const target of [ours, theirs]) await mustBeOf(tree, target);
   try {
     for (const suite of options.suites) {
       try {
@@ -87,6 +88,14 @@ export async function runCampaign(options: CampaignOptions): Promise<CampaignRep
     if (options.outputDir === undefined) rmSync(out, { recursive: true, force: true });
   }
   return report;
+}
+
+/** Outputs and libraries of one build say nothing about another. */
+async function mustBeOf(tree: SourceTree, target: Target): Promise<void> {
+  const client = await connectTo(target, 'postgres');
+  const { rows } = await client.query<{ v: string }>("SELECT split_part(current_setting('server_version'), ' ', 1) AS v");
+  await client.end();
+  if (rows[0]?.v !== tree.version) throw new Error(`${target.name} runs Postgres ${rows[0]?.v}, the tree is ${tree.version}`);
 }
 
 async function runSuite(

@@ -137,13 +137,19 @@ export class OurSystem implements AsyncDisposable {
     await eventually('the pageserver is back', () => this.status());
   }
 
+  /** Each life is long enough to get something done: the supervisor waits longer and longer before it starts what keeps dying. */
   #killPageserver(): void {
     this.#killer = setTimeout(
       () => {
         this.kills += this.cluster.kill('pageserver').length;
-        this.#killPageserver();
+        const back = eventually('the pageserver is back', () => this.status(), 300_000);
+        void back
+          .catch(() => {})
+          .then(() => {
+            if (this.#killer !== undefined) this.#killPageserver();
+          });
       },
-      3_000 + Math.random() * 9_000,
+      3_000 + Math.random() * 12_000,
     );
   }
 
