@@ -1,6 +1,6 @@
 /** What a process can do about plaintext in memory it does not use any more. docs/flows/key-path.md
  *  Buffers of one's own are zeroed by whoever owns them; this is about garbage: {@link forgetGarbage} has it collected, so that it goes back
- *  to the allocator, which overwrites what it frees (MALLOC_PERTURB_, set by the supervisor). */
+ *  to the allocator, which overwrites what it frees (native/keyguard, and no per-thread caches of freed blocks: the supervisor). */
 import { setTimeout as delay } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -14,13 +14,16 @@ export function hardenMemory(): void {
 
 let collect: (() => void) | undefined;
 
-/** Collects garbage now and again shortly after, when what was under way has ended too. */
+/** When garbage is collected after a lock: at once, and again when sockets have closed and what was under way has ended too. */
+const PASSES_MS = [0, 50, 500, 1_500, 3_000];
+
+/** Collects garbage now and a few times shortly after. */
 export async function forgetGarbage(): Promise<void> {
   if (collect === undefined) {
     setFlagsFromString('--expose-gc');
     collect = runInNewContext('gc') as () => void;
   }
-  for (const ms of [0, 50, 1_000]) {
+  for (const ms of PASSES_MS) {
     await delay(ms, undefined, { ref: false });
     collect();
   }

@@ -4,7 +4,7 @@ import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { isCode, silentLogger } from '@lakebase/base';
+import { LakebaseError, isCode, silentLogger } from '@lakebase/base';
 import { LocalKeys } from '@lakebase/keys';
 import { BLCKSZ, type Lsn } from '@lakebase/ids';
 import {
@@ -20,13 +20,25 @@ import {
   layerName,
   metaSeries,
 } from '@lakebase/layers';
+import { FRESH_PER_JOB } from './compaction-keys.ts';
 import { Compactor } from './compactor.ts';
 import { pageRedo } from './page-redo.ts';
-import { TimelineStorage } from './storage.ts';
+import { type RunCompaction, TimelineStorage } from './storage.ts';
 
+/** No merge begins by itself. */
+const BY_HAND = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 const OPTIONS = { compactionLayers: 4, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 
-async function withStorage(run: (make: () => Promise<TimelineStorage>, directory: string) => Promise<void>): Promise<void> {
+/** `sent`: called when a job has gone to the worker. */
+interface Jobs {
+  readonly compactor: Compactor;
+  sent: () => void;
+}
+
+async function withStorage(
+  run: (make: () => Promise<TimelineStorage>, directory: string, jobs: Jobs) => Promise<void>,
+  options = OPTIONS,
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'lb-storage-'));
   const project = '3'.repeat(32);
   const keys = new LocalKeys().project(project);
@@ -49,9 +61,18 @@ async function withStorage(run: (make: () => Promise<TimelineStorage>, directory
     bootSet: null,
     extra: {},
   });
+  // As the sockets of a pageserver do: workers do not keep a process alive.
+  const alive = setInterval(() => {}, 60_000);
   try {
-    await run(async () => (await TimelineStorage.open(files, OPTIONS, compactor.run, silentLogger)) as TimelineStorage, directory);
+    const jobs: Jobs = { compactor, sent: () => {} };
+    const compact: RunCompaction = (job, more) => {
+      const layers = compactor.run(job, more);
+      jobs.sent();
+      return layers;
+    };
+    await run(async () => (await TimelineStorage.open(files, options, compact, silentLogger)) as TimelineStorage, directory, jobs);
   } finally {
+    clearInterval(alive);
     await compactor.close();
     rmSync(directory, { recursive: true, force: true });
   }
@@ -61,10 +82,11 @@ const series = new SeriesTable();
 const rel = metaSeries(KIND_REL_PAGE, 1663, 5, 16384);
 
 /** A layer that ends at `end` with images of 20 pages that say so. */
-function layerAt(start: number, end: number): OpenLayer {
+function layerAt(start: number, end: number, blocks = 20): OpenLayer {
   const layer = new OpenLayer(series, start as Lsn);
   layer.put(series.intern(KIND_REL_SIZE, 1663, 5, 16384, 0), 0, ENTRY_VALUE, ARG_STOP, end as Lsn, Buffer.from([0, 0, 0, 20]));
-  for (let b = 0; b < 20; b++) layer.put(series.internSeries(rel), b, ENTRY_IMAGE, ARG_STOP, end as Lsn, Buffer.alloc(BLCKSZ, end / 8 + b));
+  for (let b = 0; b < blocks; b++)
+    layer.put(series.internSeries(rel), b, ENTRY_IMAGE, ARG_STOP, end as Lsn, Buffer.alloc(BLCKSZ, end / 8 + b));
   layer.freeze(end as Lsn);
   return layer;
 }
@@ -96,6 +118,56 @@ test('flush, merge in the worker thread, image layers, and the same reads after 
     for (let at = 16; at <= lsn; at += 8) check(storage, at);
     await storage.close();
   });
+});
+
+test('a worker that ends because of another project costs a repetition; one of this project ends its job; a job gets more keys when it needs them', async () => {
+  await withStorage(async (make, _directory, jobs) => {
+    const sent = () => new Promise<void>((resolve) => (jobs.sent = resolve));
+    const { compactor } = jobs;
+    const storage = await make();
+    let lsn = 8;
+    const fill = async (): Promise<void> => {
+      for (let i = 0; i < 4; i++) {
+        storage.addFrozen(layerAt(lsn, lsn + 8), lsn as Lsn);
+        lsn += 8;
+        await storage.flush();
+      }
+    };
+    await fill();
+    let begun = sent();
+    const merged = storage.compact();
+    await begun;
+    await compactor.forget('9'.repeat(32), new LakebaseError('KEY_REVOKED', 'another project'));
+    await merged;
+    check(storage, lsn);
+    assert.ok(storage.set.layers.every((l) => l.descriptor.level === 1));
+
+    await fill();
+    begun = sent();
+    const refused = assert.rejects(storage.compact(), (e: unknown) => isCode(e, 'KEY_REVOKED'));
+    await begun;
+    await compactor.forget('3'.repeat(32), new LakebaseError('KEY_REVOKED', 'this project'));
+    await refused;
+    check(storage, lsn);
+    await storage.compact();
+    for (let at = 16; at <= lsn; at += 8) check(storage, at);
+    await storage.close();
+  }, BY_HAND);
+  await withStorage(
+    async (make) => {
+      const storage = await make();
+      const { index } = storage;
+      storage.addFrozen(layerAt(8, 16, 400), 8 as Lsn);
+      await storage.flush();
+      await storage.compact();
+      assert.ok(storage.index.layers.length > 2 * FRESH_PER_JOB, `${storage.index.layers.length} files of one job`);
+      assert.equal(new Set(storage.index.layers.map((d) => d.key)).size, storage.index.layers.length, 'each has a key of its own');
+      assert.ok(storage.index.version > index.version);
+      check(storage, 16);
+      await storage.close();
+    },
+    { ...BY_HAND, layerFileBytes: 1 },
+  );
 });
 
 test('what a crash leaves beside the index is removed; a missing or cut layer is named', async () => {

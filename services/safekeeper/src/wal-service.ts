@@ -34,7 +34,7 @@ import { sendWal } from './walsender.ts';
 /** application_name of pageservers: their flush reports say what is durable in pages and may be trimmed here. */
 export const PAGESERVER_APPLICATION = 'pageserver';
 const CONNECTIONS_MAX = 2_000;
-const LINGER_MS = 1_000;
+const LINGER_MS = 250;
 const COMMAND_BYTES_MAX = 64 * 1024;
 
 export interface WalServiceOptions {
