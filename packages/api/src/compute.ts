@@ -3,7 +3,7 @@
  *    POST   /v1/templates/:major           initdb a pristine cluster and send it to the pageserver -> TemplateInfo
  *    PUT    /v1/computes/:computeId        ComputeSpec -> ComputeStatus once it accepts connections, or an error with the reason
  *    GET    /v1/computes                   -> { computes: ComputeStatus[] }
- *    GET    /v1/computes/:computeId        -> ComputeStatus
+ *    GET    /v1/computes/:computeId        -> ComputeStatus; with ?look=true its activity is read now, not up to two seconds ago
  *    PATCH  /v1/computes/:computeId        ComputeChange -> ComputeStatus      (applied to the running server)
  *    POST   /v1/computes/:computeId/stop   { mode: 'fast' | 'immediate' } -> ComputeStatus when gone (idempotent)
  *    GET    /v1/computes/:computeId/log?lines=200  -> PostgresLogTail: what Postgres said last. It may hold data: it lies in the agent's memory only
@@ -83,8 +83,8 @@ export class ComputeHostClient {
   start(id: string, spec: ComputeSpec): Promise<ComputeStatus> {
     return this.http.call('PUT', `/v1/computes/${id}`, spec, { timeoutMs: 120_000 });
   }
-  status(id: string): Promise<ComputeStatus> {
-    return this.http.call('GET', `/v1/computes/${id}`);
+  status(id: string, look = false): Promise<ComputeStatus> {
+    return this.http.call('GET', `/v1/computes/${id}${look ? '?look=true' : ''}`);
   }
   list(): Promise<{ computes: ComputeStatus[] }> {
     return this.http.call('GET', '/v1/computes', undefined, { timeoutMs: 5_000 });

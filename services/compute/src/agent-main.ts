@@ -34,6 +34,8 @@ async function handle(request: AgentRequest): Promise<unknown> {
   switch (request.type) {
     case 'change':
       return compute.change(request.body);
+    case 'look':
+      return compute.look();
     case 'log':
       return compute.log(request.body.lines);
     case 'role':

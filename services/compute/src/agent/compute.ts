@@ -192,6 +192,12 @@ export class Compute {
     return { lines: this.#postgresLog.tail(lines) };
   }
 
+  /** The status with activity read now. */
+  async look(): Promise<ComputeStatus> {
+    await this.#readActivity();
+    return this.status();
+  }
+
   async role(name: string): Promise<RoleSecret> {
     if (this.#sql === undefined) throw new LakebaseError('CONFLICT', 'the compute is not running');
     return readRoleSecret(await this.#sql, name);
@@ -318,20 +324,21 @@ export class Compute {
     return sql;
   }
 
-  #watch(): void {
+  async #readActivity(): Promise<void> {
+    if (this.#sql === undefined) return;
     const names = this.#spec.safekeepers.map((s) => s.id);
+    this.#activity = await readActivity(await this.#sql, names, this.#activity);
+    this.#onStatus(this.status());
+  }
+
+  #watch(): void {
     this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
     let reading = false;
     this.#timers.push(
       setInterval(() => {
-        if (reading || this.#sql === undefined) return;
+        if (reading) return;
         reading = true;
-        this.#sql
-          .then((sql) => readActivity(sql, names, this.#activity))
-          .then((activity) => {
-            this.#activity = activity;
-            this.#onStatus(this.status());
-          })
+        this.#readActivity()
           .catch(() => {})
           .finally(() => {
             reading = false;

@@ -35,6 +35,7 @@ export type AgentRequest =
   | { readonly id: number; readonly type: 'start'; readonly body: AgentStart }
   | { readonly id: number; readonly type: 'change'; readonly body: ComputeChange }
   | { readonly id: number; readonly type: 'stop'; readonly body: { readonly mode: 'fast' | 'immediate' } }
+  | { readonly id: number; readonly type: 'look'; readonly body: Record<string, never> }
   | { readonly id: number; readonly type: 'log'; readonly body: { readonly lines: number } }
   | { readonly id: number; readonly type: 'role'; readonly body: { readonly name: string } };
 

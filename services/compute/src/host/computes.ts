@@ -103,6 +103,13 @@ export class Computes {
     return status;
   }
 
+  /** Status with the activity of this moment: before a compute is called idle. */
+  async look(id: string): Promise<ComputeStatus> {
+    const compute = this.#running.get(id);
+    if (compute === undefined || compute.status.state !== 'RUNNING') return this.status(id);
+    return compute.agent.request('look', {});
+  }
+
   change(id: string, change: ComputeChange): Promise<ComputeStatus> {
     return this.#get(id).agent.request('change', change);
   }

@@ -35,7 +35,11 @@ const spec = Type.Object({
 
 export function routes(app: FastifyInstance, computes: Computes): void {
   app.get('/v1/computes', async () => ({ computes: computes.list() }));
-  app.get('/v1/computes/:id', { schema: { params: id } }, async (r) => computes.status((r.params as { id: string }).id));
+  const look = Type.Object({ look: Type.Boolean({ default: false }) });
+  app.get('/v1/computes/:id', { schema: { params: id, querystring: look } }, async (r) => {
+    const compute = (r.params as { id: string }).id;
+    return (r.query as { look: boolean }).look ? computes.look(compute) : computes.status(compute);
+  });
   app.put('/v1/computes/:id', { schema: { params: id, body: spec } }, async (r) =>
     computes.start((r.params as { id: string }).id, r.body as ComputeSpec),
   );

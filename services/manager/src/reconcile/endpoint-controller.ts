@@ -265,7 +265,7 @@ export class EndpointController {
   async #stillIdle(computeId: string): Promise<boolean> {
     const asked = Date.now();
     try {
-      const status = await this.#c.far.computeHost.status(computeId);
+      const status = await this.#c.far.computeHost.status(computeId, true);
       this.#noteStatus(status, asked);
       const idleMs = Date.now() - Math.max(this.#lastActive, this.#lastWake);
       return !status.activity.active && this.#suspendAfterMs !== null && idleMs >= this.#suspendAfterMs;

@@ -83,7 +83,7 @@ export class FakeServices implements AsyncDisposable {
   }
 
   #compute(method: string, path: string, body: unknown): unknown {
-    const [, , kind, id = '', verb, name] = path.split('/');
+    const [, , kind, id = '', verb, name] = path.replace(/\?.*/, '').split('/');
     if (kind === 'templates') {
       this.templates.add(Number(id));
       return { major: Number(id), endLsn: '0/1000028', prevRecordLsn: '0/1000000', layerBytes: 1 };
