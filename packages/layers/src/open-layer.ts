@@ -3,12 +3,15 @@
  *  Invariants: entries are filed in LSN order; after {@link freeze} nothing is added; `collect` results stay valid for the layer's life. */
 import { assert } from '@lakebase/base';
 import type { Lsn } from '@lakebase/ids';
+import { ChunkPool } from './chunk-pool.ts';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { FIRST_PAGE_KIND, decodeKey, writeKey } from './key.ts';
 import type { LayerWriter } from './layer-writer.ts';
 import { SeriesTable, type SeriesTableMessage } from './series-table.ts';
 
 const CHUNK_BYTES = 1 << 20;
+const ENTRIES_MIN = 65_536;
+const POOL = new ChunkPool(CHUNK_BYTES);
 /** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
 export const OPEN_LAYER_ENTRIES_MAX: number = 1 << 21;
 /** Below this a loop beats Buffer.copy, which makes views of both sides. */
@@ -70,12 +73,12 @@ export class OpenLayer implements LayerView {
   #sourceFrom = 0;
   #sourcePosition = 0;
 
-  #entryPos = new Uint32Array(65536);
-  #entryLength = new Uint32Array(65536);
-  #entryLsn = new Float64Array(65536);
-  #entryPrevious = new Uint32Array(65536);
+  #entryPos: U32;
+  #entryLength: U32;
+  #entryLsn: Float64Array<ArrayBuffer>;
+  #entryPrevious: U32;
   /** kind << 8 | arg */
-  #entryKind = new Uint16Array(65536);
+  #entryKind: Uint16Array<ArrayBuffer>;
 
   /** One row of {@link ROW} words per key, so that filing touches one cache line of it. */
   #keys = new Uint32Array(16384 * ROW);
@@ -84,10 +87,17 @@ export class OpenLayer implements LayerView {
   #table = new Uint32Array(65536);
   #mask = 65535;
 
-  constructor(series: SeriesTable, startLsn: Lsn) {
+  /** `before` was filled before this one: its size is the best guess, and tables that need not grow are not copied. */
+  constructor(series: SeriesTable, startLsn: Lsn, before?: OpenLayer) {
     this.series = series;
     this.startLsn = startLsn;
     this.endLsn = startLsn;
+    const entries = Math.max(ENTRIES_MIN, Math.ceil((before?.entryCount ?? 0) * 1.125));
+    this.#entryPos = new Uint32Array(entries);
+    this.#entryLength = new Uint32Array(entries);
+    this.#entryLsn = new Float64Array(entries);
+    this.#entryPrevious = new Uint32Array(entries);
+    this.#entryKind = new Uint16Array(entries);
   }
 
   get empty(): boolean {
@@ -135,7 +145,7 @@ export class OpenLayer implements LayerView {
 
   #addChunk(bytes: number): void {
     // Shared, so that the thread that writes the layer needs no copy.
-    this.#chunk = Buffer.from(new SharedArrayBuffer(bytes));
+    this.#chunk = Buffer.from(bytes === CHUNK_BYTES ? POOL.take() : new SharedArrayBuffer(bytes));
     this.#chunks.push(this.#chunk);
     this.#chunkUsed = 0;
     assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');

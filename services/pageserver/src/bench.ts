@@ -87,7 +87,7 @@ function indexAll(timeline: Timeline, chunks: readonly Buffer[], layerBytes: num
     let n = 0;
     for (let record = decoder.next(); record !== undefined; record = decoder.next(), n++) {
       ingest.apply(record);
-      if (ingest.layer.byteCount > layerBytes) ingest.layer = new OpenLayer(series, record.endLsn);
+      if (ingest.layer.byteCount > layerBytes) ingest.layer = new OpenLayer(series, record.endLsn, ingest.layer);
     }
     ingest.hot.length = 0;
     ingest.veryHot.length = 0;

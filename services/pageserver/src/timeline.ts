@@ -227,7 +227,7 @@ export class Timeline {
     const layer = this.#open;
     layer.freeze(this.#lastRecordLsn);
     this.storage.addFrozen(layer, this.#prevRecordLsn);
-    this.#open = new OpenLayer(this.#series, this.#lastRecordLsn);
+    this.#open = new OpenLayer(this.#series, this.#lastRecordLsn, layer);
     this.#ingest.layer = this.#open;
     this.#ingest.hot.length = 0;
     this.#ingest.veryHot.length = 0;

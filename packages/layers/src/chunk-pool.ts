@@ -1,0 +1,46 @@
+/** Memory of open layers, used again. Fresh memory costs a page fault for every 4 KiB, which is a large part of what copying WAL into a layer
+ *  costs. A block is handed out as a SharedArrayBuffer of its own over the same memory; when the collector finds that nobody in this thread
+ *  holds that any more, neither layer nor entry nor view, the memory comes back.
+ *  Invariants: a block is never handed out while anything can still read it here; another thread may read it only as long as this one keeps
+ *  the layer (flush jobs do). Blocks come back with what they held: who takes one reads only what he wrote. */
+
+/** Kept at most, for the whole process; what is not taken for a while is let go. */
+const KEPT_BLOCKS = 96;
+const KEPT_MS = 10_000;
+
+export class ChunkPool {
+  readonly #bytes: number;
+  readonly #free: SharedArrayBuffer[] = [];
+  readonly #returned: FinalizationRegistry<SharedArrayBuffer>;
+  #expiry: NodeJS.Timeout | undefined;
+  /** Blocks that were handed out a second time or later. */
+  reused = 0;
+
+  constructor(bytes: number) {
+    this.#bytes = bytes;
+    this.#returned = new FinalizationRegistry((memory) => this.#keep(memory));
+  }
+
+  get free(): number {
+    return this.#free.length;
+  }
+
+  /** A block, its content undefined. */
+  take(): SharedArrayBuffer {
+    const kept = this.#free.pop();
+    if (kept !== undefined) this.reused++;
+    const memory = kept ?? new SharedArrayBuffer(this.#bytes);
+    // A second object over the same memory, whose end the registry can watch.
+    const block = structuredClone(memory);
+    this.#returned.register(block, memory);
+    return block;
+  }
+
+  #keep(memory: SharedArrayBuffer): void {
+    if (this.#free.length >= KEPT_BLOCKS) return;
+    this.#free.push(memory);
+    clearTimeout(this.#expiry);
+    this.#expiry = setTimeout(() => (this.#free.length = 0), KEPT_MS);
+    this.#expiry.unref();
+  }
+}
