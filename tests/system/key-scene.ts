@@ -1,4 +1,5 @@
-/** A project under a customer key that is a file: what the tests of keys play on. Taking the file away revokes the key. */
+/** A project under a customer key: what the tests of keys play on. By default the key is a file, and taking that away revokes it; any other
+ *  comes from a fake KMS, whose switches do. */
 import { existsSync, readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Cluster, eventually } from '@lakebase/testkit';
@@ -75,8 +76,13 @@ export class KeyedProject {
   static async create(cluster: Cluster, name: string): Promise<KeyedProject> {
     const made = await cluster.cli(['keys', 'create-local', name]);
     if (made.code !== 0) throw new Error(made.stderr);
+    return KeyedProject.under(cluster, name, { local_key_info: { key_name: name } });
+  }
+
+  /** A workspace bound to a key, and a project in it. `configuration`: of the key, as the account API takes it. */
+  static async under(cluster: Cluster, name: string, configuration: Json): Promise<KeyedProject> {
     const account = new PublicApi(cluster);
-    const key = await account.call('POST', 'accounts/default/customer-managed-keys', { local_key_info: { key_name: name } });
+    const key = await account.call('POST', 'accounts/default/customer-managed-keys', configuration);
     const workspace = await account.call('POST', 'accounts/default/workspaces', {
       workspace_name: name,
       managed_services_customer_managed_key_id: key['customer_managed_key_id'],
@@ -115,6 +121,14 @@ export class KeyedProject {
     return String((await this.api.call('GET', `postgres/projects/${this.name}`))['status']['encryption']['state']);
   }
 
+  /** `status.encryption` as the account admin sees it. */
+  encryption(): Promise<Json> {
+    return this.account.call('GET', this.encryptionPath);
+  }
+  get encryptionPath(): string {
+    return encryptionPath(this.workspace, this.name);
+  }
+
   revoke(): void {
     renameSync(this.keyFile, `${this.keyFile}.revoked`);
   }
@@ -122,3 +136,6 @@ export class KeyedProject {
     if (existsSync(`${this.keyFile}.revoked`)) renameSync(`${this.keyFile}.revoked`, this.keyFile);
   }
 }
+
+export const encryptionPath = (workspace: string, project: string): string =>
+  `accounts/default/workspaces/${workspace}/projects/${project}/encryption`;
