@@ -36,6 +36,11 @@ export class ChunkPool {
     return block;
   }
 
+  /** Zeroes what nobody holds: a project that is locked has been here too. */
+  wipe(): void {
+    for (const memory of this.#free) new Uint8Array(memory).fill(0);
+  }
+
   #keep(memory: SharedArrayBuffer): void {
     if (this.#free.length >= KEPT_BLOCKS) return;
     this.#free.push(memory);

@@ -12,6 +12,8 @@ import { SeriesTable, type SeriesTableMessage } from './series-table.ts';
 const CHUNK_BYTES = 1 << 20;
 const ENTRIES_MIN = 65_536;
 const POOL = new ChunkPool(CHUNK_BYTES);
+/** Zeroes memory of layers that are gone, which waits to be used again. */
+export const wipeFreeChunks = (): void => POOL.wipe();
 /** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
 export const OPEN_LAYER_ENTRIES_MAX: number = 1 << 21;
 /** Below this a loop beats Buffer.copy, which makes views of both sides. */

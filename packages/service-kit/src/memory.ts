@@ -4,6 +4,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
+import { overwriteReadBuffer } from './read-buffer.ts';
 
 /** Call first thing in `main`: freed V8 memory is cleared, and no small Buffer shares its memory with others, so that none outlives its use
  *  because of a neighbour. */
@@ -17,8 +18,8 @@ let collect: (() => void) | undefined;
 /** When garbage is collected after a lock: at once, and again when sockets have closed and what was under way has ended too. */
 const PASSES_MS = [0, 50, 500, 1_500, 3_000];
 
-/** Collects garbage now and a few times shortly after. */
-export async function forgetGarbage(): Promise<void> {
+/** Collects garbage now and a few times shortly after. `then`: zeroes what collected memory was given to. */
+export async function forgetGarbage(then: () => void = () => {}): Promise<void> {
   if (collect === undefined) {
     setFlagsFromString('--expose-gc');
     collect = runInNewContext('gc') as () => void;
@@ -26,5 +27,10 @@ export async function forgetGarbage(): Promise<void> {
   for (const ms of PASSES_MS) {
     await delay(ms, undefined, { ref: false });
     collect();
+    // Finalizers run in a turn of their own.
+    await delay(10, undefined, { ref: false });
+    then();
   }
+  // Sockets have closed by now; a failure here leaves a buffer that the next traffic reads over.
+  await overwriteReadBuffer().catch(() => {});
 }

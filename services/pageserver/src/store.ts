@@ -17,7 +17,7 @@ import {
   timelineScope,
 } from '@lakebase/api';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
-import { FrameCache, sealObject, syncDirectory } from '@lakebase/layers';
+import { FrameCache, sealObject, syncDirectory, wipeFreeChunks } from '@lakebase/layers';
 import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import type { Readable } from 'node:stream';
 import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle, readObject } from './bundle.ts';
@@ -278,7 +278,7 @@ export class TimelineStore {
     ended.push(this.#compactor.forget(project, error), this.#flusher.forget(project, error));
     this.#log.warn({ project, reason, timelines: affected.length }, 'project locked');
     void Promise.allSettled(ended)
-      .then(forgetGarbage)
+      .then(() => forgetGarbage(wipeFreeChunks))
       .catch((cause: unknown) => this.#log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'));
   }
 

@@ -371,7 +371,7 @@ export class Timelines {
     this.#options.onLock(project);
     this.#options.log.warn({ project, reason, timelines: ended.length }, 'project locked');
     void Promise.allSettled(ended)
-      .then(forgetGarbage)
+      .then(() => forgetGarbage())
       .catch((cause: unknown) =>
         this.#options.log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'),
       );
