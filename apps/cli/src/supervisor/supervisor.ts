@@ -26,8 +26,8 @@ import {
 } from './service-configs.ts';
 
 const KEYGUARD = 'native/keyguard/build/keyguard.so';
-/** Services that hold keys in memory; and the compute host, whose limit on core files its computes inherit. */
-const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'compute']);
+/** Services that hold keys or pages in memory, the proxy through which rows pass, and the compute host, whose limit on core files its computes inherit. */
+const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'proxy', 'compute']);
 const HEALTHY_MS_MAX = 90_000;
 /** Longer than a service's own limit for its stop (30 s). */
 const STOP_GRACE_MS = 35_000;
@@ -192,13 +192,18 @@ export function lastWords(logFile: string): string {
   }
 }
 
-/** native/keyguard: no core files, no ptrace, no swap, freed memory overwritten. A compute host holds no keys worth locking its memory for. */
+/** native/keyguard: no core files, no ptrace, no swap, freed memory overwritten. Compute host and proxy hold no keys worth locking their memory for. */
 function guardedEnv(root: string, name: ServiceName): NodeJS.ProcessEnv | undefined {
   const library = join(root, KEYGUARD);
   if (!existsSync(library)) return undefined; // the key manager's log says so
   // Small blocks that glibc keeps for their thread are not overwritten when they are freed: it keeps none.
   const tunables = [process.env['GLIBC_TUNABLES'], 'glibc.malloc.tcache_count=0'].filter((t) => t !== undefined).join(':');
-  return { ...process.env, GLIBC_TUNABLES: tunables, LD_PRELOAD: library, ...(name === 'compute' ? { LAKEBASE_KEYGUARD_MLOCK: '0' } : {}) };
+  return {
+    ...process.env,
+    GLIBC_TUNABLES: tunables,
+    LD_PRELOAD: library,
+    ...(name === 'compute' || name === 'proxy' ? { LAKEBASE_KEYGUARD_MLOCK: '0' } : {}),
+  };
 }
 
 /** A young generation of 2 MB keeps an idle process about 10 MB smaller (measured); only the pageserver allocates enough to want V8's own size. */
