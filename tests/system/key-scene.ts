@@ -102,6 +102,10 @@ export class KeyedProject {
     });
   }
 
+  get endpointUid(): string {
+    return String(this.#endpoint['uid']);
+  }
+
   async connect(overrides: pg.ClientConfig = {}): Promise<pg.Client> {
     const client = new pg.Client({
       host: '127.0.0.1',

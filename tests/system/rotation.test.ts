@@ -6,6 +6,7 @@ import { mkdtempSync, readFileSync, readdirSync, statSync, writeFileSync } from 
 import { tmpdir } from 'node:os';
 import { basename, join, relative } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import type { ComputeStatus } from '@lakebase/api';
 import { FakeVault } from '@lakebase/kms/testing';
 import { Cluster, ClusterInternals, type ServiceName, eventually } from '@lakebase/testkit';
 import { KeyedProject } from './key-scene.ts';
@@ -76,6 +77,13 @@ describe('rotation', () => {
         filesIn(join(cluster.home, 'data', sk, project.uid, t, 'wal'), SEGMENT),
       ),
     );
+  /** Of this project: the default one may run too. */
+  async function compute(): Promise<ComputeStatus> {
+    const { computes } = await new ClusterInternals(cluster).host.list();
+    const found = computes.find((c) => c.state === 'RUNNING' && c.endpointId === project.endpointUid);
+    assert.ok(found !== undefined);
+    return found;
+  }
   async function checked(): Promise<void> {
     await ledger.progress(10);
     await ledger.verify();
@@ -112,6 +120,18 @@ describe('rotation', () => {
     const fresh = layers().filter((file) => !old.has(file));
     assert.ok(fresh.length > 0);
     for (const file of fresh) assert.equal(kekVersion(file, 'layer'), 2, file);
+    // The segment after this one may have been prepared with a key of before; the one after that cannot.
+    const next =
+      (segments()
+        .map(segmentNumber)
+        .sort((a, b) => b - a)[0] as number) + 2;
+    const admin = await new ClusterInternals(cluster).admin(await compute());
+    for (let i = 0; i < 2; i++) await admin.query("SELECT pg_logical_emit_message(true, 'x', 'x'), pg_switch_wal()");
+    await admin.end();
+    await eventually('a WAL segment begun after the rotation on every safekeeper', () =>
+      segments().filter((file) => segmentNumber(file) === next).length === SAFEKEEPERS.length ? true : undefined,
+    );
+    for (const file of segments()) if (segmentNumber(file) >= next) assert.equal(kekVersion(file, 'segment'), 2, file);
     assert.deepEqual([...ledger.errors], []);
     await checked();
   });
@@ -179,5 +199,9 @@ function prefixHash(file: string, bytes: number): string {
   if (statSync(file).size < bytes) return 'shorter';
   return sha256(readFileSync(file).subarray(0, bytes));
 }
+const segmentNumber = (file: string): number => {
+  const name = basename(file);
+  return Number.parseInt(name.slice(8, 16), 16) * 256 + Number.parseInt(name.slice(16), 16);
+};
 const sha256 = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex');
 const kekVersion = (file: string, kind: keyof typeof KEK_OF): number => readFileSync(file).readUInt32BE(KEK_OF[kind]);
