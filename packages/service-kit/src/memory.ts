@@ -1,7 +1,6 @@
 /** What a process can do about plaintext in memory it does not use any more. docs/flows/key-path.md
  *  Buffers of one's own are zeroed by whoever owns them; this is about garbage: {@link forgetGarbage} has it collected, so that it goes back
  *  to the allocator, which overwrites what it frees (native/keyguard, and no per-thread caches of freed blocks: the supervisor). */
-import { type AddressInfo, connect, createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -12,26 +11,6 @@ import { overwriteReadBuffer } from './read-buffer.ts';
 export function hardenMemory(): void {
   setFlagsFromString('--clear-free-memory');
   Buffer.poolSize = 0;
-}
-
-/** Node reads all sockets through one buffer of this size, which keeps what the last reads left in it. */
-const READ_BUFFER_BYTES = 65_536;
-
-/** Overwrites Node's read buffer, by reading that much. Gives up where the system never hands over so much at once. */
-function scrubReadBuffer(): Promise<void> {
-  return new Promise((resolve) => {
-    const server = createServer((from) => from.on('error', () => {}).end(Buffer.alloc(64 * READ_BUFFER_BYTES)));
-    server.on('error', () => resolve());
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo;
-      const to = connect(port, '127.0.0.1');
-      to.on('data', (chunk) => {
-        if (chunk.length >= READ_BUFFER_BYTES) to.destroy();
-      });
-      to.on('error', () => {});
-      to.on('close', () => server.close(() => resolve()));
-    });
-  });
 }
 
 let collect: (() => void) | undefined;
@@ -51,7 +30,6 @@ export async function forgetGarbage(then: () => void = () => {}): Promise<void> 
     // Finalizers run in a turn of their own.
     await delay(10, undefined, { ref: false });
     then();
-    await scrubReadBuffer();
   }
   // Sockets have closed by now; a failure here leaves a buffer that the next traffic reads over.
   await overwriteReadBuffer().catch(() => {});
