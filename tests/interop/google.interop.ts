@@ -1,25 +1,26 @@
-/** Google Cloud KMS against fake-cloud-kms (Go), which checks CRCs and binds the context, behind a bridge of ours from REST to its gRPC service. */
+/** Google Cloud KMS against fake-cloud-kms, which checks CRCs and binds the context, behind a bridge of ours from REST to its gRPC service. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { after, before, describe, test } from 'node:test';
 import { type KmsEnvironment, KmsError, openKmsKey } from '@lakebase/kms';
-import { CONTEXT, anonymousGoogle, expectOutcome, soon } from '@lakebase/kms/testing';
+import { CONTEXT, GoogleGrpcBridge, anonymousGoogle, expectOutcome, soon } from '@lakebase/kms/testing';
 import { CACHE, type RunningServer, findProgram, startServer } from './servers.ts';
 
-const program = findProgram('google-bridge', 'bin');
+const program = findProgram('fake-cloud-kms', 'bin');
 const RING = 'projects/interop/locations/global/keyRings/ring';
 
 if (program === null) {
   test('Google Cloud KMS on fake-cloud-kms', {
-    skip: `google-bridge is not here; get it with: git clone https://github.com/winor30/fake-cloud-kms ${CACHE}/fake-cloud-kms && cp -r tests/interop/google-bridge ${CACHE}/fake-cloud-kms/cmd/ && (cd ${CACHE}/fake-cloud-kms && go build -o ${CACHE}/bin/google-bridge ./cmd/google-bridge)`,
+    skip: `fake-cloud-kms is not here; get it with (Go 1.25 or newer): git clone https://github.com/winor30/fake-cloud-kms ${CACHE}/gcp-fake && (cd ${CACHE}/gcp-fake && go build -o ${CACHE}/bin/fake-cloud-kms ./cmd/fake-cloud-kms)`,
   });
 } else {
   describe('Google Cloud KMS on fake-cloud-kms', () => {
     let server: RunningServer;
+    let bridge: GoogleGrpcBridge;
     let env: KmsEnvironment;
     const kek = randomBytes(32);
     const post = async (path: string, body: unknown): Promise<{ name: string }> => {
-      const response = await fetch(`${server.url}/v1/${path}`, { method: 'POST', body: JSON.stringify(body) });
+      const response = await fetch(`${bridge.url}/v1/${path}`, { method: 'POST', body: JSON.stringify(body) });
       assert.ok(response.ok, `${path}: ${response.status} ${await response.clone().text()}`);
       return (await response.json()) as { name: string };
     };
@@ -29,21 +30,21 @@ if (program === null) {
       return `${RING}/cryptoKeys/${name}`;
     };
     before(async () => {
-      server = await startServer(
-        program,
-        (port) => ['-listen', `127.0.0.1:${port}`],
-        (url) => `${url}/v1/`,
-      );
+      server = await startServer(program, (port) => ['-grpc-listen-addr', `127.0.0.1:${port}`], 'port');
+      bridge = await new GoogleGrpcBridge(server.url).listen();
       env = {
         rootKeyPath: '/nonexistent/root.key',
         attemptTimeoutMs: 10_000,
         attemptsMax: 1,
-        endpoints: { GCP_KMS: server.url },
+        endpoints: { GCP_KMS: bridge.url },
         credentials: { google: anonymousGoogle() },
       };
       await post('projects/interop/locations/global/keyRings?keyRingId=ring', {});
     });
-    after(() => server.stop());
+    after(async () => {
+      await bridge?.close();
+      await server?.stop();
+    });
 
     test('wraps and unwraps with confirmed CRCs, and again after a rotation', async () => {
       const name = await createKey();

@@ -1,7 +1,7 @@
 /** Independent servers for the interop tests: where they are looked for, and how they are started and stopped. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { createConnection, createServer } from 'node:net';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
 
@@ -20,17 +20,17 @@ export interface RunningServer {
   stop(): Promise<void>;
 }
 
-/** Starts it on a free port and waits until `ready` answers. */
+/** Starts it on a free port and waits until `ready` answers; `port`: until the port is open, for servers that do not speak HTTP/1.1. */
 export async function startServer(
   program: string,
   args: (port: number) => string[],
-  ready: (url: string) => string,
+  ready: ((url: string) => string) | 'port',
 ): Promise<RunningServer> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const child = spawn(program, args(port), { stdio: ['ignore', 'ignore', 'ignore'] });
   const deadline = Date.now() + START_TIMEOUT_MS;
-  while (!(await answers(ready(url)))) {
+  while (!(await (ready === 'port' ? isOpen(port) : answers(ready(url))))) {
     if (child.exitCode !== null) throw new Error(`${program} ended with code ${child.exitCode}`);
     if (Date.now() > deadline) {
       child.kill('SIGKILL');
@@ -49,6 +49,16 @@ async function answers(url: string): Promise<boolean> {
   } catch {
     return false;
   }
+}
+
+function isOpen(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = createConnection({ host: '127.0.0.1', port }, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
 }
 
 function stop(child: ChildProcess): Promise<void> {

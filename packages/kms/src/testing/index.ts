@@ -4,6 +4,7 @@ export * from './fake-aws-kms.ts';
 export * from './fake-azure-vault.ts';
 export * from './fake-google-kms.ts';
 export * from './fake-vault.ts';
+export * from './google-grpc-bridge.ts';
 export * from './local-harness.ts';
 export * from './conformance.ts';
 export * from './self-signed.ts';
