@@ -182,6 +182,24 @@ it('a new KEK version drops fresh keys of the old one and is told', async () => 
   await keys.stop();
 });
 
+it('a new KEK version has fresh keys fetched for whoever takes them without waiting', async () => {
+  const fake = new FakeKeyManager();
+  const keys = ring(fake);
+  const started = keys.start();
+  fake.snapshot(P);
+  await started;
+  const p = keys.project(P);
+  await p.reserve(4);
+  const asked = Promise.withResolvers<void>();
+  fake.deks = async (project, count) => {
+    asked.resolve();
+    return FakeKeyManager.prototype.deks.call(fake, project, count);
+  };
+  fake.state(P, 'ACTIVE', 2);
+  await asked.promise; // and nobody has taken or reserved one
+  await keys.stop();
+});
+
 it('local keys: the same behaviour, with revoke, restore, rotate and destroy', async () => {
   const keys = new LocalKeys();
   const p = keys.project(P);

@@ -203,12 +203,15 @@ export class ProjectKeyStore implements ProjectKeys {
 
   /** From the watch. A newer KEK: fresh keys of the old one are not handed out any more. */
   setKekVersion(version: number): void {
+    let refill = this.#waiting.length > 0;
     if (version > this.#kekVersion && this.#kekVersion > 0) {
       this.#epoch++; // also those that are on their way
+      // Whoever takes keys here does so without waiting: new ones are fetched before somebody finds the pool empty.
+      refill ||= this.#pool.length > 0;
       this.#dropPool();
     }
     this.#kekVersion = version;
-    if (this.#waiting.length > 0) this.#fill();
+    if (refill) this.#fill();
   }
 
   unlock(): void {
