@@ -63,10 +63,14 @@ async function settle(cluster: Cluster, project: KeyedProject): Promise<void> {
 
 const files = (cluster: Cluster): ReturnType<typeof scanFiles> => scanFiles([cluster.home, cluster.scratchRoot()], needles());
 const places = (findings: readonly Finding[]): string =>
-  findings.map((f) => `${f.needle.replace(/^Zq7|Xw9Kp4Vd2$/g, '')} in ${f.where} at ${f.offset}`).join('\n');
+  findings
+    .map((f) => `${f.needle.replace(/^Zq7|Xw9Kp4Vd2$/g, '')} in ${f.where} at ${f.offset}${f.context === undefined ? '' : ` ${f.context}`}`)
+    .join('\n');
 
 function memory(cluster: Cluster, what: Needles): Finding[] {
-  return SERVICES.flatMap((service) => cluster.pids(service)).flatMap((pid) => scanMemory(pid, what) ?? []);
+  return SERVICES.flatMap((service) =>
+    cluster.pids(service).flatMap((pid) => (scanMemory(pid, what) ?? []).map((f) => ({ ...f, where: `${service}, ${f.where}` }))),
+  );
 }
 
 describe('plaintext', () => {

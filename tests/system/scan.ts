@@ -7,6 +7,8 @@ export interface Finding {
   readonly where: string;
   readonly offset: number;
   readonly needle: string;
+  /** What stands around it, for whoever has to find out how it came there. */
+  readonly context?: string;
 }
 /** Names of needles to the bytes looked for. */
 export type Needles = ReadonlyMap<string, Buffer>;
@@ -113,7 +115,11 @@ export function scanMemory(pid: number, needles: Needles): Finding[] | undefined
           return 0; // unmapped meanwhile, or not readable after all
         }
       };
-      scanRange(read, from, to, needles, (needle, offset) => findings.push({ where: `process ${pid} ${match[3]}`, offset, needle }));
+      scanRange(read, from, to, needles, (needle, offset) => {
+        const around = Buffer.alloc(160);
+        read(around, offset - 96);
+        findings.push({ where: `process ${pid} ${match[3]}`, offset, needle, context: JSON.stringify(around.toString('latin1')) });
+      });
     }
   } finally {
     closeSync(fd);

@@ -8,3 +8,4 @@ export * from './wal-reader.ts';
 export * from './checkpoint.ts';
 export * from './control-file.ts';
 export * from './synth.ts';
+export * from './scratch.ts';

@@ -2,6 +2,7 @@
  *  Invariants: (1) a page is a Buffer of exactly 8192 bytes and is edited in place; (2) an edit leaves the same bytes as bufpage.c of
  *  16–18, the stale bytes between pd_lower and pd_upper included; (3) a page whose pointers contradict each other is CORRUPT, and then
  *  nothing was moved. */
+import { scratchBuffer } from './scratch.ts';
 import { LakebaseError } from '@lakebase/base';
 import { BLCKSZ, type Lsn, lsnFromHalves, lsnHigh, lsnLow } from '@lakebase/ids';
 
@@ -199,7 +200,7 @@ export function pageAddItem(page: Buffer, src: Buffer, srcOffset: number, size: 
 const keptIndex = new Uint16Array(BLCKSZ / 4);
 const keptOffset = new Uint16Array(BLCKSZ / 4);
 const keptLength = new Uint16Array(BLCKSZ / 4);
-const scratch = Buffer.alloc(BLCKSZ);
+const scratch = scratchBuffer(BLCKSZ);
 
 /** compactify_tuples: moves the kept items up against pd_special in the order of keptIndex. */
 function compactify(page: Buffer, count: number, presorted: boolean): void {

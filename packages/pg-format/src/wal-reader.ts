@@ -75,6 +75,12 @@ export class WalDecoder {
   #endLsn: Lsn;
   #failure: unknown;
 
+  /** Zeroes what it holds of records; it is not used afterwards. */
+  wipe(): void {
+    this.#assembly.fill(0);
+    this.#queue.length = 0;
+  }
+
   constructor(options: WalDecoderOptions) {
     if (options.startLsn % 8 !== 0)
       throw new LakebaseError('INVALID_ARGUMENT', `WAL cannot be read from ${formatLsn(options.startLsn)}: not a multiple of 8`);

@@ -8,12 +8,13 @@ import {
   BKPIMAGE_COMPRESSED,
   type DecodedBlock,
   type DecodedRecord,
+  scratchBuffer,
 } from '@lakebase/pg-format';
 import { lz4DecompressBlock } from './lz4.ts';
 import { pglzDecompress } from './pglz.ts';
 import { corrupt } from './record-error.ts';
 
-const scratch = Buffer.alloc(BLCKSZ);
+const scratch = scratchBuffer(BLCKSZ);
 
 /** The image of block `blockId`, whether it is to be applied or only to be compared with; pd_lsn stays as in the image. */
 export function restoreBlockImage(record: DecodedRecord, blockId: number, page: Buffer): void {

@@ -68,6 +68,12 @@ export class MessageParser {
       this.#at += 5;
       return this.#startBody(length);
     }
+    if (available === 0) {
+      // Nothing of it is needed any more: it must not live on until the next chunk comes.
+      this.#chunk = EMPTY;
+      this.#at = 0;
+      return undefined;
+    }
     const take = Math.min(5 - this.#headerFilled, available);
     this.#chunk.copy(this.#header, this.#headerFilled, this.#at, this.#at + take);
     this.#at += take;

@@ -16,7 +16,7 @@ export function hardenMemory(): void {
 let collect: (() => void) | undefined;
 
 /** When garbage is collected after a lock: at once, and again when sockets have closed and what was under way has ended too. */
-const PASSES_MS = [0, 50, 500, 1_500, 3_000];
+const PASSES_MS = [0, 50, 500, 1_500, 3_000, 3_000];
 
 /** Collects garbage now and a few times shortly after. `then`: zeroes what collected memory was given to. */
 export async function forgetGarbage(then: () => void = () => {}): Promise<void> {

@@ -19,6 +19,7 @@ import {
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { FrameCache, sealObject, syncDirectory, wipeFreeChunks } from '@lakebase/layers';
 import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
+import { wipeScratch } from '@lakebase/pg-format';
 import type { Readable } from 'node:stream';
 import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle, readObject } from './bundle.ts';
 import { BundleCache } from './bundle-cache.ts';
@@ -278,7 +279,12 @@ export class TimelineStore {
     ended.push(this.#compactor.forget(project, error), this.#flusher.forget(project, error));
     this.#log.warn({ project, reason, timelines: affected.length }, 'project locked');
     void Promise.allSettled(ended)
-      .then(() => forgetGarbage(wipeFreeChunks))
+      .then(() =>
+        forgetGarbage(() => {
+          wipeFreeChunks();
+          wipeScratch();
+        }),
+      )
       .catch((cause: unknown) => this.#log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'));
   }
 

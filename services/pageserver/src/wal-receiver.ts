@@ -92,8 +92,8 @@ export class WalReceiver {
       const flush = t.storage.diskConsistentLsn;
       stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush });
     };
+    const decoder = t.newDecoder();
     try {
-      const decoder = t.newDecoder();
       const start = t.lastRecordLsn;
       let expected: number = start;
       stream = await connection.startReplication(
@@ -134,6 +134,7 @@ export class WalReceiver {
       connection.destroy();
       // The connection may fail while a piece is still being ingested; a second stream must not begin beside it.
       await ingesting.catch(() => {});
+      decoder.wipe();
     }
   }
 }

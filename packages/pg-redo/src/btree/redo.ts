@@ -21,6 +21,7 @@ import {
   pdSpecial,
   setPageLsn,
   setPdLower,
+  scratchBuffer,
 } from '@lakebase/pg-format';
 import { corrupt, mainData } from '../record-error.ts';
 import * as c from './codes.ts';
@@ -28,10 +29,10 @@ import { dedup } from './dedup.ts';
 import { setTidBlock, swapPosting, tidBlock, tupleSize, updatePosting } from './tuple.ts';
 
 /** Page being rebuilt, and tuples being formed; redo is synchronous, one of each is enough. */
-const rebuilt = Buffer.alloc(BLCKSZ);
-const tuple = Buffer.alloc(BLCKSZ);
-const item = Buffer.alloc(BLCKSZ);
-const tids = Buffer.alloc(BLCKSZ);
+const rebuilt = scratchBuffer(BLCKSZ);
+const tuple = scratchBuffer(BLCKSZ);
+const item = scratchBuffer(BLCKSZ);
+const tids = scratchBuffer(BLCKSZ);
 
 export function btreeRedo(page: Buffer, record: DecodedRecord, blockId: number, major: number): void {
   const block = record.blocks[blockId] as DecodedBlock;

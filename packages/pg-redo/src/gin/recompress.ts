@@ -2,14 +2,14 @@
  *  Invariants: (1) old segments are read from a copy, so writing can never overtake reading; (2) nothing is written past the page's data
  *  area; (3) what lies behind the new end stays as it is, as in Postgres, which shortens pages in place. */
 import { BLCKSZ } from '@lakebase/ids';
-import { type DecodedRecord, pdLower, setPdLower } from '@lakebase/pg-format';
+import { type DecodedRecord, pdLower, setPdLower, scratchBuffer } from '@lakebase/pg-format';
 import { corrupt, unsupported } from '../record-error.ts';
 import * as c from './codes.ts';
 import { decodeSegment, encodeSegment, mergeItems, readItem, segmentSize } from './posting-list.ts';
 
 /** The old segments, and a segment being made; redo is synchronous, one of each is enough. */
-const old = Buffer.alloc(BLCKSZ);
-const made = Buffer.alloc(BLCKSZ);
+const old = scratchBuffer(BLCKSZ);
+const made = scratchBuffer(BLCKSZ);
 
 /** `start` and `end` bound ginxlogRecompressDataLeaf and its actions in the record. */
 export function recompress(page: Buffer, record: DecodedRecord, start: number, end: number): void {

@@ -18,6 +18,7 @@ import {
   putU32,
   setPageLsn,
   setPrunable,
+  scratchBuffer,
 } from '@lakebase/pg-format';
 import { BLCKSZ } from '@lakebase/ids';
 import * as c from './heap-codes.ts';
@@ -25,7 +26,7 @@ import * as t from './heap-page.ts';
 import { VM_ALL_FROZEN, VM_VALID_BITS, vmClear, vmPageOf } from './vm.ts';
 
 /** Where new tuples are put together before they go onto the page; redo is synchronous, one is enough. */
-const tuple = Buffer.alloc(BLCKSZ * 2);
+const tuple = scratchBuffer(BLCKSZ * 2);
 
 export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
   switch (record.info & c.XLOG_HEAP_OPMASK) {

@@ -8,6 +8,7 @@ import {
   initPage,
   itemLength,
   maxOffset,
+  scratchBuffer,
 } from '@lakebase/pg-format';
 import { addItem, INDEX_TUPLE_HEADER_BYTES, INVALID_BLOCK, indexTupleSize, itemStart, writeTid } from '../index-page.ts';
 import { corrupt } from '../record-error.ts';
@@ -22,7 +23,7 @@ export interface Place {
 export const NOWHERE: Place = { block: INVALID_BLOCK, offnum: 0 };
 
 /** The tuple being formed; redo is synchronous, one is enough. */
-const dead = Buffer.alloc(c.DEAD_TUPLE_BYTES);
+const dead = scratchBuffer(c.DEAD_TUPLE_BYTES);
 
 export function initSpgistPage(page: Buffer, flags: number): void {
   initPage(page, c.OPAQUE_BYTES);
