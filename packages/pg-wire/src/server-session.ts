@@ -55,8 +55,8 @@ export interface CopyBothHandlers {
 
 /** The sending side of START_REPLICATION. */
 export interface CopyBoth {
-  /** Resolves when the socket takes more. `data` must stay unchanged until then. */
-  sendXLogData(start: Lsn, walEnd: Lsn, data: Uint8Array): Promise<void>;
+  /** Resolves when the socket takes more. `data` must stay unchanged until `written` is called (also when the connection failed). */
+  sendXLogData(start: Lsn, walEnd: Lsn, data: Uint8Array, written?: () => void): Promise<void>;
   sendKeepalive(walEnd: Lsn, replyRequested: boolean): void;
   /** The client sent CopyDone, or the connection is gone: stop sending. */
   readonly ended: boolean;
@@ -152,11 +152,11 @@ export class PgServerSession {
     queueMicrotask(() => this.#onData(Buffer.alloc(0)));
     this.socket.resume();
     return {
-      sendXLogData: async (start, walEnd, data) => {
-        if (copy.ended) return;
+      sendXLogData: async (start, walEnd, data, written = () => {}) => {
+        if (copy.ended) return written();
         this.socket.cork();
         this.socket.write(encodeXLogDataHeader(start, walEnd, data.length));
-        const open = this.socket.write(data);
+        const open = this.socket.write(data, () => written());
         this.socket.uncork();
         if (!open) await this.#drained();
       },

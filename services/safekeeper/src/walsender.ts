@@ -85,11 +85,13 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
       await changed();
       continue;
     }
-    await copy.sendXLogData(position, end(), bytes);
-    position = (position + bytes.length) as Lsn;
-    if (peerTerm === undefined && bytes.length < CHUNK_BYTES) await sleep(PACE_MS);
+    const { length } = bytes;
+    // A copy of our own: no WAL stays behind in memory once it is sent.
+    await copy.sendXLogData(position, end(), bytes, () => bytes.fill(0));
+    position = (position + length) as Lsn;
+    if (peerTerm === undefined && length < CHUNK_BYTES) await sleep(PACE_MS);
     // A reader that catches up must not keep commits waiting.
-    if (bytes.length === CHUNK_BYTES) await nextTurn();
+    if (length === CHUNK_BYTES) await nextTurn();
   }
 }
 
