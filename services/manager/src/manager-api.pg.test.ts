@@ -231,12 +231,15 @@ test('settings the agent owns are refused; others reach the compute', async () =
     'hba_file',
     'FSYNC',
     'ssl_ca_file',
-    'shared_preload_libraries',
+    'session_preload_libraries',
   ]) {
     const answer = await set({ [name]: 'x' });
     assert.equal(answer.status, 400, name);
     assert.match(answer.body.message, /belongs to Lakebase/);
   }
+  const path = await set({ shared_preload_libraries: '/tmp/evil.so' });
+  assert.equal(path.status, 400);
+  assert.match(path.body.message, /plain library names/);
   assert.equal((await set({ work_mem: "8MB'\nfsync=off" })).status, 400);
   await m.operate('PATCH', `${BRANCH}/endpoints/primary?update_mask=spec.settings,spec.suspension`, {
     spec: { settings: { pg_settings: { work_mem: '8MB' } }, suspend_timeout_duration: '120s' },
