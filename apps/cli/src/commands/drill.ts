@@ -52,8 +52,9 @@ async function drill(c: Context, keep: boolean): Promise<Times> {
     const number = textOf(workspace['workspace_id']);
     undo.unshift(() => api.call('DELETE', `${ACCOUNT}/workspaces/${number}`));
     const inside = api.inWorkspace(number);
-    await phase('project under the drill key created', () => inside.run('POST', `projects?project_id=${name}`, {}));
+    // Before it is made: a creation that fails half way leaves a project too.
     undo.unshift(() => inside.run('DELETE', `projects/${name}`));
+    await phase('project under the drill key created', () => inside.run('POST', `projects?project_id=${name}`, {}));
     await play(inside, { name, file, phase }, c.err);
   } finally {
     if (keep) c.err(`kept: workspace, project and key ${name}`);
