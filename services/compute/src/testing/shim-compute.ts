@@ -7,7 +7,6 @@ import {
   chownSync,
   closeSync,
   copyFileSync,
-  createWriteStream,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -41,22 +40,17 @@ class Postmaster {
   readonly #gone: Promise<number | null>;
 
   constructor(installation: PostgresInstallation, pgdata: string, log: string, env: Readonly<Record<string, string>>, key: Buffer | null) {
+    // Straight into the file: what a dying server said is there when its exit is seen.
+    const out = openSync(log, 'a');
     this.#child = spawn(join(installation.binDir, 'postgres'), ['-D', pgdata], {
       cwd: '/',
       env: { ...baseEnv(installation), ...env },
-      stdio: ['ignore', 'pipe', 'pipe', ...(key === null ? [] : ['pipe' as const])],
+      stdio: ['ignore', out, out, ...(key === null ? [] : ['pipe' as const])],
       ...runAs,
     });
+    closeSync(out);
     if (key !== null) (this.#child.stdio[3] as unknown as Writable).on('error', () => {}).end(key);
-    const out = createWriteStream(log, { flags: 'a' });
-    this.#child.stdout?.pipe(out, { end: false });
-    this.#child.stderr?.pipe(out, { end: false });
-    this.#gone = new Promise((resolve) =>
-      this.#child.once('close', (code) => {
-        out.end();
-        resolve(code);
-      }),
-    );
+    this.#gone = new Promise((resolve) => this.#child.once('close', resolve));
   }
 
   get pid(): number {
