@@ -17,6 +17,7 @@ const LAYER: Readonly<Record<string, number>> = {
   'pg-wire': 3,
   'wal-quorum': 3,
   kms: 3,
+  'object-store': 3,
   api: 3,
   'pg-redo': 4,
   'wal-store': 4,

@@ -1,0 +1,30 @@
+/** Names of everything in the object store, in one place (docs/formats/object-layout.md). Invariant: a name that more than one writer could choose
+ *  is either written with `ifAbsent` or carries the writer's generation. */
+import { LakebaseError } from '@lakebase/base';
+import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
+
+const KEY = /^[A-Za-z0-9][A-Za-z0-9._-]*(?:\/[A-Za-z0-9][A-Za-z0-9._-]*)*$/;
+const KEY_CHARACTERS_MAX = 512;
+
+/** Throws INVALID_ARGUMENT for anything that could mean another place in a file system or a URL. */
+export function checkObjectKey(key: string): string {
+  if (key.length > KEY_CHARACTERS_MAX || !KEY.test(key) || key.includes('..'))
+    throw new LakebaseError('INVALID_ARGUMENT', `'${key.slice(0, 80)}' cannot be the name of an object`);
+  return key;
+}
+
+const hex = (n: number, digits: number): string => n.toString(16).padStart(digits, '0');
+
+export const projectPrefix = (project: ProjectUid): string => `projects/${project}/`;
+export const timelinePrefix = (project: ProjectUid, timeline: TimelineId): string => `projects/${project}/timelines/${timeline}/`;
+/** A layer, suspend state, boot set or heat map; the file's name carries its generation. */
+export const timelineObject = (project: ProjectUid, timeline: TimelineId, name: string): string =>
+  `${timelinePrefix(project, timeline)}${name}`;
+/** The index that the pageserver of this generation published last. */
+export const indexObject = (project: ProjectUid, timeline: TimelineId, generation: number): string =>
+  timelineObject(project, timeline, `index-g${hex(generation, 8)}`);
+/** A complete WAL segment, by the LSN of its first byte. */
+export const walSegmentObject = (project: ProjectUid, timeline: TimelineId, start: Lsn): string =>
+  timelineObject(project, timeline, `wal/${hex(start, 16)}`);
+/** The newest committed WAL that is not in a complete segment yet. */
+export const walTailObject = (project: ProjectUid, timeline: TimelineId): string => timelineObject(project, timeline, 'wal/tail');
