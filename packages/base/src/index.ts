@@ -3,3 +3,4 @@ export * from './assert.ts';
 export * from './errors.ts';
 export * from './log.ts';
 export * from './async.ts';
+export * from './failpoint.ts';

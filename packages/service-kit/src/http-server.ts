@@ -2,6 +2,7 @@
  *  Invariants: a route without a declared scope function needs the `service` token; request bodies are bounded; no stack trace leaves. */
 import { HTTP_STATUS, LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import { type TokenScope, verifyToken } from '@lakebase/api';
+import { addFailpointRoutes } from './failpoints.ts';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { Registry, collectDefaultMetrics } from 'prom-client';
 
@@ -62,5 +63,6 @@ export function createHttpServer(options: HttpServerOptions): HttpServer {
     options.log.error({ err: errorMessage(error), stack: (error as Error).stack, url: request.url }, 'request failed');
     return reply.code(500).send({ error_code: 'INTERNAL', message: 'internal error; see the service log' });
   });
+  addFailpointRoutes(app);
   return { app, metrics };
 }

@@ -8,3 +8,4 @@ export * from './metrics.ts';
 export * from './keys.ts';
 export * from './memory.ts';
 export * from './key-rotation.ts';
+export * from './failpoints.ts';

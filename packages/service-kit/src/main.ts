@@ -1,6 +1,7 @@
 /** Process entry: parse, start in order, stop in reverse on SIGTERM or SIGINT, exit codes with a meaning.
  *  0 stopped on request, 1 failed while running (the supervisor restarts it), 2 wrong configuration (restarting will not help). */
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
+import { failpointsFromEnvironment } from './failpoints.ts';
 import { createLogger } from './logger.ts';
 
 export const EXIT_OK = 0;
@@ -64,6 +65,7 @@ export async function runService(name: string, logLevel: string, start: (context
   process.on('uncaughtException', fail);
   process.on('unhandledRejection', fail);
   try {
+    failpointsFromEnvironment(process.env);
     await start({ log, teardown, fail });
   } catch (error) {
     fail(error);
