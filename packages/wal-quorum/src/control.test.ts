@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { crc32c } from '@lakebase/bytes';
 import { type Lsn, type Term, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import fc from 'fast-check';
 import { CONTROL_HEADER_BYTES, type ControlFile, decodeControlFile, encodeControlFile } from './control.ts';
@@ -19,21 +20,23 @@ const SAMPLE: ControlFile = {
   commitLsn: 0x1_0000_0100 as Lsn,
   flushHint: 0x1_0000_0200 as Lsn,
   damage: { kind: 'lost', term: 6 as Term, reason: 'é' },
+  offloadedLsn: 0x300_0000 as Lsn,
+  pagesLsn: 0x200_0010 as Lsn,
 };
 
 test('the bytes are those of docs/formats/control-file.md', () => {
   const bytes = encodeControlFile(SAMPLE);
   const expected = [
-    '4c424346 0001 0001 fedcba9876543210 00000012 00000002 0000000000000007',
+    '4c424346 0002 0001 fedcba9876543210 00000012 00000002 0000000000000007',
     '0000000001000028 0000000000ffffb0 0000000100000100 0000000100000200 0000000000000006',
     '00112233445566778899aabbccddeeff ffeeddccbbaa99887766554433221100',
     '0000000000000001 0000000001000028 0000000000000007 0000000100000050',
-    '0002 c3a9',
+    '0002 c3a9 0000000003000000 0000000002000010',
   ]
     .join('')
     .replaceAll(' ', '');
   assert.equal(bytes.subarray(0, -4).toString('hex'), expected);
-  assert.equal(bytes.length, CONTROL_HEADER_BYTES + 2 * 16 + 2 + 2 + 4);
+  assert.equal(bytes.length, CONTROL_HEADER_BYTES + 2 * 16 + 2 + 2 + 16 + 4);
   assert.deepEqual(decodeControlFile(bytes, 'control'), SAMPLE);
 });
 
@@ -66,4 +69,12 @@ test('every flipped bit and every cut is found, and the error names the file', (
   }
   for (let n = 0; n < bytes.length; n++) assert.throws(() => decodeControlFile(bytes.subarray(0, n), '/x/control'), named);
   assert.throws(() => decodeControlFile(Buffer.concat([bytes, Buffer.alloc(1)]), '/x/control'), named);
+});
+
+test('a file of version 1 is read: nothing is offloaded', () => {
+  const now = encodeControlFile(SAMPLE);
+  const old = Buffer.concat([now.subarray(0, -20), Buffer.alloc(4)]);
+  old.writeUInt16BE(1, 4);
+  old.writeUInt32BE(crc32c(old.subarray(0, -4)), old.length - 4);
+  assert.deepEqual(decodeControlFile(old, 'control'), { ...SAMPLE, offloadedLsn: SAMPLE.startLsn, pagesLsn: SAMPLE.startLsn });
 });

@@ -10,13 +10,17 @@ import { HISTORY_ENTRIES_MAX, validateHistory } from './history.ts';
 import type { TermHistory } from './types.ts';
 
 export const CONTROL_FILE_MAGIC = 0x4c424346; // 'LBCF'
-export const CONTROL_FILE_VERSION = 1;
+/** 2 added what is behind the damage reason; files of version 1 are read and written again as the present version. */
+export const CONTROL_FILE_VERSION = 2;
 /** Everything before the history entries. */
 export const CONTROL_HEADER_BYTES = 104;
 const ENTRY_BYTES = 16;
 const REASON_BYTES_MAX = 1024;
+/** offloadedLsn and pagesLsn. */
+const POSITIONS_BYTES = 16;
 /** Refuse to read more: a file of this size is not ours. */
-export const CONTROL_FILE_BYTES_MAX: number = CONTROL_HEADER_BYTES + HISTORY_ENTRIES_MAX * ENTRY_BYTES + 2 + REASON_BYTES_MAX + 4;
+export const CONTROL_FILE_BYTES_MAX: number =
+  CONTROL_HEADER_BYTES + HISTORY_ENTRIES_MAX * ENTRY_BYTES + 2 + REASON_BYTES_MAX + POSITIONS_BYTES + 4;
 /** Index is the code in the file. */
 const DAMAGE_KINDS = ['none', 'lost', 'rebuilt'] as const;
 
@@ -37,13 +41,17 @@ export interface ControlFile {
   /** A durable end of log at some time since the last truncation: a scan that ends below it has lost WAL. */
   readonly flushHint: Lsn;
   readonly damage: Damage | null;
+  /** WAL from startLsn up to here is in complete objects of the object store; startLsn when nothing is. Written lazily, never too high. */
+  readonly offloadedLsn: Lsn;
+  /** The pageserver has what WAL up to here made, where it outlives it. Written lazily, never too high. */
+  readonly pagesLsn: Lsn;
 }
 
 export function encodeControlFile(control: ControlFile): Buffer {
   validateHistory(control.history);
   const { damage } = control;
   const reason = Buffer.from(damage?.reason ?? '', 'utf8').subarray(0, REASON_BYTES_MAX);
-  const w = new ByteWriter(CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + 4);
+  const w = new ByteWriter(CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + POSITIONS_BYTES + 4);
   w.u32be(CONTROL_FILE_MAGIC)
     .u16be(CONTROL_FILE_VERSION)
     .u16be(DAMAGE_KINDS.indexOf(damage?.kind ?? 'none'));
@@ -53,7 +61,7 @@ export function encodeControlFile(control: ControlFile): Buffer {
   w.u64be(damage?.term ?? 0);
   w.bytes(Buffer.from(control.project, 'hex')).bytes(Buffer.from(control.timeline, 'hex'));
   for (const entry of control.history) w.u64be(entry.term).u64be(entry.startLsn);
-  w.u16be(reason.length).bytes(reason);
+  w.u16be(reason.length).bytes(reason).u64be(control.offloadedLsn).u64be(control.pagesLsn);
   return w.u32be(crc32c(w.view())).finish();
 }
 
@@ -73,7 +81,8 @@ function decode(bytes: Uint8Array): ControlFile {
   const r = new ByteReader(bytes);
   if (r.u32be() !== CONTROL_FILE_MAGIC) throw new Error('not a control file');
   const version = r.u16be();
-  if (version !== CONTROL_FILE_VERSION) throw new Error(`version ${version}, this program reads version ${CONTROL_FILE_VERSION}`);
+  if (version < 1 || version > CONTROL_FILE_VERSION)
+    throw new Error(`version ${version}, this program reads versions up to ${CONTROL_FILE_VERSION}`);
   const tail = new ByteReader(bytes, bytes.length - 4);
   if (tail.u32be() !== crc32c(bytes.subarray(0, bytes.length - 4))) throw new Error('checksum mismatch');
   r.limit = bytes.length - 4;
@@ -93,7 +102,22 @@ function decode(bytes: Uint8Array): ControlFile {
   const reasonBytes = r.u16be();
   if (reasonBytes > REASON_BYTES_MAX) throw new Error('damage reason too long');
   const reason = r.bytes(reasonBytes).toString('utf8');
+  const [offloadedLsn, pagesLsn] = version === 1 ? [startLsn, startLsn] : [r.lsnBe(), r.lsnBe()];
   if (r.remaining !== 0) throw new Error(`${r.remaining} bytes too many`);
   const damage: Damage | null = kind === 'none' ? null : { kind, term: damageTerm, reason };
-  return { project, timeline, systemId, pgVersion, term, history, startLsn, prevRecordLsn, commitLsn, flushHint, damage };
+  return {
+    project,
+    timeline,
+    systemId,
+    pgVersion,
+    term,
+    history,
+    startLsn,
+    prevRecordLsn,
+    commitLsn,
+    flushHint,
+    damage,
+    offloadedLsn,
+    pagesLsn,
+  };
 }

@@ -204,6 +204,8 @@ export class Timelines {
         commitLsn: startLsn,
         flushHint: startLsn,
         damage: null,
+        offloadedLsn: startLsn,
+        pagesLsn: startLsn,
       };
       const known = (await this.#askPeers(project, timeline)).filter((s) => s.term > 0);
       rmSync(this.#tombstone(project, timeline), { force: true });
@@ -250,6 +252,8 @@ export class Timelines {
       commitLsn: startLsn,
       flushHint: startLsn,
       damage: { kind: 'rebuilt', term, reason: `the data of this timeline was lost on ${this.#options.config.id}` },
+      offloadedLsn: startLsn,
+      pagesLsn: startLsn,
     });
   }
 
