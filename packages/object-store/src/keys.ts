@@ -23,8 +23,14 @@ export const timelineObject = (project: ProjectUid, timeline: TimelineId, name: 
 /** The index that the pageserver of this generation published last. */
 export const indexObject = (project: ProjectUid, timeline: TimelineId, generation: number): string =>
   timelineObject(project, timeline, `index-g${hex(generation, 8)}`);
-/** A complete WAL segment, by the LSN of its first byte. */
-export const walSegmentObject = (project: ProjectUid, timeline: TimelineId, start: Lsn): string =>
-  timelineObject(project, timeline, `wal/${hex(start, 16)}`);
-/** The newest committed WAL that is not in a complete segment yet. */
+/** How many segments one object of complete WAL may hold, largest first. An object of n segments begins at a multiple of n segments, so whoever
+ *  looks for a byte has as many names to try as there are numbers here. */
+export const WAL_OBJECT_SEGMENTS = [8, 4, 2, 1] as const;
+/** Complete WAL of `segments` segments from `start`, a multiple of that many. */
+export const walObject = (project: ProjectUid, timeline: TimelineId, start: Lsn, segments: number): string =>
+  timelineObject(project, timeline, `wal/${hex(start, 16)}-${segments}`);
+/** The newest committed WAL that is not in a complete object yet. */
 export const walTailObject = (project: ProjectUid, timeline: TimelineId): string => timelineObject(project, timeline, 'wal/tail');
+/** Newer wrappings of the keys of the timeline's WAL objects. */
+export const walReferencesObject = (project: ProjectUid, timeline: TimelineId): string =>
+  timelineObject(project, timeline, 'wal/references');
