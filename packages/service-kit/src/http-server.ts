@@ -4,6 +4,7 @@ import { HTTP_STATUS, LakebaseError, type Logger, errorMessage } from '@lakebase
 import { type TokenScope, verifyToken } from '@lakebase/api';
 import { addFailpointRoutes } from './failpoints.ts';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
+import { guardMissing } from './memory.ts';
 import { Registry, collectDefaultMetrics } from 'prom-client';
 
 declare module 'fastify' {
@@ -38,7 +39,13 @@ export function createHttpServer(options: HttpServerOptions): HttpServer {
   });
   const metrics = new Registry();
   collectDefaultMetrics({ register: metrics });
-  app.get('/healthz', async () => ({ status: 'ok', ...(options.health?.() ?? {}) }));
+  const unguarded = guardMissing();
+  if (unguarded !== undefined) options.log.warn({}, unguarded);
+  app.get('/healthz', async () => ({
+    status: 'ok',
+    ...(unguarded === undefined ? {} : { memoryUnguarded: unguarded }),
+    ...(options.health?.() ?? {}),
+  }));
   app.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.metrics()));
   app.addHook('onRequest', async (request) => {
     const path = request.routeOptions.url;

@@ -9,3 +9,4 @@ export * from './keys.ts';
 export * from './memory.ts';
 export * from './key-rotation.ts';
 export * from './failpoints.ts';
+export * from './object-store.ts';

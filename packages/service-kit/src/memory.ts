@@ -13,6 +13,12 @@ export function hardenMemory(): void {
   Buffer.poolSize = 0;
 }
 
+/** Why the memory of this process is not guarded although its supervisor meant it to be; undefined when all is well, or nobody asked. */
+export function guardMissing(): string | undefined {
+  if (process.env['LAKEBASE_KEYGUARD'] !== undefined || process.env['LAKEBASE_KEYGUARD_EXPECTED'] !== '1') return undefined;
+  return 'native/keyguard is not preloaded: core files, ptrace and swap can show keys; run npm run build';
+}
+
 let collect: (() => void) | undefined;
 
 /** When garbage is collected after a lock: at once, and again when sockets have closed and what was under way has ended too. */

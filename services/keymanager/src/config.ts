@@ -1,5 +1,5 @@
 /** Configuration of the key manager (keys common to all services: service-kit commonConfig). */
-import { commonConfig } from '@lakebase/service-kit';
+import { commonConfig, objectStoreConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const provider = Type.Partial(
@@ -12,6 +12,7 @@ const provider = Type.Partial(
 export const keyManagerConfig = Type.Object(
   {
     ...commonConfig,
+    ...objectStoreConfig,
     /** Records of projects and the audit log. Holds wrapped keys and credentials for KMS: mode 0700. */
     dataDir: Type.String(),
     /** The installation root key; made when missing. */
@@ -38,8 +39,15 @@ export const keyManagerConfig = Type.Object(
     kmsEndpoints: Type.Unsafe<Static<typeof provider>>({ ...provider, default: {} }),
     /** PEM file of authorities trusted besides the system's, for endpoints of AWS, Azure and Vault. */
     caCertificatesFile: Type.Union([Type.String(), Type.Null()], { default: null }),
-    /** Hosts where keys may be: `kms.eu-central-1.amazonaws.com`, `*.vault.azure.net`, `vault.internal:8200`. Without any: every host. */
+    /** Hosts where keys may be: `kms.eu-central-1.amazonaws.com`, `*.vault.azure.net`, `vault.internal:8200`. Without any: every host but
+     *  link-local addresses and the metadata services of clouds. */
     allowedHosts: Type.Array(Type.String({ minLength: 1, maxLength: 255 }), { default: [] }),
+    /** Files of the audit log whose last line is older are removed; 0: never by age. */
+    auditKeepDays: Type.Integer({ default: 400, minimum: 0 }),
+    /** The oldest files of the audit log are removed while there is more; 0: no limit. */
+    auditKeepMegabytes: Type.Integer({ default: 0, minimum: 0 }),
+    /** Refuse to start without native/keyguard. */
+    requireKeyguard: Type.Boolean({ default: false }),
   },
   { additionalProperties: false },
 );

@@ -1,5 +1,5 @@
 /** Configuration of the Manager. One Manager per installation: a lock in the metadata database keeps a second one out. */
-import { POSTGRES_MAJORS, commonConfig } from '@lakebase/service-kit';
+import { POSTGRES_MAJORS, commonConfig, objectStoreConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const peer = Type.Object(
@@ -11,6 +11,7 @@ export const managerConfig = Type.Object(
   {
     /** `httpPort` is the port of the public API; the internal surface is on the same listener behind the service token. */
     ...commonConfig,
+    ...objectStoreConfig,
     /** Embedded metadata database and its socket. */
     dataDir: Type.String(),
     /** Postgres that holds the metadata; null: one of the Manager's own under dataDir. */

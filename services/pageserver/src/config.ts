@@ -1,5 +1,5 @@
 /** Configuration of the pageserver (keys common to all services: service-kit commonConfig). */
-import { commonConfig, keyConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig, objectStoreConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const MIB = 1 << 20;
@@ -8,6 +8,7 @@ export const configSchema = Type.Object(
   {
     ...commonConfig,
     ...keyConfig,
+    ...objectStoreConfig,
     /** Directory of templates and timelines. */
     dataDir: Type.String(),
     /** Address and port of the page service (docs/protocols/page-service.md). */

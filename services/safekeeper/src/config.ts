@@ -1,5 +1,5 @@
 /** Configuration of a safekeeper process. */
-import { commonConfig, keyConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig, objectStoreConfig } from '@lakebase/service-kit';
 import { type Static, type TObject, Type } from 'typebox';
 
 const keys = {
@@ -10,6 +10,7 @@ const keys = {
   /** Directory with one subdirectory per project. */
   dataDir: Type.String({ minLength: 1 }),
   ...keyConfig,
+  ...objectStoreConfig,
   /** The other members. */
   peers: Type.Array(
     Type.Object(

@@ -15,6 +15,9 @@ export const KEY_SETTINGS = [
   'kmsEndpoints',
   'caCertificatesFile',
   'allowedHosts',
+  'auditKeepDays',
+  'auditKeepMegabytes',
+  'requireKeyguard',
 ] as const;
 
 export function readKeySettings(file: string): Readonly<Record<string, unknown>> {

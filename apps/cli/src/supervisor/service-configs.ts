@@ -8,6 +8,7 @@ import type { PeerAddress } from '@lakebase/api';
 import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
 import { readKeySettings } from './key-settings.ts';
+import { OBJECT_STORE_VARIABLE, readObjectStoreSettings } from './object-store-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
 export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
@@ -43,6 +44,8 @@ export interface Settings {
   /** Where the two public listeners bind; loopback unless asked otherwise. */
   readonly listenHost: string;
   readonly databaseUrl: string | null;
+  /** LAKEBASE_OBJECT_STORE */
+  readonly objectStoreUrl: string | null;
   readonly postgresPrefix: string | null;
   /** By major: of the others than the default. */
   readonly postgresInstallations: Readonly<Record<string, string>>;
@@ -71,6 +74,7 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     httpPort,
     listenHost: some('LAKEBASE_LISTEN') ?? LOOPBACK,
     databaseUrl: some('LAKEBASE_DATABASE_URL'),
+    objectStoreUrl: some(OBJECT_STORE_VARIABLE),
     postgresPrefix: some('LAKEBASE_POSTGRES'),
     postgresInstallations: Object.fromEntries(
       POSTGRES_MAJORS.flatMap((major) => {
@@ -101,12 +105,14 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     pgPort: ports[`${id}Pg`],
   }));
   const keyManagerUrl = http(ports.keymanagerHttp);
+  const objectStore = readObjectStoreSettings(home, s.objectStoreUrl);
   const safekeeper = (id: (typeof SAFEKEEPERS)[number]): Record<string, unknown> => ({
     ...common(id, ports[`${id}Http`]),
     pgHost: LOOPBACK,
     pgPort: ports[`${id}Pg`],
     dataDir: join(home.data, id),
     keyManagerUrl,
+    objectStore,
     testPlaintext: s.testPlaintext,
     peers: peers.filter((peer) => peer.id !== id),
   });
@@ -115,6 +121,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       ...common('keymanager', ports.keymanagerHttp),
       dataDir: join(home.data, 'keymanager'),
       rootKeyFile: home.rootKeyFile,
+      objectStore,
       storageServices: [...SAFEKEEPERS, 'pageserver'],
       ...readKeySettings(home.keySettingsFile),
     },
@@ -125,6 +132,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       ...common('pageserver', ports.pageserverHttp),
       dataDir: join(home.data, 'pageserver'),
       keyManagerUrl,
+      objectStore,
       testPlaintext: s.testPlaintext,
       pageHost: LOOPBACK,
       pagePort: ports.pageserverPages,
@@ -148,6 +156,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       pageserver: { httpUrl: http(ports.pageserverHttp), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
       safekeepers: peers,
       keyManagerUrl,
+      objectStore,
       localKeysDir: home.keysDir,
       proxyHost: 'localhost',
       proxyPort: s.pgPort,

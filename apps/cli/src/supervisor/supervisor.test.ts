@@ -7,11 +7,13 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import type { ObjectStoreConfig } from '@lakebase/service-kit';
 import { homeFrom, portFromEnv } from '../home.ts';
 import { checkBuilt, checkHome, diskError } from './checks.ts';
 import { type ChildEvent, SupervisedChild } from './child.ts';
 import { endLeftovers, findLeftovers } from './leftovers.ts';
 import { processStartTime } from './lock.ts';
+import { rememberObjectStore } from './object-store-settings.ts';
 import { choosePorts, isFree, requireFree } from './ports.ts';
 import {
   INTERNAL_PORTS,
@@ -214,6 +216,33 @@ test('an operator may set what concerns keys, and nothing else of the key manage
   assert.throws(config, /there is no setting httpHost/);
   writeFileSync(home.keySettingsFile, '{');
   assert.throws(config, /cannot read .*keymanager\.json/);
+});
+
+test('every service that stores has the same object store, and an installation does not change it unnoticed', () => {
+  const home = homeFrom({ LAKEBASE_HOME: join(dir, 'stored') }, '/');
+  mkdirSync(home.config, { recursive: true });
+  const ports = Object.fromEntries(INTERNAL_PORTS.map((name, i) => [name, 20_000 + i])) as unknown as InternalPorts;
+  const stores = (env: NodeJS.ProcessEnv): unknown[] => {
+    const configs = serviceConfigs(home, '/repo', ports, settingsFromEnv(env, 5, 6));
+    return (['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'manager'] as const).map((name) => configs[name].objectStore);
+  };
+  const only = (env: NodeJS.ProcessEnv): ObjectStoreConfig => {
+    const all = stores(env);
+    for (const one of all) assert.deepEqual(one, all[0]);
+    return all[0] as ObjectStoreConfig;
+  };
+  const ours = only({});
+  assert.deepEqual(ours, { kind: 'directory', path: join(home.dir, 'objects') });
+  rememberObjectStore(home, ours);
+  rememberObjectStore(home, ours);
+  writeFileSync(home.objectStoreFile, '{ "kind": "s3", "bucket": "data", "region": "eu-central-1" }');
+  const s3 = only({});
+  assert.equal(s3.kind, 's3');
+  assert.throws(() => rememberObjectStore(home, s3), /keeps its objects in home:\/objects.*s3:\/\/data/);
+  assert.equal(only({ LAKEBASE_OBJECT_STORE: 'gs://bucket/prefix' }).kind, 'gcs');
+  assert.throws(() => stores({ LAKEBASE_OBJECT_STORE: 's3:/' }), /LAKEBASE_OBJECT_STORE: /);
+  writeFileSync(home.objectStoreFile, '{ "kind": "s3", "bucket": "data", "secretAccessKey": "x" }');
+  assert.throws(() => stores({}), /objectstore\.json: there is no "secretAccessKey"/);
 });
 
 test('the last error of a log is the line a person gets', () => {

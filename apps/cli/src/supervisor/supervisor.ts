@@ -4,11 +4,13 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
+import type { ObjectStoreConfig } from '@lakebase/service-kit';
 import { type Home } from '../home.ts';
 import { checkBuilt, checkHome, diskError } from './checks.ts';
 import { type ChildEvent, EXIT_CONFIG, SupervisedChild } from './child.ts';
 import { endLeftovers } from './leftovers.ts';
 import { HomeLock } from './lock.ts';
+import { rememberObjectStore } from './object-store-settings.ts';
 import { choosePorts, requireFree } from './ports.ts';
 import {
   INTERNAL_PORTS,
@@ -106,6 +108,8 @@ export class Supervisor {
       if (moved.length > 0) say(`internal ports moved because others use them now: ${moved.join(', ')}`);
       writeJson(file, { ...ports, pgPort: settings.pgPort, httpPort: settings.httpPort });
       const configs = serviceConfigs(home, root, ports, settings);
+      this.#checkKeyguard(configs.keymanager['requireKeyguard'] === true);
+      rememberObjectStore(home, configs.pageserver['objectStore'] as ObjectStoreConfig);
       for (const name of SERVICE_NAMES) {
         writeJson(configPath(home, name), configs[name]);
         this.#healthUrls.set(name, `http://${reachable(configs[name].httpHost as string)}:${configs[name].httpPort as number}/healthz`);
@@ -113,6 +117,13 @@ export class Supervisor {
     } catch (error) {
       throw error instanceof LakebaseError ? error : diskError(home.dir, error as NodeJS.ErrnoException);
     }
+  }
+
+  #checkKeyguard(required: boolean): void {
+    if (existsSync(join(this.#o.root, KEYGUARD))) return;
+    const what = `${KEYGUARD} is not built, so keys in memory can end up in core files and swap, and other processes of this user can read them`;
+    if (required) throw new LakebaseError('CONFIG', `${what}; keymanager.json has requireKeyguard: run npm run build`);
+    this.#o.say(`WARNING: ${what}; run npm run build ("requireKeyguard": true in ${this.#o.home.keySettingsFile} makes this an error)`);
   }
 
   #startChild(name: ServiceName): void {
@@ -193,15 +204,16 @@ export function lastWords(logFile: string): string {
 }
 
 /** native/keyguard: no core files, no ptrace, no swap, freed memory overwritten. Compute host and proxy hold no keys worth locking their memory for. */
-function guardedEnv(root: string, name: ServiceName): NodeJS.ProcessEnv | undefined {
+function guardedEnv(root: string, name: ServiceName): NodeJS.ProcessEnv {
   const library = join(root, KEYGUARD);
-  if (!existsSync(library)) return undefined; // the key manager's log says so
+  if (!existsSync(library)) return { ...process.env, LAKEBASE_KEYGUARD_EXPECTED: '1' }; // each service says so in its log and at /healthz
   // Small blocks that glibc keeps for their thread are not overwritten when they are freed: it keeps none.
   const tunables = [process.env['GLIBC_TUNABLES'], 'glibc.malloc.tcache_count=0'].filter((t) => t !== undefined).join(':');
   return {
     ...process.env,
     GLIBC_TUNABLES: tunables,
     LD_PRELOAD: library,
+    LAKEBASE_KEYGUARD_EXPECTED: '1',
     ...(name === 'compute' || name === 'proxy' ? { LAKEBASE_KEYGUARD_MLOCK: '0' } : {}),
   };
 }

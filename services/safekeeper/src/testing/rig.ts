@@ -169,6 +169,7 @@ export class Quorum implements AsyncDisposable {
     }));
     const members = addresses.map((own, i) => {
       const config: SafekeeperConfig = {
+        objectStore: null,
         id: own.id,
         httpHost: '127.0.0.1',
         httpPort: ports[i] as number,
