@@ -10,12 +10,17 @@ export type ChangeAction = (typeof CHANGE_ACTIONS)[number];
 export const isOwnAction = (action: string): boolean =>
   /^(KEK_|KMS_|AUDIT_|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
 
+/** A line that says which revision of a record is the newest. */
+export const isChange = (line: AuditLine): boolean =>
+  line.result === 'OK' && (CHANGE_ACTIONS as readonly string[]).includes(line.action) && REVISION.test(line.detail);
+const REVISION = /\(record ([0-9]{1,15})\)$/;
+
 export class RollbackCheck {
   readonly #newest = new Map<string, { revision: number; line: AuditLine }>();
 
   readonly see = (line: AuditLine): void => {
-    if (line.result !== 'OK' || !(CHANGE_ACTIONS as readonly string[]).includes(line.action)) return;
-    const revision = Number(/\(record ([0-9]{1,15})\)$/.exec(line.detail)?.[1] ?? 0);
+    if (!isChange(line)) return;
+    const revision = Number(REVISION.exec(line.detail)?.[1] ?? 0);
     if (revision > (this.#newest.get(line.subject)?.revision ?? 0)) this.#newest.set(line.subject, { revision, line });
   };
 

@@ -12,12 +12,13 @@ import { KmsAccess, type KmsAccessOptions } from './kms/kms-access.ts';
 import { kmsEnvironment } from './kms/kms-environment.ts';
 import { kmsMetrics, registerMetrics } from './metrics.ts';
 import { Prober } from './prober.ts';
-import { RollbackCheck } from './record-rollback.ts';
+import { RollbackCheck, isChange } from './record-rollback.ts';
 import { registerRoutes } from './routes.ts';
 import { RecordStore } from './store/record-store.ts';
 import { WatchHub } from './watch-hub.ts';
 
 const BODY_BYTES_MAX = 1024 * 1024;
+const PRUNE_MS = 3_600_000;
 
 export interface KeyManagerServer {
   readonly manager: KeyManager;
@@ -38,7 +39,15 @@ export async function startKeyManager(
   const store = new RecordStore(join(config.dataDir, 'projects'));
   const expect = store.all().map((r) => r.audit);
   const rollbacks = new RollbackCheck();
-  const audit = await AuditLog.open({ dir: join(config.dataDir, 'audit'), log, now: () => clock.now(), expect, onLine: rollbacks.see });
+  const audit = await AuditLog.open({
+    dir: join(config.dataDir, 'audit'),
+    log,
+    now: () => clock.now(),
+    expect,
+    onLine: rollbacks.see,
+    retention: { keepDays: config.auditKeepDays, keepBytes: config.auditKeepMegabytes * 1024 * 1024 },
+    isChange,
+  });
   rollbacks.apply(store);
   for (const [project, damage] of store.damaged()) {
     log.error({ project, err: damage.message }, 'the key record of a project cannot be used; the project stays locked');
@@ -89,6 +98,13 @@ export async function startKeyManager(
   hub.start();
   prober.start();
   void audit.verifyAll(expect).catch((error: unknown) => log.error({ err: String(error) }, 'cannot check the audit log'));
+  const prune = (): void =>
+    void audit.prune().then(
+      (files) => files > 0 && log.info({ files }, 'old files of the audit log are removed'),
+      (error: unknown) => log.error({ err: errorMessage(error) }, 'cannot remove old files of the audit log'),
+    );
+  prune();
+  const pruner = setInterval(prune, PRUNE_MS);
   const address = app.server.address();
   const httpPort = typeof address === 'object' && address !== null ? address.port : config.httpPort;
   log.info({ httpPort, projects: manager.projects().length, auditLines: audit.head.sequence }, 'key manager is ready');
@@ -96,6 +112,7 @@ export async function startKeyManager(
     manager,
     httpPort,
     close: async () => {
+      clearInterval(pruner);
       prober.stop();
       hub.close();
       await app.close();

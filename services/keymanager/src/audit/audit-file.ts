@@ -44,6 +44,8 @@ export type AuditVerdict =
 export interface VerifyOptions {
   readonly from?: number;
   readonly expect?: readonly AuditHead[];
+  /** The last line of those that were removed by age or size (audit-retention.ts). */
+  readonly anchor?: AuditHead | undefined;
   /** Told of every line whose place in the chain is right. */
   readonly onLine?: (line: AuditLine) => void;
 }
@@ -52,10 +54,18 @@ export interface VerifyOptions {
  *  them, so that it cannot be cut short or replaced by another one unseen. */
 export async function verifyAudit(dir: string, options: VerifyOptions = {}): Promise<AuditVerdict> {
   const all = auditFiles(dir);
-  const { from = 1, expect = [] } = options;
+  const { from = 1, expect = [], anchor } = options;
   const files = all.filter((f, i) => (all[i + 1]?.first ?? Infinity) > from);
   const noted = new Map(expect.filter((e) => e.sequence >= (files[0]?.first ?? 1)).map((e) => [e.sequence, e.hash]));
   let head: AuditHead | undefined = files[0] === undefined || files[0].first === 1 ? NO_LINES : undefined;
+  if (anchor !== undefined && (files[0] === undefined || files[0].first === anchor.sequence + 1)) head = anchor;
+  else if (files[0] !== undefined && files[0].first > 1 && files[0] === all[0])
+    return {
+      ok: false,
+      file: files[0].path,
+      sequence: 1,
+      problem: `lines are missing before this file, which begins with ${files[0].first}`,
+    };
   let lines = 0;
   for (const { path, first } of files) {
     const bad = (problem: string): AuditVerdict => ({ ok: false, file: path, sequence: (head?.sequence ?? first - 1) + 1, problem });

@@ -10,9 +10,13 @@ import { promisify } from 'node:util';
 import type { AuditEntry } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import { type AuditHead, type AuditLine, NO_LINES, auditFileName, auditFiles, hashLine, verifyAudit } from './audit-file.ts';
+import { type AuditRetention, anchorAfter, prunable, readAnchor, removeAnchored, writeAnchor } from './audit-retention.ts';
 import { syncDirectory } from '../store/durable-file.ts';
 
 const FILE_BYTES_MAX = 64 * 1024 * 1024;
+/** A quiet log begins a new file now and then, so that old lines can go while newer ones stay. */
+const FILE_DAYS_MAX = 7;
+const DAY_MS = 86_400_000;
 const FILES_AT_START = 4;
 const TEXT_MAX = 2_000;
 const LAZY_MS = 1_000;
@@ -25,6 +29,12 @@ export interface AuditLogOptions {
   /** Heads that key records noted. */
   readonly expect?: readonly AuditHead[];
   readonly onLine?: (line: AuditLine) => void;
+  /** What is kept; everything when absent. */
+  readonly retention?: AuditRetention;
+  /** Lines of which the newest of each subject outlives its file. */
+  readonly isChange?: (line: AuditLine) => boolean;
+  /** Of one file, for tests. */
+  readonly fileBytesMax?: number;
 }
 
 export class AuditLog {
@@ -39,6 +49,8 @@ export class AuditLog {
   #syncing: Promise<void> | undefined;
   #lazy: NodeJS.Timeout | undefined;
   #closed = false;
+  #fileSince: number;
+  #pruning: Promise<number> | undefined;
 
   private constructor(options: AuditLogOptions, fd: number, head: AuditHead) {
     this.#o = options;
@@ -46,29 +58,41 @@ export class AuditLog {
     this.#bytes = fstatSync(fd).size;
     this.#head = head;
     this.#durable = head;
+    this.#fileSince = options.now();
   }
 
   static async open(options: AuditLogOptions): Promise<AuditLog> {
     mkdirSync(options.dir, { recursive: true, mode: 0o700 });
     chmodSync(options.dir, 0o700);
+    let anchor: ReturnType<typeof readAnchor>;
+    let anchorProblem: string | undefined;
+    try {
+      anchor = readAnchor(options.dir);
+    } catch (error) {
+      anchorProblem = errorMessage(error);
+    }
+    removeAnchored(options.dir, anchor);
+    for (const line of anchor?.changes ?? []) options.onLine?.(line);
     const files = auditFiles(options.dir);
     const newest = files.at(-1);
     const cut = newest === undefined ? 0 : cutTornLine(newest.path);
     // A quarter of a gigabyte now (a second or so), everything in verifyAll: years of lines must not delay a start.
     const verdict = await verifyAudit(options.dir, {
       from: files.at(-FILES_AT_START)?.first ?? 1,
+      anchor,
       ...(options.expect === undefined ? {} : { expect: options.expect }),
       ...(options.onLine === undefined ? {} : { onLine: options.onLine }),
     });
     let head: AuditHead;
     if (verdict.ok) head = verdict.head;
-    else head = lastLine(options.dir) ?? NO_LINES;
-    const path = newest?.path ?? join(options.dir, auditFileName(1));
+    else head = lastLine(options.dir) ?? anchor ?? NO_LINES;
+    const path = newest?.path ?? join(options.dir, auditFileName((anchor?.sequence ?? 0) + 1));
     const log = new AuditLog(options, openSync(path, 'a', 0o600), head);
     syncDirectory(options.dir);
     if (cut > 0)
       log.append({ ...OWN, action: 'AUDIT_REPAIR', result: 'OK', detail: `a line of ${cut} bytes that a crash had torn was cut off` });
-    if (!verdict.ok) log.#broken(`${verdict.file}, line ${verdict.sequence}: ${verdict.problem}`);
+    if (anchorProblem !== undefined) log.#broken(anchorProblem);
+    else if (!verdict.ok) log.#broken(`${verdict.file}, line ${verdict.sequence}: ${verdict.problem}`);
     return log;
   }
 
@@ -90,7 +114,8 @@ export class AuditLog {
   /** Checks every line there is; slow, in the background. */
   async verifyAll(expect: readonly AuditHead[] = []): Promise<boolean> {
     await this.flush();
-    const verdict = await verifyAudit(this.#o.dir, { expect });
+    await this.#pruning; // files must not go while they are read
+    const verdict = await verifyAudit(this.#o.dir, { expect, anchor: readAnchor(this.#o.dir) });
     if (!verdict.ok && this.#problem === undefined) this.#broken(`${verdict.file}, line ${verdict.sequence}: ${verdict.problem}`);
     return verdict.ok;
   }
@@ -117,7 +142,8 @@ export class AuditLog {
       previous: this.#head.hash,
     });
     const bytes = Buffer.from(`${text}\n`);
-    if (this.#bytes + bytes.length > FILE_BYTES_MAX) this.#nextFile();
+    const full = this.#bytes + bytes.length > (this.#o.fileBytesMax ?? FILE_BYTES_MAX);
+    if (full || (this.#bytes > 0 && this.#o.now() - this.#fileSince > FILE_DAYS_MAX * DAY_MS)) this.#nextFile();
     const written = writeSync(this.#fd, bytes);
     if (written !== bytes.length) {
       ftruncateSync(this.#fd, this.#bytes); // disk full: half a line must not stay
@@ -154,10 +180,28 @@ export class AuditLog {
 
   async close(): Promise<void> {
     if (this.#closed) return;
+    await this.#pruning?.catch(() => {});
     await this.flush();
     this.#closed = true;
     clearTimeout(this.#lazy);
     closeSync(this.#fd);
+  }
+
+  /** Removes files that need not be kept; resolves with how many. One at a time. */
+  prune(): Promise<number> {
+    return (this.#pruning ??= this.#prune().finally(() => (this.#pruning = undefined)));
+  }
+
+  async #prune(): Promise<number> {
+    const { dir, retention, isChange = () => false, now } = this.#o;
+    if (retention === undefined || this.#closed || this.#problem !== undefined) return 0; // of a broken chain everything is evidence
+    const doomed = prunable(dir, retention, now());
+    if (doomed.length === 0) return 0;
+    const anchor = await anchorAfter(dir, doomed, isChange);
+    const detail = `lines up to ${anchor.sequence} are removed with their ${doomed.length} files (kept: ${retention.keepDays} days, ${retention.keepBytes} bytes; 0 is no limit); the last has SHA-256 ${anchor.hash}`;
+    await this.record({ ...OWN, action: 'AUDIT_PRUNE', result: 'OK', detail });
+    writeAnchor(dir, anchor);
+    return removeAnchored(dir, anchor);
   }
 
   #nextFile(): void {
@@ -167,6 +211,7 @@ export class AuditLog {
     else void this.#syncing.catch(() => {}).finally(() => closeSync(old)); // a sync of it is under way in another thread
     this.#fd = openSync(join(this.#o.dir, auditFileName(this.#head.sequence + 1)), 'ax', 0o600);
     this.#bytes = 0;
+    this.#fileSince = this.#o.now();
     syncDirectory(this.#o.dir);
   }
 

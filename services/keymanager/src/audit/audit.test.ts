@@ -3,11 +3,12 @@ import assert from 'node:assert/strict';
 import { appendFileSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { it } from 'node:test';
+import { describe, it } from 'node:test';
 import type { AuditEntry } from '@lakebase/api';
 import { silentLogger } from '@lakebase/base';
-import { type AuditHead, auditFileName, readAudit, verifyAudit } from './audit-file.ts';
+import { type AuditHead, type AuditLine, auditFileName, auditFiles, readAudit, verifyAudit } from './audit-file.ts';
 import { AuditLog } from './audit-log.ts';
+import { anchorAfter, writeAnchor } from './audit-retention.ts';
 
 const entry = (detail: string): AuditEntry => ({ actor: 'admin', action: 'TEST', account: 'acc', subject: 'p', result: 'OK', detail });
 
@@ -152,4 +153,76 @@ it('a damaged log is told and goes on', async () => {
   await log.close();
   appendFileSync(bed.file, '');
   assert.equal(bed.text().length, 5);
+});
+
+describe('retention', () => {
+  const retained = (bed: Bed, now: () => number, onLine: (line: AuditLine) => void = () => {}): Promise<AuditLog> =>
+    AuditLog.open({
+      dir: bed.dir,
+      log: silentLogger,
+      now,
+      onLine,
+      retention: { keepDays: 30, keepBytes: 0 },
+      isChange: (line) => line.action === 'SHRED',
+      fileBytesMax: 1_000,
+    });
+  const later = (): number => Date.now() + 40 * 86_400_000;
+
+  it('old files go, the chain holds from the anchor on, and the newest change of each subject is still known', async () => {
+    using bed = new Bed();
+    const log = await retained(bed, Date.now);
+    await log.record({ ...entry('gone (record 7)'), action: 'SHRED', subject: 'q' });
+    for (let i = 0; i < 20; i++) await log.record(entry(`line ${i}`));
+    assert.equal(await log.prune(), 0);
+    await log.close();
+    const files = auditFiles(bed.dir).length;
+    assert.ok(files > 3);
+    const seen: AuditLine[] = [];
+    const again = await retained(bed, later);
+    assert.equal(await again.prune(), files - 1);
+    assert.equal(await again.verifyAll(), true);
+    await again.close();
+    const restarted = await retained(bed, later, (line) => seen.push(line));
+    assert.equal(restarted.problem, undefined);
+    assert.equal(seen.filter((line) => line.action === 'SHRED' && line.subject === 'q').length, 1);
+    assert.equal(seen.filter((line) => line.action === 'AUDIT_PRUNE').length, 1);
+    assert.equal(await restarted.verifyAll(), true);
+    await restarted.close();
+  });
+
+  it('a removal that was cut short is finished at the next start; files removed by somebody else are told', async () => {
+    using bed = new Bed();
+    const log = await retained(bed, Date.now);
+    for (let i = 0; i < 20; i++) await log.record(entry(`line ${i}`));
+    await log.close();
+    const doomed = auditFiles(bed.dir).slice(0, 3);
+    writeAnchor(
+      bed.dir,
+      await anchorAfter(
+        bed.dir,
+        doomed.map((f) => f.path),
+        () => false,
+      ),
+    );
+    rmSync((doomed[0] as { path: string }).path); // killed after the first file
+    const again = await retained(bed, Date.now);
+    assert.equal(again.problem, undefined);
+    await again.close();
+    const left = auditFiles(bed.dir);
+    assert.ok(!left.some((f) => doomed.some((d) => d.path === f.path)));
+    rmSync((left[0] as { path: string }).path);
+    const robbed = await retained(bed, Date.now);
+    assert.match(robbed.problem ?? '', /lines are missing/);
+    assert.equal(await robbed.prune(), 0);
+    await robbed.close();
+  });
+
+  it('a damaged anchor is told', async () => {
+    using bed = new Bed();
+    await bed.written(3);
+    writeFileSync(join(bed.dir, 'anchor.json'), '{}');
+    const log = await bed.open();
+    assert.match(log.problem ?? '', /anchor\.json is damaged/);
+    await log.close();
+  });
 });

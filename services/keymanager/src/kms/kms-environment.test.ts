@@ -7,8 +7,30 @@ import { kmsEnvironment } from './kms-environment.ts';
 
 const plain = { rootKeyFile: '/root.key', kmsEndpoints: {}, caCertificatesFile: null, allowedHosts: [] };
 
-test('allowed hosts: exact, with a port, below a domain; without a list everything', () => {
-  assert.equal(kmsEnvironment(plain).mayConnect, undefined);
+test('without a list every host but link-local addresses and metadata services; a listed one is allowed', () => {
+  const may = (text: string, ...allowedHosts: string[]): boolean =>
+    kmsEnvironment({ ...plain, allowedHosts }).mayConnect?.(new URL(text)) === true;
+  for (const url of ['https://kms.eu-central-1.amazonaws.com', 'http://127.0.0.1:8200', 'https://10.1.2.3', 'https://[fd00::1]:8200'])
+    assert.ok(may(url), url);
+  const refused = [
+    'https://169.254.169.254/latest/meta-data',
+    'https://169.254.170.2',
+    'https://2852039166', // the same in decimal
+    'https://0xa9.0xfe.0xa9.0xfe',
+    'https://[::ffff:169.254.169.254]',
+    'https://[64:ff9b::a9fe:a9fe]',
+    'https://[fe80::1]',
+    'https://[fd00:ec2::254]',
+    'https://metadata.google.internal',
+    'https://Metadata.Google.Internal.',
+    'https://100.100.100.200',
+    'https://168.63.129.16',
+  ];
+  for (const url of refused) assert.ok(!may(url), url);
+  assert.ok(may('https://169.254.10.1:8200', '169.254.10.1'));
+});
+
+test('allowed hosts: exact, with a port, below a domain', () => {
   const may = (text: string, ...allowedHosts: string[]): boolean =>
     kmsEnvironment({ ...plain, allowedHosts }).mayConnect?.(new URL(text)) === true;
   assert.ok(may('https://KMS.eu-central-1.amazonaws.com/', 'kms.eu-central-1.amazonaws.com'));
