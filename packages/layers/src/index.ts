@@ -18,3 +18,17 @@ export * from './compaction.ts';
 export * from './object-keys.ts';
 export * from './sealed-object.ts';
 export * from './timeline-index.ts';
+/** The bytes of a layer file, for those who check or show one without searching it. */
+export {
+  FOOTER_BYTES,
+  FRAME_BYTES_MAX,
+  FRAME_INDEX_ENTRY_BYTES,
+  HEADER_BYTES_MAX,
+  LAYER_MAGIC,
+  type LayerFooter,
+  type LayerHeader,
+  type LayerKind,
+  decodeFooter,
+  decodeHeader,
+  layerBinding,
+} from './layer-format.ts';

@@ -16,7 +16,7 @@ import {
 } from '@lakebase/ids';
 
 /** 'LBWS' */
-const SEGMENT_MAGIC = 0x4c425753;
+export const SEGMENT_MAGIC = 0x4c425753;
 /** 'LBWF' */
 export const FRAME_MAGIC = 0x4c425746;
 export const SEGMENT_VERSION = 2;

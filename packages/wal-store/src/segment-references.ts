@@ -16,7 +16,7 @@ export const DAMAGED_SUFFIX = '.damaged';
 export const QUARANTINE = 'damaged';
 const REFERENCES_FILE = 'references';
 /** 'LBWR' */
-const REFERENCES_MAGIC = 0x4c425752;
+export const REFERENCES_MAGIC = 0x4c425752;
 const REFERENCES_VERSION = 1;
 
 /** Says nothing about the bytes on disk: the key may not be used, or is not at hand, now. */
@@ -37,7 +37,7 @@ export class SegmentReferences {
     const path = join(dir, REFERENCES_FILE);
     let bySalt = new Map<string, Buffer>();
     try {
-      bySalt = decode(readFileSync(path));
+      bySalt = decodeReferences(readFileSync(path));
     } catch (error) {
       if ((error as { code?: unknown }).code !== 'ENOENT')
         log.error({ path, err: errorMessage(error) }, 'the key references beside the WAL cannot be read; those in the segments are used');
@@ -82,7 +82,8 @@ function encode(bySalt: ReadonlyMap<string, Buffer>): Buffer {
   return w.u32be(crc32c(w.view())).finish();
 }
 
-function decode(bytes: Buffer): Map<string, Buffer> {
+/** The `references` file: salt (hexadecimal) to key reference. Throws CORRUPT. */
+export function decodeReferences(bytes: Buffer): Map<string, Buffer> {
   if (bytes.length < 16 || bytes.readUInt32BE(bytes.length - 4) !== crc32c(bytes.subarray(0, bytes.length - 4)))
     throw new LakebaseError('CORRUPT', 'wrong checksum');
   const r = new ByteReader(bytes, 0, bytes.length - 4);
