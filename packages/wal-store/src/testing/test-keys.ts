@@ -6,6 +6,8 @@ export interface TestCiphers extends CipherProvider {
   readonly keks: Buffer[];
   locked: boolean;
   rewrap(references: readonly Buffer[]): Promise<Buffer[]>;
+  reserve(count: number): Promise<void>;
+  load(references: readonly Buffer[]): Promise<void>;
 }
 
 export function testCiphers(project: string): TestCiphers {
@@ -28,6 +30,8 @@ export function testCiphers(project: string): TestCiphers {
       const reference = args[args.length - 1] as Buffer;
       return aesObjectKey(unwrapDek(kekOf(reference), 'test', project, reference), reference);
     },
+    reserve: async () => check(),
+    load: async () => check(),
     rewrap: async (references) => references.map((r) => rewrapDek(kekOf(r), newest(), keks.length, 'test', project, r)),
   };
   return ciphers;
