@@ -24,9 +24,11 @@ const LAYER: Readonly<Record<string, number>> = {
   keys: 4,
   layers: 5,
   'service-kit': 5,
+  inspect: 6,
   testkit: 6,
 };
-const CLI_MAY_IMPORT = new Set(['base', 'ids', 'api', 'service-kit', 'pg-wire']);
+/** `inspect`: reads files of a stopped or foreign installation, where no service can be asked; its one command loads it when it runs. */
+const CLI_MAY_IMPORT = new Set(['base', 'ids', 'api', 'service-kit', 'pg-wire', 'inspect']);
 const FILE_LINES_MAX = 800;
 
 const findings: string[] = [];
