@@ -3,7 +3,8 @@
 import { LakebaseError } from '@lakebase/base';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 
-const KEY = /^[A-Za-z0-9][A-Za-z0-9._-]*(?:\/[A-Za-z0-9][A-Za-z0-9._-]*)*$/;
+/** Each name between slashes fits into a file name. */
+const KEY = /^[A-Za-z0-9][A-Za-z0-9._-]{0,254}(?:\/[A-Za-z0-9][A-Za-z0-9._-]{0,254})*$/;
 const KEY_CHARACTERS_MAX = 512;
 
 /** Throws INVALID_ARGUMENT for anything that could mean another place in a file system or a URL. */
@@ -34,3 +35,7 @@ export const walTailObject = (project: ProjectUid, timeline: TimelineId): string
 /** Newer wrappings of the keys of the timeline's WAL objects. */
 export const walReferencesObject = (project: ProjectUid, timeline: TimelineId): string =>
   timelineObject(project, timeline, 'wal/references');
+/** The copy of a project's key record, sealed under the installation root key (docs/formats/key-store.md). Its only writer is the key manager. */
+export const keyRecordObject = (project: ProjectUid): string => `keymanager/projects/${project}`;
+/** Which copies there are, and of which revision; replaced as a whole. */
+export const KEY_MANIFEST_OBJECT = 'keymanager/manifest';

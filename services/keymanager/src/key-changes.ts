@@ -3,7 +3,7 @@
  *  Invariant: a KEK leaves the key manager's memory only wrapped, and is stored only after the KMS unwrapped that very wrapping. */
 import { createHash } from 'node:crypto';
 import { type CreateProjectKey, type ProjectKeyStatus, type RebindRequest, type ShredReport, keyUsable } from '@lakebase/api';
-import { LakebaseError, SerialQueue } from '@lakebase/base';
+import { LakebaseError, SerialQueue, errorMessage } from '@lakebase/base';
 import { copySecret, randomSecret, wipe } from '@lakebase/envelope';
 import type { ProjectUid } from '@lakebase/ids';
 import { iso, newHealth, shredded } from './health.ts';
@@ -12,6 +12,8 @@ import { kekCheck, sameKey } from './kms/kms-access.ts';
 import type { ProjectState } from './project-state.ts';
 import type { ChangeAction } from './record-rollback.ts';
 import { type KekRecord, type ProjectRecord, currentKek } from './store/project-record.ts';
+
+const COPY_REMAINS = 'the copy of a shredded key record is not replaced in the object store yet; it is tried again';
 
 type Identity = Pick<ProjectRecord, 'project' | 'account' | 'kms'>;
 
@@ -37,7 +39,7 @@ export class KeyChanges {
       const secret = randomSecret();
       try {
         const first = await this.#wrapped(identity, 1, secret, body.actor);
-        const p = this.#m.add({
+        const p = await this.#m.add({
           ...identity,
           createTime: iso(now),
           revision: 0,
@@ -67,9 +69,8 @@ export class KeyChanges {
       try {
         const fresh = await this.#wrapped(p.record, next, secret, actor);
         await this.#m.audit(p.record, actor, 'KEK_ROTATE_BEGIN', 'OK', `to KEK ${next}`);
-        p.requireUsable();
         const keks = p.record.keks.map((k): KekRecord => (k.state === 'CURRENT' ? { ...k, state: 'OLD' } : k));
-        this.#m.save(p, { keks: [...keks, fresh] });
+        await this.#m.saveKeys(p, { keks: [...keks, fresh] }, false, () => p.requireUsable());
         p.wraps = 0;
         this.#m.o.cache.put(project, next, secret);
       } finally {
@@ -85,7 +86,7 @@ export class KeyChanges {
     return this.#change(project, async (p) => {
       const keks = await this.#rewrapAll(p, p.record, actor);
       await this.#m.audit(p.record, actor, 'KEK_REWRAP_BEGIN', 'OK', `${live(keks).length} KEKs`);
-      this.#m.save(p, { keks }, true);
+      await this.#m.saveKeys(p, { keks }, true, () => p.requireUsable());
       await this.#done(p, actor, 'KEK_REWRAP', `${live(keks).length} KEKs under ${live(keks).at(-1)?.keyId}${version(live(keks).at(-1))}`);
       this.#m.proved(p);
       this.#m.notify(p);
@@ -110,8 +111,8 @@ export class KeyChanges {
       const keks = await this.#rewrapAll(p, target, body.actor);
       const what = `from ${former.provider} ${former.key} (${formerId ?? 'installation root key'}) to ${target.kms.provider} ${target.kms.key} (${target.configurationId ?? 'installation root key'})`;
       await this.#m.audit(p.record, body.actor, 'KEY_BIND_BEGIN', 'OK', what);
-      p.requireUsable();
-      this.#m.save(p, { keks, kms: target.kms, configurationId: target.configurationId, graceSeconds: target.graceSeconds }, true);
+      const changes = { keks, kms: target.kms, configurationId: target.configurationId, graceSeconds: target.graceSeconds };
+      await this.#m.saveKeys(p, changes, true, () => p.requireUsable());
       if (!this.#m.projects().some((other) => sameKey(other.record.kms, former))) this.#m.o.kms.forget(former);
       await this.#done(p, body.actor, 'KEY_BIND', what);
       this.#m.proved(p);
@@ -174,8 +175,9 @@ export class KeyChanges {
       statement:
         `At ${time} ${actor} had the ${p.record.keks.length} key encryption keys of project ${project} destroyed. They existed only wrapped, in the key manager's ` +
         'record of the project; the record was replaced and the former file overwritten. Every object of the project (layers, indexes, WAL segments, ' +
-        'suspend state, boot sets) is encrypted under data keys that exist only wrapped by these keys, so whatever remains of the objects, wherever it was ' +
-        "copied, cannot be decrypted. Copies of the key manager's directory made before this time, if there are any, hold the wrapped keys still: they open " +
+        'suspend state, boot sets; on disks and in the object store) is encrypted under data keys that exist only wrapped by these keys, so whatever remains of the objects, wherever it was ' +
+        "copied, cannot be decrypted. The record's copy in the object store is replaced in the same way. Copies of the key manager's directory made before this time, and " +
+        'former versions of that object where the store keeps them, if there are any, hold the wrapped keys still: they open ' +
         'only for who may use the customer key that wrapped them.',
     };
     this.#m.o.audit.append({
@@ -202,6 +204,10 @@ export class KeyChanges {
       }
       throw error;
     }
+    // What is not replaced now is tried again in the background, also after a restart.
+    await this.#m.o.copies
+      ?.put(p.record)
+      .catch((error: unknown) => this.#m.o.log.error({ project, err: errorMessage(error) }, COPY_REMAINS));
     await this.#done(p, actor, 'SHRED', destroyedKeks.map((k) => `KEK ${k.version} sha256 ${k.sha256}`).join(', '));
     return shred;
   }

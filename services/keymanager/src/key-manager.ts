@@ -15,6 +15,7 @@ import type { CachedKek, KekCache } from './kms/kek-cache.ts';
 import { type KmsAccess, sameKey } from './kms/kms-access.ts';
 import { ProjectState } from './project-state.ts';
 import { type KekRecord, type ProjectRecord, currentKek } from './store/project-record.ts';
+import type { RecordCopies } from './store/record-copies.ts';
 import type { RecordStore } from './store/record-store.ts';
 
 export interface Clock {
@@ -35,6 +36,8 @@ export interface KeyManagerOptions {
   readonly storageServices: readonly string[];
   readonly auditProbes: 'each' | 'summary';
   readonly versionCheckMs: number;
+  /** In the object store; undefined where there is none. */
+  readonly copies?: RecordCopies | undefined;
 }
 
 export type ChangeListener = (project: WatchedProject) => void;
@@ -73,8 +76,10 @@ export class KeyManager {
     if (damage !== undefined) throw damage;
     return this.#projects.get(project);
   }
-  add(record: ProjectRecord): ProjectState {
-    const state = this.#state(this.o.store.put({ ...record, audit: this.o.audit.durableHead }));
+  async add(record: ProjectRecord): Promise<ProjectState> {
+    const first = { ...record, audit: this.o.audit.durableHead };
+    await this.o.copies?.put({ ...first, revision: 1 });
+    const state = this.#state(this.o.store.put(first));
     this.#projects.set(record.project, state);
     return state;
   }
@@ -87,8 +92,22 @@ export class KeyManager {
 
   /** The stored record with `changes`, and the health that is known now. */
   save(p: ProjectState, changes: Partial<ProjectRecord>, destroys = false): void {
-    const record = { ...p.record, ...changes, health: p.health, lastSuccess: p.lastSuccess, audit: this.o.audit.durableHead };
-    p.record = this.o.store.put(record, destroys);
+    p.record = this.o.store.put(this.#next(p, changes), destroys);
+    this.o.copies?.later(p.record);
+  }
+
+  /** As {@link save}, of a change that brings key material: that is in the object store before it is current. `check` runs right before. */
+  async saveKeys(p: ProjectState, changes: Partial<ProjectRecord>, destroys: boolean, check: () => void): Promise<void> {
+    for (let before: ProjectRecord | undefined; before !== p.record; ) {
+      before = p.record;
+      await this.o.copies?.put({ ...this.#next(p, changes), revision: before.revision + 1 });
+    }
+    check();
+    this.save(p, changes, destroys);
+  }
+
+  #next(p: ProjectState, changes: Partial<ProjectRecord>): ProjectRecord {
+    return { ...p.record, ...changes, health: p.health, lastSuccess: p.lastSuccess, audit: this.o.audit.durableHead };
   }
 
   notify(p: ProjectState): void {

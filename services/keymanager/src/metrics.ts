@@ -53,6 +53,11 @@ export function registerMetrics(registry: Registry, manager: KeyManager, hub: Wa
     return Math.max(0, ...ages);
   });
   gauge('lakebase_key_records_damaged', 'projects whose key record cannot be used', () => manager.o.store.damaged().size);
+  gauge(
+    'lakebase_key_records_not_copied',
+    'key records whose newest content is not in the object store yet',
+    () => manager.o.copies?.pending ?? 0,
+  );
   gauge('lakebase_key_watchers', 'open watches', () => hub.size);
   gauge('lakebase_audit_sequence', 'number of the last audit line', () => audit.head.sequence);
   gauge('lakebase_audit_broken', '1 when the chain of the audit log does not hold', () => (audit.problem === undefined ? 0 : 1));

@@ -8,7 +8,7 @@ export const CHANGE_ACTIONS = ['KEY_CREATE', 'KEK_ROTATE', 'KEK_REWRAP', 'KEY_BI
 export type ChangeAction = (typeof CHANGE_ACTIONS)[number];
 /** Actions that are ours to report. */
 export const isOwnAction = (action: string): boolean =>
-  /^(KEK_|KMS_|AUDIT_|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
+  /^(KEK_|KMS_|AUDIT_|RECORD_|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
 
 /** A line that says which revision of a record is the newest. */
 export const isChange = (line: AuditLine): boolean =>

@@ -2,7 +2,8 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Logger, errorMessage } from '@lakebase/base';
-import { createHttpServer, forgetGarbage } from '@lakebase/service-kit';
+import type { ObjectStore } from '@lakebase/object-store';
+import { createHttpServer, forgetGarbage, openObjectStore } from '@lakebase/service-kit';
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
 import { KeyChanges } from './key-changes.ts';
@@ -14,7 +15,9 @@ import { kmsMetrics, registerMetrics } from './metrics.ts';
 import { Prober } from './prober.ts';
 import { RollbackCheck, isChange } from './record-rollback.ts';
 import { registerRoutes } from './routes.ts';
+import { RecordCopies } from './store/record-copies.ts';
 import { RecordStore } from './store/record-store.ts';
+import { CopySeal } from './store/sealed-copy.ts';
 import { WatchHub } from './watch-hub.ts';
 
 const BODY_BYTES_MAX = 1024 * 1024;
@@ -32,10 +35,14 @@ export async function startKeyManager(
   config: KeyManagerConfig,
   secret: string,
   log: Logger,
-  options: { clock?: Clock; open?: KmsAccessOptions['open'] } = {},
+  options: { clock?: Clock; open?: KmsAccessOptions['open']; objectStore?: ObjectStore } = {},
 ): Promise<KeyManagerServer> {
   const clock = options.clock ?? systemClock;
   mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
+  const env = kmsEnvironment(config);
+  const objects = options.objectStore ?? (config.objectStore === null ? undefined : await openObjectStore(config.objectStore, { log }));
+  const copies = objects === undefined ? undefined : new RecordCopies({ store: objects, seal: new CopySeal(env), log });
+  const restored = (await copies?.restore(join(config.dataDir, 'projects'), join(config.dataDir, 'audit'))) ?? [];
   const store = new RecordStore(join(config.dataDir, 'projects'));
   const expect = store.all().map((r) => r.audit);
   const rollbacks = new RollbackCheck();
@@ -53,6 +60,16 @@ export async function startKeyManager(
     log.error({ project, err: damage.message }, 'the key record of a project cannot be used; the project stays locked');
     audit.append({ actor: SELF, action: 'RECORD_DAMAGED', account: '', subject: project, result: 'FAILED', detail: damage.message });
   }
+  for (const project of restored)
+    audit.append({
+      actor: SELF,
+      action: 'RECORD_RESTORED',
+      account: store.get(project)?.account ?? '',
+      subject: project,
+      result: 'OK',
+      detail: 'the key record was not on the disk; it is restored from its copy in the object store',
+    });
+  for (const record of store.all()) copies?.later(record);
   const late: { manager?: KeyManager } = {};
   const { app, metrics } = createHttpServer({
     log,
@@ -64,11 +81,11 @@ export async function startKeyManager(
         projects: projects.length,
         locked: projects.filter((p) => !p.usable).length,
         damaged: store.damaged().size,
+        ...(copies === undefined || copies.pending === 0 ? {} : { recordsNotCopied: copies.pending }),
         ...(audit.problem === undefined ? {} : { auditProblem: audit.problem }),
       };
     },
   });
-  const env = kmsEnvironment(config);
   const kms = new KmsAccess({
     env,
     timeoutMs: config.probeTimeoutMs,
@@ -86,6 +103,7 @@ export async function startKeyManager(
     storageServices: config.storageServices,
     auditProbes: config.auditProbes,
     versionCheckMs: config.versionCheckMs,
+    copies,
   });
   late.manager = manager;
   const changes = new KeyChanges(manager);
@@ -117,6 +135,8 @@ export async function startKeyManager(
       hub.close();
       await app.close();
       manager.close();
+      await copies?.close();
+      if (options.objectStore === undefined) await objects?.close();
       await audit.close();
     },
   };

@@ -5,13 +5,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { CreateProjectKey, KmsKeyConfig, WatchedProject } from '@lakebase/api';
 import { silentLogger } from '@lakebase/base';
+import type { ProjectUid } from '@lakebase/ids';
 import { type KmsKey, KmsError, type KmsOutcome, type WrapContext, type WrappedKey } from '@lakebase/kms';
+import type { ObjectStore } from '@lakebase/object-store';
 import { AuditLog } from './audit/audit-log.ts';
 import { KeyChanges } from './key-changes.ts';
 import { type Clock, KeyManager } from './key-manager.ts';
 import { KekCache } from './kms/kek-cache.ts';
 import { KmsAccess } from './kms/kms-access.ts';
 import type { CrashHook } from './store/durable-file.ts';
+import { RecordCopies } from './store/record-copies.ts';
+import { CopySeal } from './store/sealed-copy.ts';
 import { RecordStore } from './store/record-store.ts';
 
 export class FakeClock implements Clock {
@@ -117,10 +121,15 @@ export class Rig {
   audit!: AuditLog;
   manager!: KeyManager;
   changes!: KeyChanges;
+  copies: RecordCopies | undefined;
+  restored: readonly ProjectUid[] = [];
   readonly told: WatchedProject[] = [];
 
   /** (Re)starts it on the same directory. A former one is abandoned as a killed process would be. */
-  async start(options: { hook?: CrashHook; auditProbes?: 'each' | 'summary' } = {}): Promise<this> {
+  async start(options: { hook?: CrashHook; auditProbes?: 'each' | 'summary'; objects?: ObjectStore } = {}): Promise<this> {
+    const env = { rootKeyPath: join(this.dir, 'keys', 'root.key') };
+    this.copies = options.objects && new RecordCopies({ store: options.objects, seal: new CopySeal(env), log: silentLogger });
+    this.restored = (await this.copies?.restore(join(this.dir, 'projects'), join(this.dir, 'audit'))) ?? [];
     const store = new RecordStore(join(this.dir, 'projects'), options.hook);
     this.audit = await AuditLog.open({
       dir: join(this.dir, 'audit'),
@@ -145,13 +154,16 @@ export class Rig {
       storageServices: this.storageServices,
       auditProbes: options.auditProbes ?? 'each',
       versionCheckMs: 60_000,
+      copies: this.copies,
     });
+    for (const record of store.all()) this.copies?.later(record);
     this.changes = new KeyChanges(this.manager);
     this.manager.onChange((project) => this.told.push(project));
     return this;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.copies?.close();
     await this.audit.close();
     rmSync(this.dir, { recursive: true, force: true });
   }
