@@ -22,7 +22,7 @@ import {
 import { LayerCursor } from './layer-cursor.ts';
 import type { LayerKind } from './layer-format.ts';
 import { layerName } from './layer-name.ts';
-import type { LayerFiles, LayerHandle, LayerSet } from './layer-set.ts';
+import { type LayerFiles, type LayerHandle, type LayerSet, NOT_LOCAL } from './layer-set.ts';
 import { type LayerDescriptor, LayerWriter } from './layer-writer.ts';
 import { PageReader, type PageRedo } from './page-reader.ts';
 import { scanValues } from './scan.ts';
@@ -192,7 +192,7 @@ class PageImager {
           : this.#reader.apply(this.#series, newestToStop(this.#since), this.#base);
     } catch (error) {
       // Redo of one page must not hold up the merge of all: its records stay as they are, and reads of it report the defect.
-      if (!(error instanceof LakebaseError)) throw error;
+      if (!(error instanceof LakebaseError) || error.message === NOT_LOCAL) throw error;
       this.#pending = Number.NEGATIVE_INFINITY;
       this.#base = undefined;
       return;

@@ -34,6 +34,10 @@ export class FrameCache {
     return frame;
   }
 
+  has(key: number): boolean {
+    return this.#map.has(key);
+  }
+
   set(key: number, frame: CachedFrame): void {
     this.#map.set(key, frame);
     this.#used += frame.bytes.length;

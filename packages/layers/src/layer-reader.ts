@@ -1,15 +1,15 @@
 /** Reads one layer file. Frames are read with synchronous preads: a frame is 32 KiB on a local disk, mostly in the operating system's cache, and a
  *  read path without awaits sees one consistent set of layers by construction. The frame index is loaded at the first use.
- *  Every check failure is CORRUPT and names the file. */
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+ *  Every check failure is CORRUPT and names the file; bytes that are not local, or were damaged and can be fetched anew, are a {@link RemoteMiss}. */
 import { basename } from 'node:path';
 import { zstdDecompressSync } from 'node:zlib';
-import { LakebaseError, assert } from '@lakebase/base';
+import { LakebaseError, assert, isCode } from '@lakebase/base';
 import { type CipherProvider, type FrameCipher, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { type CachedFrame, FrameCache } from './frame-cache.ts';
 import { KEY_BYTES } from './key.ts';
+import { type LayerBytes, WholeFile } from './layer-bytes.ts';
 import {
   ENTRY_HEADER_BYTES,
   FOOTER_BYTES,
@@ -26,6 +26,10 @@ import {
   decodeHeader,
   layerBinding,
 } from './layer-format.ts';
+import { RemoteMiss, bothMisses } from './remote-miss.ts';
+
+/** Of one key, in one layer, that are fetched at once. */
+const LOOK_AHEAD_FRAMES = 16;
 
 export class LayerReader implements LayerView {
   readonly path: string;
@@ -38,24 +42,26 @@ export class LayerReader implements LayerView {
   readonly #binding: Buffer;
   readonly #footerBytes: Buffer;
   readonly #headerBytes: number;
-  #fd: number;
+  readonly #bytes: LayerBytes;
+  #closed = false;
   #index: Buffer | undefined;
 
-  /** `reference`: the key reference to use instead of the header's. Its key was loaded before. */
-  constructor(path: string, ciphers: CipherProvider, cache: FrameCache, reference?: Buffer) {
+  /** `reference`: the key reference to use instead of the header's. Its key was loaded before. `frames`: how many data frames it has, when known:
+   *  then what an object's first read needs is fetched at once. */
+  constructor(source: string | LayerBytes, ciphers: CipherProvider, cache: FrameCache, reference?: Buffer, frames?: number) {
+    const bytes = typeof source === 'string' ? new WholeFile(source) : source;
+    const { path, size } = bytes;
     this.path = path;
     this.#name = basename(path);
     this.#cache = cache;
     this.#cacheBase = FrameCache.newLayerNumber() * 0x100_0000;
+    this.#bytes = bytes;
     try {
-      this.#fd = openSync(path, 'r');
-    } catch (cause) {
-      throw new LakebaseError('CORRUPT', `layer ${path} cannot be opened: ${(cause as Error).message}`, { cause });
-    }
-    try {
-      const size = fstatSync(this.#fd).size;
-      const head = this.#read(0, Math.min(size, HEADER_BYTES_MAX));
-      const { header, headerBytes } = decodeHeader(head, path);
+      const headBytes = Math.min(size, HEADER_BYTES_MAX);
+      const tailBytes = Math.min(size, FOOTER_BYTES + (frames === undefined ? 0 : frames * FRAME_INDEX_ENTRY_BYTES + TAG_BYTES));
+      const miss = bothMisses(bytes.missing(0, headBytes), bytes.missing(size - tailBytes, tailBytes));
+      if (miss !== undefined) throw miss;
+      const { header, headerBytes } = decodeHeader(this.#read(0, headBytes), path);
       this.header = header;
       this.#headerBytes = headerBytes;
       if (size < headerBytes + FOOTER_BYTES) throw corrupt(path, 'is cut short');
@@ -64,8 +70,9 @@ export class LayerReader implements LayerView {
       this.#binding = layerBinding(header, this.#name);
       this.#cipher = ciphers.restore(header.algorithm, reference ?? header.keyReference).frames(header.objectId);
     } catch (error) {
-      closeSync(this.#fd);
-      throw asCorrupt(path, error);
+      bytes.close();
+      if (isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED')) throw rejectEnds(bytes) ?? asCorrupt(path, error);
+      throw error;
     }
   }
 
@@ -84,8 +91,8 @@ export class LayerReader implements LayerView {
 
   /** `wipe`: what of it is in memory becomes zeros. */
   close(wipe = false): void {
-    if (this.#fd >= 0) closeSync(this.#fd);
-    this.#fd = -1;
+    if (!this.#closed) this.#bytes.close();
+    this.#closed = true;
     this.#cache.forget(this.#cacheBase, this.#cacheBase + this.footer.frames, wipe);
     if (wipe) this.#index?.fill(0);
     this.#index = undefined;
@@ -126,6 +133,26 @@ export class LayerReader implements LayerView {
     return false;
   }
 
+  /** What {@link collect} would miss: of a key that fills many frames, the newest of them. */
+  missing(key: Buffer, upTo: Lsn): RemoteMiss | undefined {
+    if (!this.covers(key)) return undefined;
+    const last = this.#frameBefore(key, upTo);
+    if (last < 0) return undefined;
+    const index = this.#frameIndex();
+    const begins = (n: number): number =>
+      index.compare(key, 0, KEY_BYTES, n * FRAME_INDEX_ENTRY_BYTES, n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES);
+    let first = last;
+    while (first > 0 && last - first < LOOK_AHEAD_FRAMES && begins(first) === 0) first--;
+    return this.missingFrames(first, last);
+  }
+
+  /** What reads of the frames [first, last] would miss. */
+  missingFrames(first: number, last: number): RemoteMiss | undefined {
+    const from = this.#place(first).offset;
+    const to = this.#place(last);
+    return this.#bytes.missing(from, to.offset + to.length + TAG_BYTES - from);
+  }
+
   /** Opened and checked frame `n`. */
   frame(n: number): CachedFrame {
     const cached = this.#cache.get(this.#cacheBase + n);
@@ -146,14 +173,19 @@ export class LayerReader implements LayerView {
   rawFrame(n: number): { firstKey: Buffer; firstLsn: Lsn; stored: Buffer; plainBytes: number } {
     const index = this.#frameIndex();
     const at = n * FRAME_INDEX_ENTRY_BYTES;
-    const p = at + KEY_BYTES + 8;
-    const offset = index.readUInt32BE(p) * 0x1_0000_0000 + index.readUInt32BE(p + 4);
+    const { offset, length } = this.#place(n);
     return {
       firstKey: index.subarray(at, at + KEY_BYTES),
       firstLsn: readLsn(index, at + KEY_BYTES),
-      stored: this.#open(offset, index.readUInt32BE(p + 8), n),
-      plainBytes: index.readUInt32BE(p + 12),
+      stored: this.#open(offset, length, n),
+      plainBytes: index.readUInt32BE(at + KEY_BYTES + 8 + 12),
     };
+  }
+
+  #place(n: number): { offset: number; length: number } {
+    const index = this.#frameIndex();
+    const p = n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
+    return { offset: index.readUInt32BE(p) * 0x1_0000_0000 + index.readUInt32BE(p + 4), length: index.readUInt32BE(p + 8) };
   }
 
   #decompress(stored: Buffer, plainBytes: number, n: number): Buffer {
@@ -191,9 +223,19 @@ export class LayerReader implements LayerView {
   #frameIndex(): Buffer {
     if (this.#index === undefined) {
       const { indexOffset, indexBytes, frames } = this.footer;
-      this.#index = this.#open(indexOffset, indexBytes - TAG_BYTES, frames, this.#footerBytes);
+      try {
+        this.#index = this.#open(indexOffset, indexBytes - TAG_BYTES, frames, this.#footerBytes);
+      } catch (error) {
+        // Header and footer are only proven with it: any of the three may be the damaged one. A reader with a wrong header must not stay.
+        if (isCode(error, 'CORRUPT')) throw rejectEnds(this.#bytes, indexBytes) ?? error;
+        throw error;
+      }
     }
     return this.#index;
+  }
+  /** Checks header, footer and frame index now. */
+  prove(): void {
+    this.#frameIndex();
   }
 
   /** `more`: what the frame is bound to besides its place. */
@@ -211,21 +253,23 @@ export class LayerReader implements LayerView {
       return this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), associatedData);
     } catch (error) {
       if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
-      throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n}: ${(error as Error).message}`, { cause: error });
+      const again = more === undefined ? this.#bytes.reject(offset, length + TAG_BYTES) : undefined;
+      throw again ?? new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n}: ${(error as Error).message}`, { cause: error });
     }
   }
 
   #read(offset: number, length: number): Buffer {
-    assert(this.#fd >= 0, () => `layer ${this.#name} is closed`);
-    const bytes = Buffer.allocUnsafeSlow(length);
-    let done = 0;
-    while (done < length) {
-      const n = readSync(this.#fd, bytes, done, length - done, offset + done);
-      if (n === 0) throw corrupt(this.path, 'is cut short');
-      done += n;
-    }
-    return bytes;
+    assert(!this.#closed, () => `layer ${this.#name} is closed`);
+    return this.#bytes.read(offset, length);
   }
+}
+
+/** What to fetch when header, footer or frame index fail a check. */
+function rejectEnds(bytes: LayerBytes, indexBytes = 0): RemoteMiss | undefined {
+  const tail = Math.min(bytes.size, FOOTER_BYTES + indexBytes);
+  const head = bytes.reject(0, Math.min(bytes.size, HEADER_BYTES_MAX));
+  // Of a small file both are one chunk, which was rejected just now.
+  return head === undefined ? undefined : bothMisses(head, bytes.missing(bytes.size - tail, tail) ?? bytes.reject(bytes.size - tail, tail));
 }
 
 const readLsn = (b: Buffer, at: number): Lsn => (b.readUInt32BE(at) * 0x1_0000_0000 + b.readUInt32BE(at + 4)) as Lsn;

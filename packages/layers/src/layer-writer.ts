@@ -38,6 +38,8 @@ export interface LayerDescriptor {
   readonly keyMax: string;
   readonly bytes: number;
   readonly entries: number;
+  /** Data frames. Older descriptors do not say. */
+  readonly frames?: number;
   /** SHA-256 of the file. */
   readonly hash: string;
   /** Key reference, base64. The one to unwrap: the header's, or a later wrapping of the same key. */
@@ -216,6 +218,7 @@ export class LayerWriter {
       keyMax: this.#keyLast.toString('hex'),
       bytes: this.#offset,
       entries: this.#entries,
+      frames: this.#frames,
       hash: this.#hash.digest('hex'),
       key: keyToText(this.#keyReference),
     };

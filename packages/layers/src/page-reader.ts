@@ -7,6 +7,7 @@ import { LakebaseError } from '@lakebase/base';
 import { ARG_BLOCK_ID, ARG_STOP, ENTRY_DELTA, ENTRY_FSM_HINT, ENTRY_IMAGE, ENTRY_RECORD, ENTRY_ZERO, type Entry } from './entry.ts';
 import { type Floors, NO_FLOORS, decodeFloors, floorOf } from './floors.ts';
 import { KIND_REL_FLOORS, KIND_REL_PAGE, KIND_REL_SIZE, type SeriesId, encodeKey, sameFork } from './key.ts';
+import { RemoteMiss, missOf } from './remote-miss.ts';
 
 export interface KeyView {
   collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean;
@@ -79,16 +80,27 @@ export class PageReader {
   }
 
   /** {@link page} in pieces, for pages with very many changes and for those with free space hints, which may take a redo of thousands of heap
-   *  pages: calls `turn` between them.
+   *  pages: calls `turn` between them, with what has to be fetched before the next step can be done.
    *  Layers may change meanwhile; what was at `lsn` does not. */
-  async pageInTurns(s: SeriesId, block: number, lsn: Lsn, turn: () => Promise<void> | undefined, base?: BasePage): Promise<Buffer> {
-    const floor = s.kind === KIND_REL_PAGE ? floorOf(this.floors(s, lsn), block) : (0 as Lsn);
-    const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
-    const entries: Entry[] = [];
-    const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
+  async pageInTurns(
+    s: SeriesId,
+    block: number,
+    lsn: Lsn,
+    turn: (miss: RemoteMiss | undefined) => Promise<void> | undefined,
+    base?: BasePage,
+  ): Promise<Buffer> {
+    const collected = (): { entries: Entry[]; under: Buffer | undefined } => {
+      const floor = s.kind === KIND_REL_PAGE ? floorOf(this.floors(s, lsn), block) : (0 as Lsn);
+      const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
+      const entries: Entry[] = [];
+      const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
+      return { entries, under: stopped ? undefined : usable?.page };
+    };
+    let found = unlessMissed(collected);
+    for (; found instanceof RemoteMiss; found = unlessMissed(collected)) await turn(found);
     const page = Buffer.alloc(BLCKSZ);
-    if (!stopped) usable?.page.copy(page);
-    for (const _ of this.#applyHinted(s, entries, page)) await turn();
+    found.under?.copy(page);
+    for (const miss of this.#applyHinted(s, found.entries, page)) await turn(miss ?? undefined);
     return page;
   }
 
@@ -112,8 +124,7 @@ export class PageReader {
       const e = entries[i] as Entry;
       if (e.kind === ENTRY_FSM_HINT) {
         // Rare: the rest of the page's changes, hints and all.
-        const turns = this.#applyHinted(s, entries.slice(0, i + 1), page);
-        while (turns.next().done !== true) continue;
+        for (const miss of this.#applyHinted(s, entries.slice(0, i + 1), page)) if (miss instanceof RemoteMiss) throw miss;
         return page;
       }
       this.#step(s, e, page);
@@ -123,7 +134,7 @@ export class PageReader {
     return page;
   }
 
-  /** Applies one change that is not a hint. */
+  /** Applies one change that is not a hint. On a miss the page is as it was. */
   #step(s: SeriesId, e: Entry, page: Buffer): void {
     switch (e.kind) {
       case ENTRY_RECORD:
@@ -144,8 +155,9 @@ export class PageReader {
     }
   }
 
-  /** Applies `entries` (newest first), yielding now and then and after each heap page that hints make us redo. */
-  *#applyHinted(s: SeriesId, entries: readonly Entry[], page: Buffer): Generator<void> {
+  /** Applies `entries` (newest first), yielding now and then and after each heap page that hints make us redo. A miss that is yielded is expected
+   *  to be fetched: the step is then done again. */
+  *#applyHinted(s: SeriesId, entries: readonly Entry[], page: Buffer): Generator<RemoteMiss | void> {
     const hints: Entry[] = [];
     for (let i = entries.length - 1; i >= 0; i--) {
       const e = entries[i] as Entry;
@@ -156,7 +168,7 @@ export class PageReader {
       // What replaces the page makes earlier hints moot.
       if ((e.arg & ARG_STOP) !== 0) hints.length = 0;
       else yield* this.#applyHints(s, page, hints);
-      this.#step(s, e, page);
+      for (let miss = missOf(() => this.#step(s, e, page)); miss !== undefined; miss = missOf(() => this.#step(s, e, page))) yield miss;
       if ((i & 511) === 0) yield;
     }
     this.applied += entries.length;
@@ -170,7 +182,7 @@ export class PageReader {
   }
 
   /** Free space hints, oldest first: only the newest one that redo would have recorded counts for each heap block. */
-  *#applyHints(s: SeriesId, page: Buffer, hints: Entry[]): Generator<void> {
+  *#applyHints(s: SeriesId, page: Buffer, hints: Entry[]): Generator<RemoteMiss | void> {
     if (hints.length === 0) return;
     const byBlock = new Map<number, Lsn[]>();
     for (const hint of hints) {
@@ -182,7 +194,7 @@ export class PageReader {
     hints.length = 0;
     const heap: SeriesId = { ...s, fork: 0 };
     for (const [heapBlock, lsns] of byBlock) {
-      const free = this.#freeSpace(heap, heapBlock, lsns);
+      const free = yield* fetching(() => this.#freeSpace(heap, heapBlock, lsns));
       if (free !== undefined) this.#redo.setFreeSpace(page, heapBlock, free);
       yield;
     }
@@ -208,6 +220,23 @@ export class PageReader {
       while (lsns.length > 0 && (lsns[lsns.length - 1] as Lsn) >= base) lsns.pop();
     }
     return undefined;
+  }
+}
+
+function unlessMissed<T>(run: () => T): T | RemoteMiss {
+  try {
+    return run();
+  } catch (error) {
+    if (error instanceof RemoteMiss) return error;
+    throw error;
+  }
+}
+
+function* fetching<T>(run: () => T): Generator<RemoteMiss, T> {
+  for (;;) {
+    const result = unlessMissed(run);
+    if (!(result instanceof RemoteMiss)) return result;
+    yield result;
   }
 }
 

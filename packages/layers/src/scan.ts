@@ -1,10 +1,12 @@
-/** All small values (kinds below FIRST_PAGE_KIND) as of an LSN: what the relation catalog and image creation start from. */
+/** All small values (kinds below FIRST_PAGE_KIND) as of an LSN: what the relation catalog and image creation start from. What a scan misses is known
+ *  before it begins: two fetches (ends of the layers, frames with values) at most. */
 import type { Lsn } from '@lakebase/ids';
 import type { Entry } from './entry.ts';
-import { FIRST_PAGE_KIND, type Key, decodeKey } from './key.ts';
+import { FIRST_PAGE_KIND, KEY_BYTES, type Key, decodeKey } from './key.ts';
 import { LayerCursor } from './layer-cursor.ts';
-import type { LayerSet } from './layer-set.ts';
+import type { LayerHandle, LayerSet } from './layer-set.ts';
 import type { OpenLayer } from './open-layer.ts';
+import { type RemoteMiss, bothMisses, missOf } from './remote-miss.ts';
 
 export interface ScannedValue {
   readonly key: Key;
@@ -14,6 +16,9 @@ export interface ScannedValue {
 
 /** In key order; values that are gone are left out. `memory` is newest first. */
 export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn): ScannedValue[] {
+  const layers = layersWithValues(set, lsn);
+  const miss = missedValues(layers);
+  if (miss !== undefined) throw miss;
   const found = new Map<string, ScannedValue>();
   const take = (keyBytes: Buffer, newest: Entry | undefined): void => {
     if (newest === undefined) return;
@@ -32,10 +37,7 @@ export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn
       );
     }
   }
-  for (const handle of set.layers) {
-    const d = handle.descriptor;
-    if (d.startLsn > lsn || (d.kind === 'image' && d.endLsn > lsn)) continue;
-    if ((handle.keyMin[0] as number) >= FIRST_PAGE_KIND) continue;
+  for (const handle of layers) {
     const cursor = new LayerCursor(handle.reader());
     while (cursor.key !== undefined && (cursor.key[0] as number) < FIRST_PAGE_KIND) {
       const key = Buffer.from(cursor.key);
@@ -53,4 +55,38 @@ export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn
     }
   }
   return [...found.values()].filter((v) => v.bytes.length > 0).sort((a, b) => a.keyBytes.compare(b.keyBytes));
+}
+
+/** Layers with values that count at `lsn`, newest first: down to the newest images, which hold every value there was. */
+function layersWithValues(set: LayerSet, lsn: Lsn): LayerHandle[] {
+  const found: LayerHandle[] = [];
+  let imageLsn = 0;
+  for (const handle of set.layers) {
+    const d = handle.descriptor;
+    if (d.startLsn > lsn || (d.kind === 'image' && d.endLsn > lsn)) continue;
+    if ((handle.keyMin[0] as number) >= FIRST_PAGE_KIND) continue;
+    if (d.endLsn < imageLsn || (d.kind === 'delta' && d.endLsn === imageLsn)) continue;
+    if (d.kind === 'image') imageLsn = d.endLsn;
+    found.push(handle);
+  }
+  return found;
+}
+
+const FIRST_PAGE_KEY = Buffer.alloc(KEY_BYTES);
+FIRST_PAGE_KEY[0] = FIRST_PAGE_KIND;
+
+function missedValues(layers: readonly LayerHandle[]): RemoteMiss | undefined {
+  let miss: RemoteMiss | undefined;
+  for (const handle of layers) {
+    if (handle.local) continue;
+    miss = bothMisses(
+      miss,
+      missOf(() => {
+        const reader = handle.reader();
+        const more = reader.missingFrames(0, reader.frameAtOrBefore(FIRST_PAGE_KEY));
+        if (more !== undefined) throw more;
+      }),
+    );
+  }
+  return miss;
 }
