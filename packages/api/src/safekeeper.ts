@@ -47,6 +47,13 @@ export interface WalTimelineStatus extends CreateWalTimeline {
   readonly streaming: { readonly term: Term } | null;
   /** Set when the member refuses to vote until repaired (docs/formats/wal-segment.md, damage). */
   readonly damaged: string | null;
+  /** First byte on this member's disk; older WAL is in the object store. */
+  readonly firstLsn?: string;
+  /** Without a hole up to here in the object store, and up to where its tail reaches as far as this member knows. */
+  readonly offloadedLsn?: string;
+  readonly tailLsn?: string;
+  /** What WAL up to here made is durable with the pageserver. */
+  readonly pagesLsn?: string;
 }
 
 export interface VoteRequest {
@@ -103,6 +110,9 @@ export interface PeerStatus {
   readonly lastLogTerm: Term;
   readonly flushRecordLsn: string;
   readonly commitLsn: string;
+  readonly offloadedLsn?: string;
+  readonly tailLsn?: string;
+  readonly pagesLsn?: string;
 }
 
 export class SafekeeperClient {

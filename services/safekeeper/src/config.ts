@@ -24,8 +24,13 @@ const keys = {
     ),
     { maxItems: 8 },
   ),
-  /** WAL kept beyond what the pageserver and all peers have; 0 keeps everything. */
+  /** WAL kept behind what the pageserver has and, with an object store, that has too, else all peers; 0 keeps everything. */
   trimAfterBytes: Type.Integer({ minimum: 0, default: 1024 * 1024 * 1024 }),
+  /** When WAL goes to the object store (offload.ts). */
+  offloadIdleMs: Type.Integer({ minimum: 10, default: 10_000 }),
+  offloadAgeMs: Type.Integer({ minimum: 10, default: 600_000 }),
+  offloadTailMs: Type.Integer({ minimum: 0, default: 300_000 }),
+  offloadTakeoverMs: Type.Integer({ minimum: 10, default: 60_000 }),
   /** Recent WAL of a timeline kept in memory while it is in use. */
   ringBytes: Type.Integer({ minimum: 0, default: 4 * 1024 * 1024 }),
   /** How long a member whose disk was lost waits before it joins a term again: longer than any election takes. */

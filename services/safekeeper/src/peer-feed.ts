@@ -88,6 +88,9 @@ export class PeerFeed {
       lastLogTerm,
       flushRecordLsn: formatLsn(flushRecordLsn),
       commitLsn: formatLsn(commitLsn),
+      offloadedLsn: formatLsn(timeline.offloadedLsn),
+      tailLsn: formatLsn(timeline.tailLsn),
+      pagesLsn: formatLsn(timeline.pagesLsn),
     };
     return `${JSON.stringify(status)}\n`;
   }
@@ -126,6 +129,10 @@ export class PeerListener {
   constructor(options: PeerListenerOptions) {
     this.#options = options;
     this.#running = this.#run();
+  }
+
+  get peerId(): string {
+    return this.#options.peer.id;
   }
 
   stop(): Promise<void> {

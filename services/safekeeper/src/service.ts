@@ -2,10 +2,11 @@
 import { type AddressInfo } from 'node:net';
 import { internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
-import { type ServiceKeys, createHttpServer, openKeys } from '@lakebase/service-kit';
+import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { SafekeeperConfig } from './config.ts';
 import { addRoutes } from './http-routes.ts';
+import { Offloader } from './offload.ts';
 import { PeerFeed, PeerListener } from './peer-feed.ts';
 import { Timelines } from './timelines.ts';
 import { WalService } from './wal-service.ts';
@@ -27,6 +28,7 @@ export async function startSafekeeper(
   log: Logger,
   onFatal: (error: unknown) => void,
   keys: ServiceKeys = openKeys(config, secret, log),
+  store?: ObjectStore,
 ): Promise<Safekeeper> {
   const steps: (() => Promise<unknown> | void)[] = [];
   const stop = async (): Promise<void> => {
@@ -42,12 +44,53 @@ export async function startSafekeeper(
     registers: [],
   });
   try {
+    const objectStore = store ?? (config.objectStore === null ? undefined : await openObjectStore(config.objectStore, { log }));
+    steps.push(() => objectStore?.close());
+    const listeners: PeerListener[] = [];
+    const puts = new Counter({
+      name: 'lakebase_safekeeper_offload_puts_total',
+      help: 'WAL objects put',
+      labelNames: ['kind'],
+      registers: [],
+    });
+    const offloaded = new Counter({
+      name: 'lakebase_safekeeper_offloaded_bytes_total',
+      help: 'WAL put into the object store',
+      registers: [],
+    });
+    const stored = new Counter({
+      name: 'lakebase_safekeeper_offload_stored_bytes_total',
+      help: 'Bytes of the WAL objects put',
+      registers: [],
+    });
+    const offloader = new Offloader({
+      memberId: config.id,
+      times: {
+        idleMs: config.offloadIdleMs,
+        ageMs: config.offloadAgeMs,
+        tailMs: config.offloadTailMs,
+        takeoverMs: config.offloadTakeoverMs,
+      },
+      livePeers: () => listeners.filter((l) => l.connected).map((l) => l.peerId),
+      pressure: () => 0,
+      log,
+      onPut: (result, kind) => {
+        if (!result.put) return;
+        puts.inc({ kind });
+        offloaded.inc(result.end - result.start);
+        stored.inc(result.storedBytes);
+      },
+    });
     const timelines = new Timelines({
+      ...(objectStore === undefined ? {} : { objectStore }),
       config,
       secret,
       log,
       keys,
-      onMoved: (timeline) => feed?.touch(timeline),
+      onMoved: (timeline) => {
+        feed?.touch(timeline);
+        offloader.touch(timeline);
+      },
       onLock: (project) => wal?.end(project),
       onFlush: (seconds, bytes) => {
         appended.inc(bytes);
@@ -59,6 +102,7 @@ export async function startSafekeeper(
       await timelines.close();
       await keys.source.stop();
     });
+    steps.push(() => offloader.close());
     await keys.source.start();
     await timelines.open();
     feed = new PeerFeed(() => timelines);
@@ -77,6 +121,7 @@ export async function startSafekeeper(
     });
     metrics.registerMetric(appended);
     metrics.registerMetric(flushSeconds);
+    for (const counter of [puts, offloaded, stored]) metrics.registerMetric(counter);
     addGauges(metrics, timelines, walService);
     addRoutes(app, timelines, feed);
     await app.listen({ host: config.httpHost, port: config.httpPort });
@@ -92,6 +137,7 @@ export async function startSafekeeper(
         log,
         onStatus: (id, status, position) => timelines.onPeerStatus(id, status, position),
       });
+      listeners.push(listener);
       steps.push(() => listener.stop());
     }
     const httpPort = (app.server.address() as AddressInfo).port;
@@ -123,6 +169,7 @@ function addGauges(registry: Registry, timelines: Timelines, wal: WalService): v
   };
   perTimeline('lakebase_safekeeper_flush_lsn', 'End of durable WAL', (t) => t.flushLsn);
   perTimeline('lakebase_safekeeper_commit_lsn', 'End of committed WAL known here', (t) => t.state.commitLsn);
+  perTimeline('lakebase_safekeeper_offloaded_lsn', 'End of WAL in the object store', (t) => t.offloadedLsn);
   perTimeline('lakebase_safekeeper_term', 'Term of this member', (t) => t.term);
   perTimeline('lakebase_safekeeper_streaming', '1 while a compute streams to this member', (t) => (t.feeder === undefined ? 0 : 1));
   perTimeline('lakebase_safekeeper_damaged', '1 while this member does not vote', (t) => (t.control.damage === null ? 0 : 1));

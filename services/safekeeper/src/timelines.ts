@@ -19,6 +19,7 @@ import {
   type ProjectUid,
   type Term,
   type TimelineId,
+  WAL_SEGMENT_BYTES,
   formatLsn,
   lsn,
   parseLsn,
@@ -26,6 +27,7 @@ import {
   parseTerm,
   parseTimelineId,
 } from '@lakebase/ids';
+import type { ObjectStore } from '@lakebase/object-store';
 import type { StandbyStatus } from '@lakebase/pg-wire';
 import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import { type ControlFile, type Elected, type MemberPosition, historyFromJson, historyUpTo, mayStream } from '@lakebase/wal-quorum';
@@ -46,6 +48,7 @@ export interface TimelinesOptions {
   readonly onMoved: (timeline: WalTimeline) => void;
   readonly onFlush: (seconds: number, bytes: number) => void;
   readonly onFatal: (error: unknown) => void;
+  readonly objectStore?: ObjectStore;
 }
 
 const OPEN_AGAIN_MS = 1_000;
@@ -122,6 +125,7 @@ export class Timelines {
       memberCount: config.peers.length + 1,
       memberIds: [config.id, ...config.peers.map((p) => p.id)],
       ringBytes: config.ringBytes,
+      ...(this.#options.objectStore === undefined ? {} : { objectStore: this.#options.objectStore }),
       keys: keys.source.project(project),
       log,
       onFlush,
@@ -172,7 +176,10 @@ export class Timelines {
     this.#unknownSince.delete(key);
     const positions = this.#positions.get(key);
     if (positions !== undefined) timeline.setPeers(positions);
-    timeline.onMoved(() => this.#options.onMoved(timeline));
+    timeline.onMoved(() => {
+      this.#trim(timeline);
+      this.#options.onMoved(timeline);
+    });
     this.#options.onMoved(timeline);
     return timeline;
   }
@@ -316,7 +323,12 @@ export class Timelines {
     let positions = this.#positions.get(key);
     if (positions === undefined) this.#positions.set(key, (positions = new Map()));
     positions.set(peerId, position);
-    if (timeline !== undefined) timeline.setPeers(positions);
+    if (timeline !== undefined) {
+      timeline.setPeers(positions);
+      if (status.offloadedLsn !== undefined) timeline.noteOffloaded(parseLsn(status.offloadedLsn));
+      if (status.tailLsn !== undefined) timeline.noteTail(parseLsn(status.tailLsn));
+      if (status.pagesLsn !== undefined) timeline.notePages(parseLsn(status.pagesLsn));
+    }
     else if (this.#locked.has(key)) return;
     else if (position.term > 0) this.#unknown(status.project, status.timeline);
   }
@@ -346,14 +358,22 @@ export class Timelines {
     }, this.#options.config.lostAfterMs).unref();
   }
 
-  /** The pageserver has made pages durable up to here: older WAL may go once every peer has it too. */
+  /** The pageserver has made pages durable up to here. The others hear it from this member. */
   onPageserverStatus(timeline: WalTimeline, status: StandbyStatus): void {
+    timeline.notePages(lsn(status.apply > 0 ? Math.min(status.flush, status.apply) : status.flush));
+  }
+
+  /** WAL that the pageserver has done with may go once it is in the object store; without one, once every peer has it too. */
+  #trim(timeline: WalTimeline): void {
     const { trimAfterBytes, peers } = this.#options.config;
-    if (trimAfterBytes === 0 || timeline.peers.size < peers.length) return;
-    const durable = status.apply > 0 ? Math.min(status.flush, status.apply) : status.flush;
-    const everywhere = Math.min(timeline.state.commitLsn, ...[...timeline.peers.values()].map((p) => p.flushRecordLsn));
-    const before = Math.min(durable - trimAfterBytes, everywhere);
-    if (before > timeline.firstLsn) timeline.trim(lsn(before));
+    if (trimAfterBytes === 0) return;
+    let kept: number;
+    // The segment before stays as well, so that whoever copies from here finds a record to begin at that the object store has.
+    if (timeline.archive !== undefined) kept = timeline.offloadedLsn - WAL_SEGMENT_BYTES;
+    else if (timeline.peers.size < peers.length) return;
+    else kept = Math.min(timeline.state.commitLsn, ...[...timeline.peers.values()].map((p) => p.flushRecordLsn));
+    const before = Math.min(timeline.pagesLsn - trimAfterBytes, kept);
+    if (before - timeline.firstLsn >= WAL_SEGMENT_BYTES) timeline.trim(lsn(before));
   }
 
   // --- keys ----------------------------------------------------------------------------------------------------------------
@@ -410,7 +430,7 @@ export class Timelines {
       if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
     const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < kekVersion;
     let references = 0;
-    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) references += await timeline.rewrap(isOld);
+    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) references += await timeline.rewrap(kekVersion, isOld);
     return references;
   }
 

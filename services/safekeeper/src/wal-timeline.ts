@@ -28,7 +28,8 @@ import {
   readableLsn,
   voteOf,
 } from '@lakebase/wal-quorum';
-import { WalStore } from '@lakebase/wal-store';
+import type { ObjectStore } from '@lakebase/object-store';
+import { WalArchive, WalStore } from '@lakebase/wal-store';
 import { readControl, writeControl } from './control-store.ts';
 import { loadWalKeys } from './wal-keys.ts';
 import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './reserve.ts';
@@ -39,6 +40,8 @@ export interface TimelineOptions {
   /** Ids of all members, this one included. */
   readonly memberIds: readonly string[];
   readonly ringBytes: number;
+  /** Where old WAL goes; undefined: it stays here. */
+  readonly objectStore?: ObjectStore;
   /** Of the project. */
   readonly keys: ProjectKeys;
   readonly log: Logger;
@@ -74,6 +77,11 @@ export class WalTimeline {
   readonly subscriptions = new SerialQueue();
   /** When this member started without remembering its promises; undefined when it remembers. */
   rebuiltAt: number | undefined;
+  /** This timeline's WAL in the object store. */
+  readonly archive: WalArchive | undefined;
+  #offloadedLsn: Lsn;
+  #pagesLsn: Lsn;
+  #tailLsn: Lsn = lsn(0);
   #feeder: Feeder | undefined;
 
   readonly #log: Logger;
@@ -117,6 +125,11 @@ export class WalTimeline {
     this.#log = options.log.child({ project: control.project, timeline: control.timeline });
     this.#control = control;
     this.#commitLsn = control.commitLsn;
+    this.#offloadedLsn = control.offloadedLsn;
+    this.#pagesLsn = control.pagesLsn;
+    const { project, timeline, startLsn } = control;
+    if (options.objectStore !== undefined)
+      this.archive = new WalArchive({ store: options.objectStore, project, timeline, startLsn, keys: options.keys, scratchDir: dir, log: this.#log });
     if (control.damage?.kind === 'rebuilt') this.rebuiltAt = performance.now();
     this.#store = WalStore.open({
       dir: join(dir, WAL_DIR),
@@ -163,6 +176,18 @@ export class WalTimeline {
   get position(): MemberPosition {
     return positionOf(this.state);
   }
+  /** In the object store without a hole from the timeline's start to here. */
+  get offloadedLsn(): Lsn {
+    return this.#offloadedLsn;
+  }
+  /** Where its tail in the object store ends, as far as known. */
+  get tailLsn(): Lsn {
+    return this.#tailLsn;
+  }
+  /** The pageserver keeps what WAL up to here made where it outlives the pageserver. */
+  get pagesLsn(): Lsn {
+    return this.#pagesLsn;
+  }
   /** Who streams into this timeline now. */
   get feeder(): Feeder | undefined {
     return this.#feeder;
@@ -191,6 +216,10 @@ export class WalTimeline {
       commitLsn: formatLsn(s.commitLsn),
       streaming: this.feeder === undefined ? null : { term: this.feeder.term },
       damaged: s.damage === null ? null : `${s.damage.kind}: ${s.damage.reason}`,
+      firstLsn: formatLsn(this.#store.firstLsn),
+      offloadedLsn: formatLsn(this.#offloadedLsn),
+      tailLsn: formatLsn(this.#tailLsn),
+      pagesLsn: formatLsn(this.#pagesLsn),
     };
   }
 
@@ -300,11 +329,15 @@ export class WalTimeline {
   persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage'>> = {}): void {
     // Whoever opens it next owns the file.
     if (this.#lockedBy !== undefined) throw this.#lockedBy;
-    const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...changes };
+    const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...this.#remote, ...changes };
     writeControl(this.dir, next);
     this.#control = next;
     // Adopting a term commits what precedes it even when not a byte moves.
     if (changes.history !== undefined) this.#moved();
+  }
+
+  get #remote(): Pick<ControlFile, 'offloadedLsn' | 'pagesLsn'> {
+    return { offloadedLsn: this.#offloadedLsn, pagesLsn: this.#pagesLsn };
   }
 
   #hint(): Lsn {
@@ -368,6 +401,23 @@ export class WalTimeline {
     return this.#peers;
   }
 
+  /** Learned here or from a peer: all three only rise. */
+  noteOffloaded(at: Lsn): void {
+    if (at <= this.#offloadedLsn) return;
+    this.#offloadedLsn = at;
+    this.#notify();
+  }
+  noteTail(at: Lsn): void {
+    if (at <= this.#tailLsn) return;
+    this.#tailLsn = at;
+    this.#notify();
+  }
+  notePages(at: Lsn): void {
+    if (at <= this.#pagesLsn) return;
+    this.#pagesLsn = at;
+    this.#notify();
+  }
+
   trim(before: Lsn): void {
     if (!this.#closed && this.#store.damage === undefined) this.#store.trim(before);
   }
@@ -405,7 +455,9 @@ export class WalTimeline {
   }
 
   #persistLazily(): void {
-    if (this.#closed || (this.#commitLsn === this.#control.commitLsn && this.#hint() === this.#control.flushHint)) return;
+    const c = this.#control;
+    const same = this.#offloadedLsn === c.offloadedLsn && this.#pagesLsn === c.pagesLsn;
+    if (this.#closed || (same && this.#commitLsn === c.commitLsn && this.#hint() === c.flushHint)) return;
     try {
       this.persist();
     } catch (error) {
@@ -471,10 +523,12 @@ export class WalTimeline {
     this.#pendingBytes = 0;
   }
 
-  /** See {@link WalStore.rewrap}. */
-  rewrap(isOld: (reference: Buffer) => boolean): Promise<number> {
+  /** See {@link WalStore.rewrap} and {@link WalArchive.rewrap}. */
+  async rewrap(kekVersion: number, isOld: (reference: Buffer) => boolean): Promise<number> {
     this.checkOpen();
-    return this.#store.rewrap(isOld, (references) => this.#options.keys.rewrap(references));
+    const rewrap = (references: readonly Buffer[]): Promise<Buffer[]> => this.#options.keys.rewrap(references);
+    const here = await this.#store.rewrap(isOld, rewrap);
+    return here + ((await this.archive?.rewrap(this.#offloadedLsn, kekVersion, isOld, rewrap)) ?? 0);
   }
 
   /** Closes without keeping anything and removes the directory. */

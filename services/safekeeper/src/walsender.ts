@@ -4,6 +4,7 @@ import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
 import { type Lsn, type Term, formatLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { type CopyBoth, PgError, type PgServerSession, type StandbyStatus } from '@lakebase/pg-wire';
 import { isVoid, voidWal } from './void-wal.ts';
+import { WalReader } from './wal-reader.ts';
 import type { WalTimeline } from './wal-timeline.ts';
 
 /** MAX_SEND_SIZE of stock walsenders. */
@@ -24,8 +25,9 @@ const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(reso
 export async function sendWal(session: PgServerSession, timeline: WalTimeline, options: WalsenderOptions): Promise<void> {
   const { from, peerTerm } = options;
   // Stand-in bytes are for tools that begin at a segment start; a peer must never take them for WAL.
-  const startLsn = peerTerm === undefined && timeline.firstLsn === timeline.control.startLsn ? timeline.firstLsn : (0 as Lsn);
-  if (from < timeline.firstLsn && !isVoid(from, startLsn)) throw removed(from);
+  const firstLsn = peerTerm === undefined ? WalReader.firstLsn(timeline) : timeline.firstLsn;
+  const startLsn = peerTerm === undefined && firstLsn === timeline.control.startLsn ? firstLsn : (0 as Lsn);
+  if (from < firstLsn && !isVoid(from, startLsn)) throw removed(from);
   if (from > timeline.flushLsn)
     throw new PgError({
       severity: 'ERROR',
@@ -76,11 +78,16 @@ interface Range {
 async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: () => Lsn, changed: () => Promise<void>): Promise<void> {
   const { startLsn, peerTerm } = range;
   let position = range.from;
+  const reader = new WalReader(timeline);
+  copy.whenEnded.then(
+    () => reader.close(),
+    () => reader.close(),
+  );
   while (!copy.ended) {
     timeline.checkOpen();
     const bytes = isVoid(position, startLsn)
       ? voidWal(position, CHUNK_BYTES, startLsn, timeline.control)
-      : readOr58P01(timeline, position, peerTerm);
+      : await readOr58P01(timeline, reader, position, peerTerm);
     if (bytes.length === 0) {
       await changed();
       continue;
@@ -95,9 +102,9 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
   }
 }
 
-function readOr58P01(timeline: WalTimeline, position: Lsn, peerTerm: Term | undefined): Buffer {
+async function readOr58P01(timeline: WalTimeline, reader: WalReader, position: Lsn, peerTerm: Term | undefined): Promise<Buffer> {
   try {
-    return timeline.read(position, CHUNK_BYTES, peerTerm);
+    return peerTerm === undefined ? await reader.read(position, CHUNK_BYTES) : timeline.read(position, CHUNK_BYTES, peerTerm);
   } catch (error) {
     if (error instanceof LakebaseError && error.code === 'NOT_FOUND') throw removed(position);
     throw error;

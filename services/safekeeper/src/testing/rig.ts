@@ -158,7 +158,11 @@ export class Quorum implements AsyncDisposable {
   }
 
   /** `first` changes the configuration of sk1 only. */
-  static async start(log: Logger = silentLogger, first: Partial<SafekeeperConfig> = {}): Promise<Quorum> {
+  static async start(
+    log: Logger = silentLogger,
+    first: Partial<SafekeeperConfig> = {},
+    all: (root: string) => Partial<SafekeeperConfig> = () => ({}),
+  ): Promise<Quorum> {
     const root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
     const ports = await freePorts(6);
     const addresses = ['sk1', 'sk2', 'sk3'].map((id, i) => ({
@@ -182,9 +186,14 @@ export class Quorum implements AsyncDisposable {
         peers: addresses.filter((a) => a.id !== own.id),
         testPlaintext: false,
         trimAfterBytes: 0,
+        offloadIdleMs: 200,
+        offloadAgeMs: 5_000,
+        offloadTailMs: 0,
+        offloadTakeoverMs: 1_000,
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,
         lostAfterMs: 200,
+        ...all(root),
         ...(i === 0 ? first : {}),
       };
       return new Member(config, log.child({ sk: own.id }));

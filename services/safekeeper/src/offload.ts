@@ -1,0 +1,223 @@
+/** Carries WAL into the object store: eight segments at a time while it flows fast, what is complete when it rests or has waited long, and the rest as
+ *  the tail once it rests. One member of each timeline does it: the first by id of those that are there and have the WAL; the next one when
+ *  nothing comes of it for a while.
+ *  Invariants: only committed WAL leaves this member; `offloadedLsn` rises only after the object is there and was checked; two members that do the same
+ *  work do no harm (ifAbsent); a store that is down costs nothing but disk. */
+import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode } from '@lakebase/base';
+import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
+import { type PutResult, WAL_OBJECT_BYTES, type WalArchive, nextWalObject } from '@lakebase/wal-store';
+import type { WalTimeline } from './wal-timeline.ts';
+
+export interface OffloadTimes {
+  /** WAL that has not moved for this long rests. */
+  readonly idleMs: number;
+  /** Complete segments do not wait longer than this for eight of them. */
+  readonly ageMs: number;
+  /** While a compute streams, tails are at least this far apart. */
+  readonly tailMs: number;
+  /** Work that has not moved for this long is taken over by the next member. */
+  readonly takeoverMs: number;
+}
+
+export interface OffloaderOptions {
+  readonly memberId: string;
+  readonly times: OffloadTimes;
+  /** Ids of the other members that can be heard now. */
+  readonly livePeers: () => readonly string[];
+  /** How full this member's disk is, 0 to 1: from a half on complete segments do not wait. */
+  readonly pressure: () => number;
+  readonly log: Logger;
+  readonly onPut?: (result: PutResult, kind: 'object' | 'tail', seconds: number) => void;
+}
+
+interface Work {
+  /** When WAL last moved, and when the work at hand began or last got on. */
+  movedAt: number;
+  pendingSince: number;
+  /** Where WAL and the work stood then. */
+  commitLsn: number;
+  offloadedLsn: number;
+  tailAt: number;
+  failures: number;
+  retryAt: number;
+  running: boolean;
+}
+
+const TICK_MS = 1_000;
+const RUNNING_MAX = 2;
+const SOURCE_BYTES = 128 * 1024;
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+export class Offloader {
+  readonly #options: OffloaderOptions;
+  readonly #work = new Map<WalTimeline, Work>();
+  readonly #running = new Set<Promise<void>>();
+  #timer: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  constructor(options: OffloaderOptions) {
+    this.#options = options;
+  }
+
+  /** `timeline` may have moved. Cheap: called at every flush. */
+  touch(timeline: WalTimeline): void {
+    if (timeline.archive === undefined || this.#closed) return;
+    const now = performance.now();
+    const commitLsn = timeline.readableLsn;
+    const work = this.#work.get(timeline);
+    if (work === undefined) {
+      if (!isPending(timeline)) return;
+      const fresh = {
+        movedAt: now,
+        pendingSince: now,
+        commitLsn,
+        tailAt: Number.NEGATIVE_INFINITY,
+        failures: 0,
+        retryAt: 0,
+        running: false,
+      };
+      this.#work.set(timeline, { ...fresh, offloadedLsn: timeline.offloadedLsn });
+    } else if (work.commitLsn !== commitLsn) {
+      work.commitLsn = commitLsn;
+      work.movedAt = now;
+    }
+    this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    await Promise.allSettled(this.#running);
+  }
+
+  #tick(): void {
+    this.#timer = undefined;
+    if (this.#closed) return;
+    const now = performance.now();
+    for (const [timeline, work] of this.#work) {
+      if (work.running) continue;
+      if (timeline.closed || !isPending(timeline)) {
+        this.#work.delete(timeline);
+        continue;
+      }
+      if (work.offloadedLsn !== timeline.offloadedLsn) {
+        work.offloadedLsn = timeline.offloadedLsn;
+        work.pendingSince = now;
+      }
+      if (this.#running.size >= RUNNING_MAX || now < work.retryAt) continue;
+      const task = this.#due(timeline, work, now);
+      if (task === undefined || now - work.pendingSince < this.#rank(timeline) * this.#options.times.takeoverMs) continue;
+      this.#start(timeline, work, task);
+    }
+    if (this.#work.size > 0) this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
+  }
+
+  /** What is to be done now: complete WAL up to `to`, then perhaps the tail. */
+  #due(timeline: WalTimeline, work: Work, now: number): { to: Lsn; tail: boolean } | undefined {
+    const { idleMs, ageMs, tailMs } = this.#options.times;
+    const { readableLsn: commit, offloadedLsn } = timeline;
+    const rests = now - work.movedAt >= idleMs;
+    const complete = Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES;
+    const full = Math.floor(commit / WAL_OBJECT_BYTES) * WAL_OBJECT_BYTES;
+    const hurry = rests || now - work.pendingSince >= ageMs || this.#options.pressure() >= 0.5;
+    const to = hurry ? complete : full;
+    const tail = rests && commit > Math.max(timeline.tailLsn, complete) && (timeline.feeder === undefined || now - work.tailAt >= tailMs);
+    return to > offloadedLsn || tail ? { to: lsn(Math.max(to, offloadedLsn)), tail } : undefined;
+  }
+
+  /** How many others come before this member. */
+  #rank(timeline: WalTimeline): number {
+    let rank = 0;
+    for (const id of this.#options.livePeers()) {
+      const peer = timeline.peers.get(id);
+      if (id < this.#options.memberId && peer !== undefined && peer.flushRecordLsn >= timeline.readableLsn) rank++;
+    }
+    return rank;
+  }
+
+  #start(timeline: WalTimeline, work: Work, task: { to: Lsn; tail: boolean }): void {
+    work.running = true;
+    const run = this.#offload(timeline, work, task)
+      .then(
+        () => {
+          work.failures = 0;
+          work.pendingSince = performance.now();
+        },
+        (error: unknown) => this.#failed(timeline, work, error),
+      )
+      .finally(() => {
+        work.running = false;
+        this.#running.delete(run);
+        if (!this.#closed) this.#timer ??= setTimeout(() => this.#tick(), 0).unref();
+      });
+    this.#running.add(run);
+  }
+
+  #failed(timeline: WalTimeline, work: Work, error: unknown): void {
+    if (timeline.closed || this.#closed) return;
+    const first = work.failures === 0;
+    work.retryAt = performance.now() + backoffDelay(work.failures++, { baseMs: 1_000, maxMs: 60_000 });
+    const { log } = this.#options;
+    if (isCode(error, 'CLOSED') || isCode(error, 'KEY_REVOKED')) return;
+    log[first ? 'warn' : 'debug'](
+      { timeline: timeline.timeline, offloadedLsn: formatLsn(timeline.offloadedLsn), err: errorMessage(error) },
+      'WAL cannot be put into the object store; it stays here and is tried again',
+    );
+  }
+
+  async #offload(timeline: WalTimeline, work: Work, task: { to: Lsn; tail: boolean }): Promise<void> {
+    const archive = timeline.archive as WalArchive;
+    const source = sourceOf(timeline);
+    while (!this.#closed && !timeline.closed) {
+      const from = timeline.offloadedLsn;
+      const next = nextWalObject(from, task.to);
+      if (next === undefined) break;
+      await failpoint('safekeeper.offload.before-put');
+      const started = performance.now();
+      const result = await archive.put(from, next, source);
+      await failpoint('safekeeper.offload.after-put');
+      this.#done(timeline, result, 'object', started);
+      timeline.noteOffloaded(next.end);
+    }
+    const commit = timeline.readableLsn;
+    const { offloadedLsn } = timeline;
+    if (!task.tail || this.#closed || commit <= offloadedLsn) return;
+    work.tailAt = performance.now();
+    const result = await archive.putTail(offloadedLsn, commit, source);
+    this.#done(timeline, result, 'tail', work.tailAt);
+    timeline.noteTail(result.end);
+  }
+
+  #done(timeline: WalTimeline, result: PutResult, kind: 'object' | 'tail', started: number): void {
+    const seconds = (performance.now() - started) / 1_000;
+    this.#options.onPut?.(result, kind, seconds);
+    const { name, start, end, put, storedBytes } = result;
+    this.#options.log.info(
+      {
+        timeline: timeline.timeline,
+        object: name,
+        start: formatLsn(start),
+        end: formatLsn(end),
+        put,
+        storedBytes,
+        ms: Math.round(seconds * 1_000),
+      },
+      'WAL offloaded',
+    );
+  }
+}
+
+/** Committed WAL that is in no object and no tail. */
+function isPending(timeline: WalTimeline): boolean {
+  const { readableLsn: commit, offloadedLsn } = timeline;
+  return commit > Math.max(offloadedLsn, timeline.tailLsn) || Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES > offloadedLsn;
+}
+
+/** Committed WAL of this member. Reading and decrypting runs in the event loop: commits get a turn after every piece. */
+function sourceOf(timeline: WalTimeline): (from: Lsn, max: number) => Promise<Buffer> {
+  return async (from, max) => {
+    await nextTurn();
+    if (from < timeline.firstLsn) throw new LakebaseError('UNAVAILABLE', `this member does not hold WAL at ${formatLsn(from)} any more`);
+    return timeline.read(from, Math.min(max, SOURCE_BYTES));
+  };
+}
