@@ -12,3 +12,4 @@ export * from './start-bundle.ts';
 export * from './owned-settings.ts';
 export * from './key-manager.ts';
 export * from './inspect.ts';
+export * from './scrub.ts';

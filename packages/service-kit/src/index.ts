@@ -10,3 +10,4 @@ export * from './memory.ts';
 export * from './key-rotation.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
+export * from './scrub-jobs.ts';
