@@ -1,7 +1,7 @@
 /** Section 7.4: every on-disk file kind, cut at a random point or with one byte flipped while everything is down. The service recovers from its
  *  peers or refuses with an error that names the file; wrong bytes are never served. */
 import assert from 'node:assert/strict';
-import { copyFileSync, globSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, globSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Cluster, eventually } from '@lakebase/testkit';
@@ -63,14 +63,15 @@ describe('damaged files', () => {
   it("one safekeeper's control file damaged: it says which, the others carry on", async () => {
     await cluster.stop();
     const control = files('sk3/*/*/control')[0] as string;
-    const kept = `${control}.kept`;
-    copyFileSync(control, kept);
+    const whole = readFileSync(control);
     flip(control, 12);
+    const damaged = readFileSync(control);
     await cluster.up();
     await healthy();
     assert.match(cluster.log('sk3'), /control/);
     await cluster.stop();
-    copyFileSync(kept, control);
+    // On a slow machine the member has been rebuilt from its peers meanwhile: then the file is not put back over that.
+    if (existsSync(control) && readFileSync(control).equals(damaged)) writeFileSync(control, whole);
     await cluster.up();
     await healthy();
   });
