@@ -15,6 +15,19 @@ export const INDEX_MAGIC = 0x4c424958;
 export interface ObjectEntry {
   readonly file: string;
   readonly key: string;
+  /** Length and SHA-256 of the file; missing in indexes of earlier versions. */
+  readonly bytes?: number;
+  readonly hash?: string;
+}
+
+/** What the store is known to have: the newest index that was put under a generation that was confirmed afterwards. */
+export interface RemoteState {
+  readonly generation: number;
+  /** Of the index that was put. */
+  readonly version: number;
+  readonly diskConsistentLsn: number;
+  /** What that index names. */
+  readonly names: readonly string[];
 }
 
 export interface TimelineIndex {
@@ -40,6 +53,49 @@ export interface TimelineIndex {
   readonly bootSet: ObjectEntry | null;
   /** What the owner keeps along (addresses of safekeepers). */
   readonly extra: Readonly<Record<string, unknown>>;
+  /** In a local index only: what may be removed from this disk. Null or missing: nothing is known to be in the store. */
+  readonly remote?: RemoteState | null;
+}
+
+/** Names of everything an index names. */
+export function namesOf(index: TimelineIndex): string[] {
+  const { layers, suspend, bootSet } = index;
+  return [...layers.map((d) => d.name), ...(suspend === null ? [] : [suspend.file]), ...(bootSet === null ? [] : [bootSet.file])];
+}
+
+/** The bytes of an index under `name`, sealed with a key of their own. */
+export async function sealIndex(index: TimelineIndex, name: string, keys: ObjectKeys): Promise<{ bytes: Buffer; reference: Buffer }> {
+  await keys.reserve(1);
+  const key = keys.create();
+  const payload = Buffer.from(JSON.stringify(index), 'utf8');
+  return {
+    bytes: sealObject(INDEX_MAGIC, { project: index.project, timeline: index.timeline, name }, payload, key),
+    reference: key.keyReference,
+  };
+}
+
+/** The opposite. `where`: for messages. Throws CORRUPT for anything but the index of that timeline under that name. */
+export async function openIndex(
+  bytes: Buffer,
+  name: { readonly project: string; readonly timeline: string; readonly name: string },
+  keys: ObjectKeys,
+  where: string,
+): Promise<{ index: TimelineIndex; reference: Buffer }> {
+  const file = `index ${where}`;
+  const reference = Buffer.from(parseObject(INDEX_MAGIC, bytes, file).keyReference);
+  try {
+    await keys.load([reference]);
+  } catch (error) {
+    if (error instanceof LakebaseError && error.code === 'CORRUPT')
+      throw new LakebaseError('CORRUPT', `${file} is damaged: ${error.message}`, { cause: error });
+    throw error;
+  }
+  const payload = openObject(INDEX_MAGIC, name, bytes, keys, file);
+  const index = JSON.parse(payload.toString('utf8')) as TimelineIndex;
+  payload.fill(0);
+  if (index.project !== name.project || index.timeline !== name.timeline)
+    throw new LakebaseError('CORRUPT', `${file} belongs to timeline ${index.project}/${index.timeline}`);
+  return { index, reference };
 }
 
 /** Writes `index` as the next version; resolves with it and the reference of its own key. */
@@ -49,11 +105,9 @@ export async function writeIndex(
   keys: ObjectKeys,
 ): Promise<{ index: TimelineIndex; reference: Buffer }> {
   const next = { ...index, version: index.version + 1 };
-  await keys.reserve(1);
-  const key = keys.create();
-  const name = { project: index.project, timeline: index.timeline, name: basename(path) };
-  await writeFileDurably(path, sealObject(INDEX_MAGIC, name, Buffer.from(JSON.stringify(next), 'utf8'), key));
-  return { index: next, reference: key.keyReference };
+  const { bytes, reference } = await sealIndex(next, basename(path), keys);
+  await writeFileDurably(path, bytes);
+  return { index: next, reference };
 }
 
 /** Undefined when there is no such file. */
@@ -70,19 +124,5 @@ export async function readIndex(
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw new LakebaseError('CORRUPT', `index ${path} cannot be read: ${(cause as Error).message}`, { cause });
   }
-  const file = `index ${path}`;
-  const reference = Buffer.from(parseObject(INDEX_MAGIC, bytes, file).keyReference);
-  try {
-    await keys.load([reference]);
-  } catch (error) {
-    if (error instanceof LakebaseError && error.code === 'CORRUPT')
-      throw new LakebaseError('CORRUPT', `${file} is damaged: ${error.message}`, { cause: error });
-    throw error;
-  }
-  const payload = openObject(INDEX_MAGIC, { project, timeline, name: basename(path) }, bytes, keys, file);
-  const index = JSON.parse(payload.toString('utf8')) as TimelineIndex;
-  payload.fill(0);
-  if (index.project !== project || index.timeline !== timeline)
-    throw new LakebaseError('CORRUPT', `index ${path} belongs to timeline ${index.project}/${index.timeline}`);
-  return { index, reference };
+  return openIndex(bytes, { project, timeline, name: basename(path) }, keys, path);
 }

@@ -1,9 +1,11 @@
 /** The stored side of a timeline: its directory, index, layer set and frozen layers, and the jobs that change them. One job at a time; each ends
  *  with the index published and the set swapped in one step. Invariants: the index on disk never names a file that is not durable; a file
  *  leaves the disk only after an index without it is durable; a failed job changes nothing and may be repeated. */
+import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { mkdir, readdir, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, failpoint, isCode } from '@lakebase/base';
 import { decodeDekReference, type ObjectKey } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import type { ProjectKeys } from '@lakebase/keys';
@@ -15,12 +17,14 @@ import {
   LayerSet,
   type ObjectEntry,
   type OpenLayer,
+  type RemoteState,
   TEMP_SUFFIX,
   type TimelineIndex,
   flushLayer,
   isLayerName,
   keyFromText,
   keyToText,
+  namesOf,
   readIndex,
   syncDirectory,
   writeFileDurably,
@@ -67,7 +71,13 @@ export class TimelineStorage {
   readonly #log: Logger;
   readonly #jobs = new SerialQueue();
   #nextNumber: number;
+  /** Of what is written from now on. */
+  #generation: number;
+  #remoteNames: ReadonlySet<string>;
   #closed = false;
+  /** Grows with every published change of what the index says, its bookkeeping about the store apart. */
+  changes = 0;
+  onChange: () => void = () => {};
   #compactionQueued = false;
   readonly #compactions = new SerialQueue();
   compactions = 0;
@@ -85,6 +95,8 @@ export class TimelineStorage {
     this.index = index;
     this.#indexKey = reference;
     this.#nextNumber = index.nextLayerNumber;
+    this.#generation = index.generation;
+    this.#remoteNames = new Set(index.remote?.names);
     this.set = LayerSet.open(index.layers, files);
     this.#options = options;
     this.#compact = compact;
@@ -110,7 +122,8 @@ export class TimelineStorage {
     const storage = new TimelineStorage(files, found, options, compact, log, flushElsewhere);
     // Readers open their files in the middle of a read, where nothing can be waited for.
     await files.keys.load(storage.#objects().map((o) => keyFromText(o.key)));
-    for (const layer of storage.set.layers) layer.verifyPresence();
+    // What is in the store may have left this disk.
+    for (const layer of storage.set.layers) if (!storage.isRemote(layer.descriptor.name) || existsSync(layer.path)) layer.verifyPresence();
     await storage.#removeUnreferenced();
     return storage;
   }
@@ -127,6 +140,33 @@ export class TimelineStorage {
     return this.index.diskConsistentLsn as Lsn;
   }
 
+  /** The store has this file, and an index that names it, under a confirmed generation. */
+  isRemote(name: string): boolean {
+    return this.#remoteNames.has(name);
+  }
+
+  /** A merge is under way or about to begin. */
+  get compacting(): boolean {
+    return this.#compactionQueued;
+  }
+
+  /** Names of files written from now on carry this generation, and so does the index, from before this resolves. */
+  adopt(generation: number): Promise<void> {
+    return this.#job(async () => {
+      if (generation <= this.#generation && this.index.generation === this.#generation) return;
+      this.#generation = Math.max(this.#generation, generation);
+      await this.#write(this.index);
+    });
+  }
+
+  /** Remembers what the store has. */
+  setRemote(remote: RemoteState): Promise<void> {
+    return this.#job(async () => {
+      await this.#write({ ...this.index, remote });
+      this.#remoteNames = new Set(remote.names);
+    });
+  }
+
   /** Takes a frozen layer into view; {@link flush} writes it. */
   addFrozen(layer: OpenLayer, prevRecordLsn: Lsn): void {
     this.frozen = [{ layer, prevRecordLsn }, ...this.frozen];
@@ -137,9 +177,12 @@ export class TimelineStorage {
     return this.#job(async () => {
       for (let oldest = this.frozen.at(-1); oldest !== undefined; oldest = this.frozen.at(-1)) {
         const { layer, prevRecordLsn } = oldest;
+        await failpoint('pageserver.flush.before-layer');
         const add = layer.empty ? [] : await this.#writeLayer(layer);
+        await failpoint('pageserver.flush.before-index');
         await this.#publish([], add, { diskConsistentLsn: layer.endLsn, prevRecordLsn });
         this.frozen = this.frozen.slice(0, -1);
+        await failpoint('pageserver.flush.after-index');
       }
       this.#considerCompaction();
     });
@@ -147,7 +190,7 @@ export class TimelineStorage {
 
   async #writeLayer(layer: OpenLayer): Promise<LayerDescriptor[]> {
     const { directory, project, timeline, keys } = this.files;
-    const target = { directory, project, timeline, generation: this.index.generation, number: this.#takeNumber() };
+    const target = { directory, project, timeline, generation: this.#generation, number: this.#takeNumber() };
     const elsewhere = this.#flushElsewhere;
     if (elsewhere === undefined || layer.byteCount < FLUSH_HERE_BYTES) return [await flushLayer(layer, { ...target, keys })];
     return this.#repeated(async () => elsewhere({ kind: 'flush', layer: layer.toMessage(), keys: await this.#jobKeys([]), ...target }));
@@ -191,11 +234,13 @@ export class TimelineStorage {
     return this.#job(async () => {
       const { keys } = this.files;
       const before = prefix === 'suspend' ? this.index.suspend?.file : this.index.bootSet?.file;
-      const file = `${prefix}-${this.#takeNumber().toString(16).padStart(8, '0')}`;
+      const file = objectName(prefix, this.#takeNumber(), this.#generation);
       await keys.reserve(1);
       const key = keys.create();
-      await writeFileDurably(join(this.files.directory, file), seal(file, key));
-      await this.#publish([], [], change({ file, key: keyToText(key.keyReference) }));
+      const bytes = seal(file, key);
+      await writeFileDurably(join(this.files.directory, file), bytes);
+      const hash = createHash('sha256').update(bytes).digest('hex');
+      await this.#publish([], [], change({ file, key: keyToText(key.keyReference), bytes: bytes.length, hash }));
       if (before !== undefined) await unlink(join(this.files.directory, before)).catch(() => {});
     });
   }
@@ -256,23 +301,29 @@ export class TimelineStorage {
 
   async #publish(remove: readonly LayerHandle[], add: readonly LayerDescriptor[], change: Partial<TimelineIndex>): Promise<void> {
     const gone = new Set(remove.map((l) => l.descriptor.name));
-    const next = {
+    await this.#write({
       ...this.index,
       ...change,
-      nextLayerNumber: this.#nextNumber,
       layers: [...(change.layers ?? this.index.layers).filter((d) => !gone.has(d.name)), ...add],
-    };
-    const written = await writeIndex(join(this.files.directory, INDEX_FILE), next, this.files.keys);
-    this.index = written.index;
-    this.#indexKey = written.reference;
+    });
+    this.changes++;
     this.set = this.set.replaced(
       remove,
       add.map((d) => new LayerHandle(d, this.files)),
     );
+    if (remove.length > 0) await failpoint('pageserver.compaction.after-publish');
     for (const layer of remove) {
       layer.close();
       await unlink(layer.path).catch(() => {});
     }
+    this.onChange();
+  }
+
+  async #write(next: TimelineIndex): Promise<void> {
+    const index = { ...next, generation: this.#generation, nextLayerNumber: this.#nextNumber };
+    const written = await writeIndex(join(this.files.directory, INDEX_FILE), index, this.files.keys);
+    this.index = written.index;
+    this.#indexKey = written.reference;
   }
 
   /** L0 layers, oldest first. */
@@ -290,6 +341,7 @@ export class TimelineStorage {
       })
       .finally(() => {
         this.#compactionQueued = false;
+        this.onChange();
       });
   }
 
@@ -303,6 +355,7 @@ export class TimelineStorage {
     const inputs = this.#level0();
     if (inputs.length > 0) {
       const merged = await this.#runCompaction('merge', inputs, 0 as Lsn);
+      await failpoint('pageserver.compaction.before-publish');
       await this.#job(() => this.#publish(inputs, merged, {}));
       this.compactions++;
     }
@@ -337,7 +390,7 @@ export class TimelineStorage {
       layers,
       inputs: inputs.map((l) => l.descriptor.name),
       imageLsn,
-      generation: this.index.generation,
+      generation: this.#generation,
       number: this.#takeNumber(),
       targetBytes: this.#options.layerFileBytes,
       maxRecordsPerPage: this.#options.maxRecordsPerPage,
@@ -360,16 +413,19 @@ export class TimelineStorage {
   }
 
   async #removeUnreferenced(): Promise<void> {
-    const keep = new Set<string>([INDEX_FILE, ...this.index.layers.map((d) => d.name)]);
-    if (this.index.suspend !== null) keep.add(this.index.suspend.file);
-    if (this.index.bootSet !== null) keep.add(this.index.bootSet.file);
+    const keep = new Set<string>([INDEX_FILE, ...namesOf(this.index)]);
     for (const name of await readdir(this.files.directory)) {
       if (keep.has(name)) continue;
-      const ours = isLayerName(name) || name.endsWith(TEMP_SUFFIX) || /^(suspend|bootset)-[0-9a-f]{8}$/.test(name);
+      const ours = isLayerName(name) || name.endsWith(TEMP_SUFFIX) || OBJECT_NAME.test(name);
       if (ours) await rm(join(this.files.directory, name), { force: true });
     }
   }
 }
+
+/** Without a generation: of earlier versions. */
+const OBJECT_NAME = /^(?:suspend|bootset)-[0-9a-f]{8}(?:-g[0-9a-f]{8})?$/;
+const objectName = (prefix: string, number: number, generation: number): string =>
+  `${prefix}-${number.toString(16).padStart(8, '0')}-g${generation.toString(16).padStart(8, '0')}`;
 
 export async function ensureDirectory(path: string): Promise<void> {
   await mkdir(path, { recursive: true, mode: 0o700 });

@@ -1,0 +1,74 @@
+/** Which pageserver has a project, and under which generation it may write (docs/protocols/generations.md). The Manager serves the first three,
+ *  a pageserver the others. Token: `service`.
+ *
+ *    POST /internal/v1/pageservers/:id/attach      AttachRequest -> AttachAnswer
+ *    POST /internal/v1/pageservers/:id/validate    ValidateRequest -> ValidateAnswer
+ *    POST /internal/v1/projects/:project/place     PlaceRequest -> Placement                  moves the project; answers when the target serves it
+ *
+ *    PUT    /v1/projects/:project                  AttachedProject -> ProjectReadiness        take it over: attach, catch up
+ *    POST   /v1/projects/:project/upload           -> {}                                      everything ingested is in the object store when it answers
+ *    DELETE /v1/projects/:project                  let go of it: another pageserver serves it. Removes local files, nothing in the object store */
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import { HttpClient, type HttpClientOptions } from './http-client.ts';
+import type { PeerAddress } from './safekeeper.ts';
+
+export interface AttachRequest {
+  /** `seen`: the highest generation of the project that this pageserver knows of, wherever from; the Manager never gives out one that is not above it. */
+  readonly projects: readonly { readonly project: ProjectUid; readonly seen: number }[];
+}
+export interface AttachedTimeline {
+  readonly timeline: TimelineId;
+  /** The highest generation whose index is known to have been put; 0: none. */
+  readonly published: number;
+  readonly safekeepers: readonly PeerAddress[];
+}
+export interface AttachedProject {
+  readonly project: ProjectUid;
+  readonly generation: number;
+  readonly timelines: readonly AttachedTimeline[];
+}
+/** Where the project is, as the Manager sees it. `superseded`: another pageserver has the newest generation and is catching up, reads stay here;
+ *  `moved`: another one serves it; `unknown`: no such project (an old metadata database, perhaps: nothing is removed because of it). */
+export interface AttachAnswer {
+  readonly attached: readonly AttachedProject[];
+  readonly superseded: readonly ProjectUid[];
+  readonly moved: readonly ProjectUid[];
+  readonly unknown: readonly ProjectUid[];
+}
+export interface ValidateRequest {
+  readonly projects: readonly { readonly project: ProjectUid; readonly generation: number; readonly published: readonly TimelineId[] }[];
+}
+export interface ValidateAnswer {
+  readonly valid: readonly ProjectUid[];
+  readonly superseded: readonly ProjectUid[];
+  readonly moved: readonly ProjectUid[];
+  readonly unknown: readonly ProjectUid[];
+}
+export interface PlaceRequest {
+  readonly pageserver: string;
+}
+export interface Placement {
+  readonly project: ProjectUid;
+  readonly pageserver: string;
+  readonly generation: number;
+}
+export interface ProjectReadiness {
+  /** Bytes of committed WAL that are not readable yet, over all timelines; only timelines that somebody uses are caught up. */
+  readonly lagBytes: number;
+}
+
+/** What a pageserver asks the Manager. */
+export class PlacementClient {
+  readonly http: HttpClient;
+  readonly #id: string;
+  constructor(id: string, options: HttpClientOptions) {
+    this.http = new HttpClient({ timeoutMs: 10_000, ...options });
+    this.#id = encodeURIComponent(id);
+  }
+  attach(body: AttachRequest): Promise<AttachAnswer> {
+    return this.http.call('POST', `/internal/v1/pageservers/${this.#id}/attach`, body);
+  }
+  validate(body: ValidateRequest): Promise<ValidateAnswer> {
+    return this.http.call('POST', `/internal/v1/pageservers/${this.#id}/validate`, body);
+  }
+}

@@ -1,0 +1,75 @@
+/** The Manager's part of generations, in memory, for tests: what services/manager/src/store/placements.ts does in its database. */
+import type { AttachAnswer, AttachRequest, AttachedTimeline, PeerAddress, ValidateAnswer, ValidateRequest } from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import type { PlacementCalls } from './generations.ts';
+
+export class FakePlacements {
+  readonly projects = new Map<string, { owner: string; serving: string; generation: number; timelines: Map<string, number> }>();
+  safekeepers: readonly PeerAddress[] = [];
+  down = false;
+  readonly calls = { attach: 0, validate: 0 };
+
+  add(project: string, timelines: readonly string[], owner = 'ps'): void {
+    this.projects.set(project, { owner, serving: owner, generation: 0, timelines: new Map(timelines.map((t) => [t, 0])) });
+  }
+
+  /** As the pageserver `id` calls it. */
+  of(id: string): PlacementCalls {
+    return {
+      attach: async (body) => this.#attach(id, body),
+      validate: async (body) => this.#validate(id, body),
+    };
+  }
+
+  #check(): void {
+    if (this.down) throw new LakebaseError('UNAVAILABLE', 'the Manager is down');
+  }
+
+  #attach(id: string, body: AttachRequest): AttachAnswer {
+    this.#check();
+    this.calls.attach++;
+    const answer = {
+      attached: [] as AttachAnswer['attached'][number][],
+      superseded: [] as ProjectUid[],
+      moved: [] as ProjectUid[],
+      unknown: [] as ProjectUid[],
+    };
+    for (const { project, seen } of body.projects) {
+      const known = this.projects.get(project);
+      if (known === undefined) {
+        answer.unknown.push(project);
+        continue;
+      }
+      known.generation = Math.max(known.generation, seen);
+      if (known.owner !== id) {
+        (known.serving === id ? answer.superseded : answer.moved).push(project);
+        continue;
+      }
+      known.generation++;
+      const timelines = [...known.timelines].map(
+        ([timeline, published]): AttachedTimeline => ({ timeline: timeline as TimelineId, published, safekeepers: this.safekeepers }),
+      );
+      answer.attached.push({ project, generation: known.generation, timelines });
+    }
+    return answer;
+  }
+
+  #validate(id: string, body: ValidateRequest): ValidateAnswer {
+    this.#check();
+    this.calls.validate++;
+    const answer = { valid: [] as ProjectUid[], superseded: [] as ProjectUid[], moved: [] as ProjectUid[], unknown: [] as ProjectUid[] };
+    for (const { project, generation, published } of body.projects) {
+      const known = this.projects.get(project);
+      if (known === undefined) {
+        answer.unknown.push(project);
+        continue;
+      }
+      for (const t of published) known.timelines.set(t, Math.max(known.timelines.get(t) ?? 0, generation));
+      known.generation = Math.max(known.generation, generation);
+      if (known.owner === id && known.generation === generation) answer.valid.push(project);
+      else (known.serving === id ? answer.superseded : answer.moved).push(project);
+    }
+    return answer;
+  }
+}

@@ -1,0 +1,307 @@
+/** Carries what a timeline has on its disk into the object store: files first, then the index that names them, then what no index names any more
+ *  goes (docs/protocols/generations.md). Runs beside everything else and is repeated for as long as it takes.
+ *  Invariants: an index is put only after everything it names is there; {@link Uploader.remoteConsistentLsn} moves, and anything is deleted, only
+ *  after the Manager has confirmed the generation of the index that was put, asked after the put; nothing is put without a generation. */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode, sleep } from '@lakebase/base';
+import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
+import { type TimelineIndex, namesOf, sealIndex } from '@lakebase/layers';
+import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
+import type { Generations } from './generations.ts';
+import { findIndex } from './remote-index.ts';
+import type { TimelineStorage } from './storage.ts';
+
+export interface UploadPolicy {
+  /** Changes go up when they cover this much WAL… */
+  readonly uploadBytes: number;
+  /** …or are this old. */
+  readonly uploadMs: number;
+}
+export interface UploadTarget {
+  readonly store: ObjectStore;
+  readonly generations: Generations;
+  readonly counters: UploadCounters;
+}
+export interface UploadCounters {
+  puts: number;
+  putBytes: number;
+  indexPuts: number;
+  deletes: number;
+  failures: number;
+}
+
+const RETRY = { baseMs: 200, maxMs: 30_000 };
+const PUTS_AT_ONCE = 2;
+
+export class Uploader {
+  readonly #storage: TimelineStorage;
+  readonly #target: UploadTarget;
+  readonly #policy: UploadPolicy;
+  readonly #log: Logger;
+  readonly #project: ProjectUid;
+  readonly #timeline: TimelineId;
+  readonly #stop = new AbortController();
+  readonly #done: Promise<void>;
+  /** In the store under the name, put by us or named by an index there. */
+  readonly #there = new Set<string>();
+  /** No index in the store names it any more, or none did. */
+  readonly #garbage = new Set<string>();
+  /** Generations below ours that have an index in the store. */
+  readonly #olderIndexes = new Set<number>();
+  #generation: number | undefined;
+  /** `storage.changes` of the newest index that was put and confirmed. */
+  #uploadedChanges = -1;
+  #dirtySince: number | undefined;
+  #urgent = false;
+  #wake: () => void = () => {};
+  #waiters: { changes: number; resolve: () => void; reject: (error: unknown) => void }[] = [];
+  remoteConsistentLsn: Lsn;
+  /** The store holds a newer state of this timeline than this disk: what is here must be replaced. Uploads nothing then. */
+  onStale: () => void = () => {};
+
+  constructor(storage: TimelineStorage, target: UploadTarget, policy: UploadPolicy, log: Logger) {
+    this.#storage = storage;
+    this.#target = target;
+    this.#policy = policy;
+    this.#log = log;
+    this.#project = storage.files.project as ProjectUid;
+    this.#timeline = storage.files.timeline as TimelineId;
+    const { remote } = storage.index;
+    this.remoteConsistentLsn = (remote?.diskConsistentLsn ?? 0) as Lsn;
+    for (const name of remote?.names ?? []) this.#there.add(name);
+    // What was put is compared with what is here by its bookkeeping; what came after it in the index is not known to have been put.
+    if (remote !== null && remote !== undefined && remote.version >= storage.index.version - 1) this.#uploadedChanges = storage.changes;
+    else this.#dirtySince = performance.now();
+    storage.onChange = () => {
+      if (!this.clean) this.#dirtySince ??= performance.now();
+      this.#wake();
+    };
+    this.#done = this.#run();
+  }
+
+  /** Everything that is on this disk is in the store. */
+  get clean(): boolean {
+    return this.#uploadedChanges === this.#storage.changes;
+  }
+
+  get pendingBytes(): number {
+    return Math.max(0, this.#storage.diskConsistentLsn - this.remoteConsistentLsn);
+  }
+
+  /** Soon: no need to wait for more. */
+  hurry(): void {
+    this.#urgent = true;
+    this.#wake();
+  }
+
+  /** Resolves when what is on disk now is in the store and confirmed. */
+  flush(): Promise<void> {
+    if (this.clean) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      this.#waiters.push({ changes: this.#storage.changes, resolve, reject });
+      this.hurry();
+    });
+  }
+
+  /** Ends between two steps; what is not up stays for the next time. */
+  async stop(): Promise<void> {
+    this.#stop.abort(new LakebaseError('CLOSED', 'the timeline is shutting down'));
+    this.#wake();
+    await this.#done;
+    for (const w of this.#waiters.splice(0)) w.reject(this.#stop.signal.reason);
+  }
+
+  async #run(): Promise<void> {
+    for (let failures = 0; !this.#stop.signal.aborted; ) {
+      await this.#due();
+      if (this.#stop.signal.aborted) return;
+      try {
+        if (!(await this.#round())) return;
+        failures = 0;
+      } catch (error) {
+        if (this.#stop.signal.aborted) return;
+        this.#target.counters.failures++;
+        // A superseded generation: a new one may come, from the store's newest state then.
+        if (isCode(error, 'FENCED')) this.#generation = undefined;
+        this.#log.warn({ err: errorMessage(error), attempt: failures }, 'upload failed; trying again');
+        await sleep(backoffDelay(failures++, RETRY), this.#stop.signal).catch(() => {});
+        this.#urgent = true;
+      }
+    }
+  }
+
+  /** Waits until an upload is worth its puts. */
+  async #due(): Promise<void> {
+    for (;;) {
+      if (this.#stop.signal.aborted) return;
+      if (!this.clean) {
+        const since = this.#dirtySince ?? performance.now();
+        const left = since + this.#policy.uploadMs - performance.now();
+        // Files that a merge under way is about to replace are not worth a put, unless it takes very long.
+        const enough = this.pendingBytes >= this.#policy.uploadBytes * (this.#storage.compacting ? 3 : 1);
+        if (this.#urgent || left <= 0 || enough) return;
+        await this.#woken(left);
+      } else {
+        this.#urgent = false;
+        this.#settle();
+        await this.#woken();
+      }
+    }
+  }
+
+  #woken(ms?: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = ms === undefined ? undefined : setTimeout(resolve, Math.max(1, ms));
+      timer?.unref();
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  #settle(): void {
+    this.#waiters = this.#waiters.filter((w) => {
+      if (w.changes > this.#uploadedChanges) return true;
+      w.resolve();
+      return false;
+    });
+  }
+
+  /** One consistent state of the disk goes up. False when this disk's state is stale. */
+  async #round(): Promise<boolean> {
+    const { store, generations, counters } = this.#target;
+    const storage = this.#storage;
+    const generation = await this.#ready();
+    if (generation === undefined) return false;
+    const { index, changes } = storage;
+    this.#urgent = false;
+    this.#dirtySince = undefined;
+    if (!(await this.#putFiles(index))) {
+      this.#dirtySince = performance.now();
+      this.#urgent = true;
+      return true;
+    }
+    await failpoint('pageserver.upload.before-index');
+    const key = indexObject(this.#project, this.#timeline, generation);
+    const name = key.slice(key.lastIndexOf('/') + 1);
+    const { bytes } = await sealIndex({ ...index, generation, remote: null }, name, storage.files.keys);
+    await store.put(key, bytes);
+    counters.puts++;
+    counters.indexPuts++;
+    counters.putBytes += bytes.length;
+    await failpoint('pageserver.upload.after-index');
+    generations.published(this.#project, this.#timeline);
+    await generations.validate(this.#project);
+    const names = namesOf(index);
+    const named = new Set(names);
+    for (const old of this.#there) if (!named.has(old)) this.#garbage.add(old);
+    await storage.setRemote({ generation, version: index.version, diskConsistentLsn: index.diskConsistentLsn, names });
+    this.remoteConsistentLsn = index.diskConsistentLsn as Lsn;
+    this.#uploadedChanges = changes;
+    if (!this.clean) this.#dirtySince ??= performance.now();
+    try {
+      await this.#collectGarbage(named);
+    } finally {
+      this.#settle();
+    }
+    return true;
+  }
+
+  /** Our generation, once it is known that nobody has published since what is on this disk was written. */
+  async #ready(): Promise<number | undefined> {
+    const { generations, store } = this.#target;
+    const attached = await generations.attachEventually(this.#project, this.#stop.signal);
+    const { generation } = attached;
+    if (generation === this.#generation) return generation;
+    const { index, files } = this.#storage;
+    const found = await findIndex(store, files, { below: generation + 1, floor: Math.max(1, index.remote?.generation ?? 1), list: false });
+    if (found !== undefined && found.index.generation >= generation && index.generation < generation) {
+      // Nobody but us may have this generation: the Manager has forgotten some.
+      generations.refuse(this.#project, found.index.generation);
+      throw new LakebaseError('UNAVAILABLE', `generation ${generation} was in use before; asking for a higher one`);
+    }
+    // Versions grow along a line of generations: a higher one of our own line means that this disk was put back.
+    if (found !== undefined && (found.index.generation > index.generation || found.index.version > index.version)) {
+      this.#log.warn(
+        { ours: index.generation, newest: found.index.generation },
+        'the store has a newer state of this timeline than this disk',
+      );
+      this.onStale();
+      return undefined;
+    }
+    if (found !== undefined) {
+      const same = new Map(namedWithHash(index));
+      for (const [n, hash] of namedWithHash(found.index))
+        if (!same.has(n)) this.#garbage.add(n);
+        else if (same.get(n) === hash) this.#there.add(n);
+        else this.#there.delete(n);
+      this.#olderIndexes.add(found.index.generation);
+    } else this.#there.clear();
+    // On disk before anything is put under it: what is put is known as our own afterwards.
+    await this.#storage.adopt(generation);
+    this.#generation = generation;
+    return generation;
+  }
+
+  /** False when maintenance removed a file meanwhile: the state to put is another one now. */
+  async #putFiles(index: TimelineIndex): Promise<boolean> {
+    const { store, counters } = this.#target;
+    const { directory } = this.#storage.files;
+    const sizes = new Map(index.layers.map((d) => [d.name, d.bytes]));
+    const todo = namesOf(index).filter((name) => !this.#there.has(name));
+    let stale = false;
+    const put = async (): Promise<void> => {
+      for (let name = todo.shift(); name !== undefined && !stale; name = todo.shift()) {
+        this.#stop.signal.throwIfAborted();
+        await failpoint('pageserver.upload.before-layer');
+        const path = join(directory, name);
+        try {
+          const size = sizes.get(name) ?? statSync(path).size;
+          await store.put(timelineObject(this.#project, this.#timeline, name), { path, size }, { signal: this.#stop.signal });
+          counters.puts++;
+          counters.putBytes += size;
+        } catch (error) {
+          if (namesOf(this.#storage.index).includes(name)) throw error;
+          stale = true;
+          return;
+        }
+        this.#there.add(name);
+        await failpoint('pageserver.upload.after-layer');
+        // A merge that ended meanwhile has replaced what is still to be put: what it made goes up in its place.
+        stale ||= this.#storage.index.layers !== index.layers && todo.some((n) => !namesOf(this.#storage.index).includes(n));
+      }
+    };
+    await Promise.all(Array.from({ length: PUTS_AT_ONCE }, put));
+    return !stale;
+  }
+
+  /** What is left undone is done after the next index, or found by the scrubber. */
+  async #collectGarbage(named: ReadonlySet<string>): Promise<void> {
+    const { store, counters } = this.#target;
+    const names = [...this.#garbage].filter((name) => !named.has(name));
+    const keys = [
+      ...names.map((name) => timelineObject(this.#project, this.#timeline, name)),
+      ...[...this.#olderIndexes].filter((g) => g !== this.#generation).map((g) => indexObject(this.#project, this.#timeline, g)),
+    ];
+    if (keys.length === 0) return;
+    await failpoint('pageserver.delete.before-objects');
+    await store.delete(keys, { signal: this.#stop.signal });
+    counters.deletes += keys.length;
+    for (const name of names) {
+      this.#garbage.delete(name);
+      this.#there.delete(name);
+    }
+    this.#olderIndexes.clear();
+  }
+}
+
+/** Two files of one name and another content are two files: a disk that was put back may have used a name again. */
+function namedWithHash(index: TimelineIndex): [string, string][] {
+  const { layers, suspend, bootSet } = index;
+  return [
+    ...layers.map((d): [string, string] => [d.name, d.hash]),
+    ...[suspend, bootSet].flatMap((o): [string, string][] => (o === null ? [] : [[o.file, o.hash ?? '']])),
+  ];
+}
