@@ -1,18 +1,25 @@
 /** Objects as files below a directory: the default on one machine. A put writes a temporary file, syncs it, links or renames it into place and syncs
- *  the directory: an object is there whole or not at all, and stays after a power cut. Conditional puts are atomic among processes of one machine:
- *  `ifAbsent` by link(2), `ifMatch` under a lock file. The tag is inode, size and modification time. */
-import { randomBytes } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { type FileHandle, copyFile, link, mkdir, open, readdir, rename, rm, unlink } from 'node:fs/promises';
+ *  the directory.
+ *
+ *  Invariants
+ *  - An object is there whole or not at all, also after kill -9, and stays after a power cut once its put was answered. ALREADY_EXISTS is
+ *    answered only when what is there would stay too.
+ *  - Conditional puts are atomic among the processes of one machine: `ifAbsent` by link(2), `ifMatch` under a lock that dies with its holder. A
+ *    name is replaced either always with `ifMatch` or never: a put without condition takes no lock.
+ *  - A directory that has been taken away (unmounted, renamed) is UNAVAILABLE, never an empty store: its marker file is missing.
+ *  The tag is inode, size and modification time, whose fraction is random: an inode used again at once gives another tag. */
+import { constants } from 'node:fs';
+import { type FileHandle, access, copyFile, link, mkdir, open, readdir, rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
-import type { Readable } from 'node:stream';
+import { type Readable, addAbortSignal } from 'node:stream';
 import { pathToFileURL } from 'node:url';
-import { LakebaseError, SerialQueue } from '@lakebase/base';
+import { LakebaseError } from '@lakebase/base';
 import { checkObjectKey } from './keys.ts';
+import { withMachineLock } from './machine-lock.ts';
 import type {
-  ByteRange,
   CallOptions,
   GetOptions,
+  ListOptions,
   ListPage,
   ObjectBytes,
   ObjectInfo,
@@ -21,15 +28,22 @@ import type {
   PutOptions,
   PutSource,
 } from './object-store.ts';
+import { checkSignal, checkSource } from './put-source.ts';
+import { absolute, checkRange } from './range.ts';
+import { removeLeftovers, temporaryName } from './temporary-files.ts';
 
 /** No object's name starts with a dot. */
 const TEMPORARY = '.tmp';
+/** Its presence tells the store from the empty mount point of a store. */
+export const DIRECTORY_MARKER = '.lakebase-objects';
+const LOCK_WAIT_MS = 20_000;
 
 export class DirectoryStore implements ObjectStore {
   readonly location: string;
   readonly #root: string;
-  /** Conditional replacements of this process; those of others are kept out by the lock file. */
-  readonly #replacements = new SerialQueue();
+  /** The marker was seen by this process: from then on its absence is a failure. */
+  #initialised = false;
+  #prepared: Promise<void> | undefined;
 
   constructor(root: string) {
     this.#root = resolve(root);
@@ -37,6 +51,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async get(key: string, options: GetOptions = {}): Promise<ObjectBytes> {
+    if (options.range !== undefined) checkRange(options.range, key);
     return this.#reading(key, options, async (file, info) => {
       const { offset, length } = absolute(options.range, info.size, key);
       const bytes = Buffer.allocUnsafeSlow(length);
@@ -50,8 +65,11 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async stream(key: string, options: CallOptions = {}): Promise<ObjectInfo & { readonly body: Readable }> {
-    const info = await this.head(key, options);
-    return { ...info, body: createReadStream(this.#path(key), { ...(options.signal === undefined ? {} : { signal: options.signal }) }) };
+    const { file, info } = await this.#open(key, options);
+    // The open file stays the object it was, whatever replaces its name meanwhile.
+    const body = file.createReadStream({ start: 0, ...(info.size > 0 ? { end: info.size - 1 } : {}), highWaterMark: 256 * 1024 });
+    if (options.signal !== undefined) addAbortSignal(options.signal, body);
+    return { ...info, body };
   }
 
   head(key: string, options: CallOptions = {}): Promise<ObjectInfo> {
@@ -60,43 +78,58 @@ export class DirectoryStore implements ObjectStore {
 
   async put(key: string, source: PutSource, options: PutOptions = {}): Promise<ObjectTag> {
     const path = this.#path(key);
-    ended(options);
-    const temporary = join(this.#root, TEMPORARY, randomBytes(12).toString('hex'));
+    checkSignal(options);
+    await checkSource(source);
+    await this.#prepare();
+    const temporary = join(this.#root, TEMPORARY, temporaryName());
     try {
-      await this.#write(temporary, source);
+      const tag = await this.#write(temporary, source);
       await makeDirectory(dirname(path), this.#root);
       await this.#place(temporary, path, key, options);
       await syncDirectory(dirname(path));
-      return (await this.head(key)).tag;
+      return tag;
     } catch (error) {
-      throw translated(error, key);
+      const failure = translated(error, key);
+      // It was not there to replace; or the directories went away under us.
+      if (failure.code === 'NOT_FOUND')
+        throw new LakebaseError('UNAVAILABLE', `object ${key} cannot be written: ${failure.message}`, { cause: error });
+      throw failure;
     } finally {
-      await rm(temporary, { force: true });
+      await rm(temporary, { force: true }).catch(() => {}); // a later process removes it
     }
   }
 
-  async list(prefix: string, options: CallOptions & { readonly after?: string; readonly limit?: number } = {}): Promise<ListPage> {
-    ended(options);
+  async list(prefix: string, options: ListOptions = {}): Promise<ListPage> {
+    checkSignal(options);
+    await this.#present();
     const limit = options.limit ?? 1_000;
     const objects: ObjectInfo[] = [];
     for await (const key of this.#walk('', prefix, options.after ?? '')) {
-      const info = await this.head(key).catch((error: unknown) => {
+      const info = await this.head(key, options).catch((error: unknown) => {
         if (error instanceof LakebaseError && error.code === 'NOT_FOUND') return undefined;
         throw error;
       });
       if (info !== undefined) objects.push(info);
-      if (objects.length === limit) return { objects, next: key };
+      if (objects.length >= limit) return { objects, next: key };
     }
     return { objects, next: undefined };
   }
 
   async delete(keys: readonly string[], options: CallOptions = {}): Promise<void> {
+    const directories = new Set<string>();
     for (const key of keys) {
-      ended(options);
-      await unlink(this.#path(key)).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT' && error.code !== 'ENOTDIR') throw translated(error, key);
-      });
+      const path = this.#path(key);
+      checkSignal(options);
+      try {
+        await unlink(path);
+        directories.add(dirname(path));
+      } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        if (code !== 'ENOENT' && code !== 'ENOTDIR' && code !== 'EISDIR') throw translated(error, key);
+      }
     }
+    for (const directory of directories) await syncDirectory(directory);
+    if (directories.size === 0) await this.#present();
   }
 
   async close(): Promise<void> {}
@@ -105,48 +138,105 @@ export class DirectoryStore implements ObjectStore {
     return join(this.#root, checkObjectKey(key));
   }
 
-  async #reading<T>(key: string, options: CallOptions, use: (file: FileHandle, info: ObjectInfo) => Promise<T>): Promise<T> {
-    ended(options);
+  async #open(key: string, options: CallOptions): Promise<{ file: FileHandle; info: ObjectInfo }> {
+    const path = this.#path(key);
+    checkSignal(options);
     let file: FileHandle | undefined;
     try {
-      file = await open(this.#path(key), 'r');
+      file = await open(path, 'r');
       const s = await file.stat();
       if (!s.isFile()) throw new LakebaseError('NOT_FOUND', `there is no object ${key} in ${this.location}`);
-      return await use(file, { key, size: s.size, tag: `${s.ino}-${s.size}-${s.mtimeMs}` });
+      return { file, info: { key, size: s.size, tag: tagOf(s) } };
     } catch (error) {
-      throw translated(error, key);
-    } finally {
       await file?.close();
+      const failure = translated(error, key);
+      if (failure.code === 'NOT_FOUND') await this.#present();
+      throw failure;
     }
   }
 
-  async #write(path: string, source: PutSource): Promise<void> {
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-    if (!Buffer.isBuffer(source)) await copyFile(source.path, path);
+  async #reading<T>(key: string, options: CallOptions, use: (file: FileHandle, info: ObjectInfo) => Promise<T>): Promise<T> {
+    const { file, info } = await this.#open(key, options);
+    try {
+      return await use(file, info);
+    } catch (error) {
+      throw translated(error, key);
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Fails where the store was there and is there no more. */
+  async #present(): Promise<void> {
+    try {
+      await access(join(this.#root, DIRECTORY_MARKER));
+      this.#initialised = true;
+    } catch (cause) {
+      if (this.#initialised || (cause as NodeJS.ErrnoException).code !== 'ENOENT')
+        throw new LakebaseError('UNAVAILABLE', `the directory of the object store is not there: is the disk of ${this.#root} mounted?`, {
+          cause,
+        });
+    }
+  }
+
+  /** Before every put: directory, marker, and once, what dead processes left. */
+  async #prepare(): Promise<void> {
+    await this.#present();
+    if (this.#initialised && this.#prepared !== undefined) return this.#prepared;
+    this.#prepared ??= (async () => {
+      try {
+        await makeDirectory(this.#root, this.#root);
+        await mkdir(join(this.#root, TEMPORARY), { recursive: true, mode: 0o700 });
+        const marker = await open(join(this.#root, DIRECTORY_MARKER), 'a', 0o600);
+        await marker.close();
+        await syncDirectory(this.#root);
+        this.#initialised = true;
+        await removeLeftovers(join(this.#root, TEMPORARY)).catch(() => 0); // only their space is lost
+      } catch (error) {
+        this.#prepared = undefined;
+        throw translated(error, this.location);
+      }
+    })();
+    return this.#prepared;
+  }
+
+  async #write(path: string, source: PutSource): Promise<ObjectTag> {
+    if (!Buffer.isBuffer(source)) await copyFile(source.path, path, constants.COPYFILE_EXCL);
     const file = await open(path, Buffer.isBuffer(source) ? 'wx' : 'r+', 0o600);
     try {
       if (Buffer.isBuffer(source)) await file.writeFile(source);
-      else if ((await file.stat()).size !== source.size)
-        throw new LakebaseError('INVALID_ARGUMENT', `${source.path} is not ${source.size} bytes long`);
+      else {
+        await file.chmod(0o600);
+        if ((await file.stat()).size !== source.size)
+          throw new LakebaseError('INVALID_ARGUMENT', `${source.path} is not ${source.size} bytes long any more`);
+      }
+      const seconds = Date.now() / 1_000 + Math.random();
+      await file.utimes(seconds, seconds);
       await file.sync();
+      return tagOf(await file.stat());
     } finally {
       await file.close();
     }
   }
 
   async #place(temporary: string, path: string, key: string, options: PutOptions): Promise<void> {
-    if (options.ifAbsent === true) return link(temporary, path);
+    if (options.ifAbsent === true) {
+      await link(temporary, path).catch(async (error: unknown) => {
+        // Whoever is told that it exists may rely on it.
+        if ((error as NodeJS.ErrnoException).code === 'EEXIST') await syncDirectory(dirname(path));
+        throw error;
+      });
+      return;
+    }
     const expected = options.ifMatch;
     if (expected === undefined) return rename(temporary, path);
-    await this.#replacements.run(async () => {
-      const lock = await open(`${temporary.slice(0, -24)}lock`, 'a');
-      try {
-        const { tag } = await this.head(key);
-        if (tag !== expected) throw new LakebaseError('CONFLICT', `object ${key} has changed`);
-        await rename(temporary, path);
-      } finally {
-        await lock.close();
-      }
+    await withMachineLock(path, LOCK_WAIT_MS, async () => {
+      const found = await this.head(key).catch((error: unknown) => {
+        if (error instanceof LakebaseError && error.code === 'NOT_FOUND') return undefined;
+        throw error;
+      });
+      if (found?.tag !== expected) throw new LakebaseError('CONFLICT', `object ${key} has changed`);
+      await rename(temporary, path);
     });
   }
 
@@ -169,18 +259,7 @@ export class DirectoryStore implements ObjectStore {
   }
 }
 
-function ended(options: CallOptions): void {
-  if (options.signal?.aborted === true) throw new LakebaseError('UNAVAILABLE', 'the call was ended', { cause: options.signal.reason });
-}
-
-/** A range as an implementation needs it, within an object of `size` bytes. */
-export function absolute(range: ByteRange | undefined, size: number, key: string): { offset: number; length: number } {
-  if (range === undefined) return { offset: 0, length: size };
-  const wanted = 'suffix' in range ? { offset: Math.max(0, size - range.suffix), length: Math.min(size, range.suffix) } : range;
-  if (!(wanted.offset >= 0 && wanted.length >= 0 && wanted.offset <= size))
-    throw new LakebaseError('INVALID_ARGUMENT', `object ${key} has ${size} bytes; there is nothing at ${wanted.offset}`);
-  return { offset: wanted.offset, length: Math.min(wanted.length, size - wanted.offset) };
-}
+const tagOf = (s: { ino: number; size: number; mtimeMs: number }): ObjectTag => `${s.ino}-${s.size}-${s.mtimeMs}`;
 
 async function makeDirectory(path: string, root: string): Promise<void> {
   const first = await mkdir(path, { recursive: true, mode: 0o700 });
@@ -199,14 +278,24 @@ async function syncDirectory(path: string): Promise<void> {
   }
 }
 
-function translated(error: unknown, key: string): unknown {
+const MEANINGS: Readonly<Record<string, readonly [LakebaseError['code'], string]>> = {
+  ENOENT: ['NOT_FOUND', 'there is no such object'],
+  ENOTDIR: ['NOT_FOUND', 'there is no such object'],
+  EEXIST: ['ALREADY_EXISTS', 'it exists'],
+  EISDIR: ['INVALID_ARGUMENT', 'other objects have its name as a directory'],
+  ENAMETOOLONG: ['INVALID_ARGUMENT', 'its name is too long for the file system'],
+  EACCES: ['PERMISSION_DENIED', 'no permission for its file; change the owner or mode of the directory'],
+  EPERM: ['PERMISSION_DENIED', 'no permission for its file; change the owner or mode of the directory'],
+  EROFS: ['PERMISSION_DENIED', 'the file system is read-only; mount it writable'],
+  ENOSPC: ['RESOURCE_EXHAUSTED', "no space left on the object store's disk; free some, or move it"],
+  EDQUOT: ['RESOURCE_EXHAUSTED', "the quota on the object store's disk is used up; free some space"],
+  EMFILE: ['RESOURCE_EXHAUSTED', 'too many open files; raise the limit (ulimit -n)'],
+  ENFILE: ['RESOURCE_EXHAUSTED', 'too many open files on this machine'],
+};
+
+function translated(error: unknown, key: string): LakebaseError {
   if (error instanceof LakebaseError) return error;
   const { code, message } = error as NodeJS.ErrnoException;
-  const cause = { cause: error };
-  if (code === 'ENOENT' || code === 'ENOTDIR') return new LakebaseError('NOT_FOUND', `there is no object ${key}`, cause);
-  if (code === 'EEXIST') return new LakebaseError('ALREADY_EXISTS', `object ${key} exists`, cause);
-  if (code === 'EACCES' || code === 'EPERM') return new LakebaseError('PERMISSION_DENIED', `object ${key}: ${message}`, cause);
-  if (code === 'ENOSPC' || code === 'EDQUOT')
-    return new LakebaseError('RESOURCE_EXHAUSTED', `object ${key}: no space left on the object store's disk`, cause);
-  return new LakebaseError('UNAVAILABLE', `object ${key}: ${message}`, cause);
+  const known = Object.hasOwn(MEANINGS, code ?? '') ? MEANINGS[code as string] : undefined;
+  return new LakebaseError(known?.[0] ?? 'UNAVAILABLE', `object ${key}: ${known?.[1] ?? message}`, { cause: error });
 }

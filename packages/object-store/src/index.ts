@@ -3,3 +3,7 @@ export * from './keys.ts';
 export * from './directory-store.ts';
 export * from './config.ts';
 export * from './open.ts';
+export * from './range.ts';
+export * from './decorate.ts';
+export * from './store-decorator.ts';
+export * from './observed-store.ts';

@@ -1,8 +1,8 @@
 /** The one interface to durable bulk storage. Keys are `/`-separated segments of `[A-Za-z0-9._-]`; objects are written whole and are then either
  *  there or not, also to a reader on another machine. Nothing above relies on `list` for correctness.
  *
- *  Errors every implementation gives: NOT_FOUND (get, head), ALREADY_EXISTS (put with `ifAbsent`, the object is there), CONFLICT (`ifMatch` does not
- *  hold), INVALID_ARGUMENT (a malformed key or range), PERMISSION_DENIED, RESOURCE_EXHAUSTED (throttled, or full), UNAVAILABLE (anything that may pass:
+ *  Errors every implementation gives: NOT_FOUND (get, head: there is no such object; a store that is not there itself, such as a missing bucket or an
+ *  unmounted disk, is UNAVAILABLE), ALREADY_EXISTS (put with `ifAbsent`, the object is there), CONFLICT (`ifMatch` does not hold, also for want of an object), INVALID_ARGUMENT (a malformed key or range), PERMISSION_DENIED, RESOURCE_EXHAUSTED (throttled, or full), UNAVAILABLE (anything that may pass:
  *  timeouts, 5xx, resets, a body shorter than announced), CORRUPT (the body does not match the checksum the store keeps).
  *  Invariants: a `get` never returns fewer or other bytes than asked for; a failed `put` may nevertheless have been applied. */
 import type { Readable } from 'node:stream';
@@ -39,6 +39,13 @@ export interface PutOptions extends CallOptions {
   readonly ifMatch?: ObjectTag;
 }
 
+export interface ListOptions extends CallOptions {
+  /** Only keys behind this one. */
+  readonly after?: string;
+  /** Objects of a page at most, 1000 if not said. A page may have fewer and still have a next one. */
+  readonly limit?: number;
+}
+
 /** What to store: bytes, or a file that nobody changes meanwhile (large ones go up in parts). */
 export type PutSource = Buffer | { readonly path: string; readonly size: number };
 
@@ -57,7 +64,7 @@ export interface ObjectStore {
   put(key: string, source: PutSource, options?: PutOptions): Promise<ObjectTag>;
   head(key: string, options?: CallOptions): Promise<ObjectInfo>;
   /** A page of the keys that start with `prefix`, in byte order, those after `after`. For scrubbing and for people. */
-  list(prefix: string, options?: CallOptions & { readonly after?: string; readonly limit?: number }): Promise<ListPage>;
+  list(prefix: string, options?: ListOptions): Promise<ListPage>;
   /** Objects that are not there are no error. */
   delete(keys: readonly string[], options?: CallOptions): Promise<void>;
   close(): Promise<void>;

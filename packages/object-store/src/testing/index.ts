@@ -1,1 +1,3 @@
 export * from './memory-store.ts';
+export * from './fault-store.ts';
+export * from './conformance.ts';

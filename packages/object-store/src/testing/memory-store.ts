@@ -2,11 +2,11 @@
 import { LakebaseError } from '@lakebase/base';
 import { readFileSync } from 'node:fs';
 import { Readable } from 'node:stream';
-import { absolute } from '../directory-store.ts';
 import { checkObjectKey } from '../keys.ts';
 import type {
   CallOptions,
   GetOptions,
+  ListOptions,
   ListPage,
   ObjectBytes,
   ObjectInfo,
@@ -15,6 +15,8 @@ import type {
   PutOptions,
   PutSource,
 } from '../object-store.ts';
+import { checkSignal, checkSource } from '../put-source.ts';
+import { absolute } from '../range.ts';
 
 export class MemoryStore implements ObjectStore {
   readonly location = 'memory:';
@@ -24,6 +26,7 @@ export class MemoryStore implements ObjectStore {
 
   async get(key: string, options: GetOptions = {}): Promise<ObjectBytes> {
     this.calls.get++;
+    checkSignal(options);
     const { bytes, tag } = this.#find(key);
     const { offset, length } = absolute(options.range, bytes.length, key);
     return { key, size: bytes.length, tag, bytes: Buffer.from(bytes.subarray(offset, offset + length)) };
@@ -35,20 +38,23 @@ export class MemoryStore implements ObjectStore {
   async put(key: string, source: PutSource, options: PutOptions = {}): Promise<ObjectTag> {
     this.calls.put++;
     checkObjectKey(key);
+    checkSignal(options);
+    await checkSource(source);
     const existing = this.objects.get(key);
     if (options.ifAbsent === true && existing !== undefined) throw new LakebaseError('ALREADY_EXISTS', `object ${key} exists`);
     if (options.ifMatch !== undefined && existing?.tag !== options.ifMatch)
-      throw new LakebaseError(existing === undefined ? 'NOT_FOUND' : 'CONFLICT', `object ${key} has changed`);
+      throw new LakebaseError('CONFLICT', `object ${key} has changed`);
     const tag = `v${++this.#version}`;
     this.objects.set(key, { bytes: Buffer.isBuffer(source) ? Buffer.from(source) : readFileSync(source.path), tag });
     return tag;
   }
-  async head(key: string): Promise<ObjectInfo> {
+  async head(key: string, options: CallOptions = {}): Promise<ObjectInfo> {
     this.calls.head++;
+    checkSignal(options);
     const { bytes, tag } = this.#find(key);
     return { key, size: bytes.length, tag };
   }
-  async list(prefix: string, options: CallOptions & { readonly after?: string; readonly limit?: number } = {}): Promise<ListPage> {
+  async list(prefix: string, options: ListOptions = {}): Promise<ListPage> {
     this.calls.list++;
     const keys = [...this.objects.keys()].filter((k) => k.startsWith(prefix) && k > (options.after ?? '')).sort((a, b) => (a < b ? -1 : 1));
     const page = keys.slice(0, options.limit ?? 1_000);
