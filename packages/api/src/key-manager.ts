@@ -16,6 +16,8 @@
  *    POST   /v1/projects/:project/unwrap     octets: references -> octets: DEKs, in the same order          up to 1024
  *    POST   /v1/projects/:project/rewrap     octets: references -> octets: references under the newest KEK  up to 1024
  *    POST   /v1/projects/:project/retire     { service, below } -> ProjectKeyStatus    `service` holds no reference of a KEK version < below
+ *    POST   /v1/projects/:project/re-encrypt { actor }          -> ProjectKeyStatus    (new KEK version; then every object from before gets a new DEK)
+ *    POST   /v1/projects/:project/re-encryption  ReEncryptionReport -> ProjectKeyStatus (how far a storage service is)
  *    POST   /v1/check                        CheckRequest       -> CheckResult         (live wrap and unwrap with a throw-away key; stores nothing)
  *    GET    /v1/watch                        NDJSON of WatchLine, see there
  *    GET    /v1/audit?after=N                NDJSON of audit lines (services/keymanager/src/audit.ts)
@@ -80,6 +82,32 @@ export interface ProjectKeyStatus {
   /** Newest last, at most 50. */
   readonly history: readonly KeyStateChange[];
   readonly graceSeconds: number;
+  /** The last one that was asked for; absent: none ever was. */
+  readonly reEncryption?: ReEncryptionStatus;
+}
+
+/** How far a storage service is with rewriting the objects whose DEK was made under a KEK version below `below`. Counts are of this service's
+ *  objects; `total` may change as others make objects unnecessary. */
+export interface ReEncryptionReport {
+  readonly service: string;
+  readonly below: number;
+  readonly done: number;
+  readonly total: number;
+  /** Bytes written. */
+  readonly bytes: number;
+  /** None is left. */
+  readonly finished: boolean;
+}
+export interface ReEncryptionStatus {
+  readonly below: number;
+  readonly requestTime: string;
+  readonly actor: string;
+  /** When the last service had finished. */
+  readonly finishTime: string | null;
+  /** By name; `time` of the last report. Services that did not report yet are missing. */
+  readonly services: Readonly<Record<string, Omit<ReEncryptionReport, 'service' | 'below'> & { readonly time: string }>>;
+  /** Who has to finish. */
+  readonly waitingFor: readonly string[];
 }
 
 export const KEY_BYTES = 32;
@@ -128,6 +156,8 @@ export interface WatchedProject {
   readonly state: KeyState;
   readonly reason: string;
   readonly kekVersion: number;
+  /** Objects whose DEK was made under a KEK version below this one are to be rewritten. */
+  readonly reEncryptBelow?: number;
 }
 
 export interface AuditEntry {
@@ -195,6 +225,12 @@ export class KeyManagerClient {
   }
   retire(p: ProjectUid, service: string, below: number): Promise<ProjectKeyStatus> {
     return this.http.call('POST', `/v1/projects/${p}/retire`, { service, below });
+  }
+  reEncrypt(p: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/re-encrypt`, { actor });
+  }
+  reportReEncryption(p: ProjectUid, report: ReEncryptionReport): Promise<ProjectKeyStatus> {
+    return this.http.call('POST', `/v1/projects/${p}/re-encryption`, report);
   }
   check(body: CheckRequest): Promise<CheckResult> {
     return this.http.call('POST', '/v1/check', body);

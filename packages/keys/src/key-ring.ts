@@ -18,6 +18,8 @@ export interface KeySource {
   onChange(listener: KeyListener): void;
   /** The KEK version of a usable project is above the last one told, 1 at first: references may be re-wrapped. */
   onRotation(listener: (project: string, kekVersion: number) => void): void;
+  /** Objects of a usable project whose DEK was made under a KEK version below `below` are to be rewritten; told once for each request, and after a start. */
+  onReEncryption(listener: (project: string, below: number) => void): void;
   start(): Promise<void>;
   stop(): Promise<void>;
 }
@@ -36,6 +38,8 @@ export class KeyRing implements KeySource {
   readonly #projects = new Map<string, ProjectKeyStore>();
   readonly #listeners: KeyListener[] = [];
   readonly #rotations: ((project: string, kekVersion: number) => void)[] = [];
+  readonly #reEncryptions: ((project: string, below: number) => void)[] = [];
+  readonly #reEncryptBelow = new Map<string, number>();
   /** What listeners were told last. */
   readonly #told = new Map<string, boolean>();
   /** The newest KEK version listeners were told of. */
@@ -66,6 +70,10 @@ export class KeyRing implements KeySource {
   }
   onRotation(listener: (project: string, kekVersion: number) => void): void {
     this.#rotations.push(listener);
+  }
+
+  onReEncryption(listener: (project: string, below: number) => void): void {
+    this.#reEncryptions.push(listener);
   }
 
   project(uid: string): ProjectKeyStore {
@@ -107,9 +115,15 @@ export class KeyRing implements KeySource {
     const now = state.known?.kekVersion ?? 0;
     // Also of projects that nothing was asked about here, and after a restart: who holds none of their references says so too.
     const before = this.#versions.get(project) ?? 1;
-    if (reason !== undefined || now <= before) return;
-    this.#versions.set(project, now);
-    for (const listener of this.#rotations) this.#call(() => listener(project, now));
+    if (reason !== undefined) return;
+    if (now > before) {
+      this.#versions.set(project, now);
+      for (const listener of this.#rotations) this.#call(() => listener(project, now));
+    }
+    const below = state.known?.reEncryptBelow ?? 0;
+    if (below <= (this.#reEncryptBelow.get(project) ?? 0)) return;
+    this.#reEncryptBelow.set(project, below);
+    for (const listener of this.#reEncryptions) this.#call(() => listener(project, below));
   }
 
   #call(listener: () => void): void {

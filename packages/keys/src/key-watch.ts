@@ -123,7 +123,7 @@ export class KeyWatch {
 }
 
 const same = (a: WatchedProject | undefined, b: WatchedProject | undefined): boolean =>
-  a?.state === b?.state && a?.reason === b?.reason && a?.kekVersion === b?.kekVersion;
+  a?.state === b?.state && a?.reason === b?.reason && a?.kekVersion === b?.kekVersion && a?.reEncryptBelow === b?.reEncryptBelow;
 
 /** Why a project's keys may not be used now; undefined when they may. */
 export function lockReason(project: string, { known, fresh }: WatchState): LakebaseError | undefined {

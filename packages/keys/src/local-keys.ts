@@ -19,6 +19,7 @@ export class LocalKeys implements KeySource {
   readonly #projects = new Map<string, LocalProject>();
   #listeners: KeyListener[] = [];
   #rotations: ((project: string, kekVersion: number) => void)[] = [];
+  #reEncryptions: ((project: string, below: number) => void)[] = [];
   readonly #log: Logger;
   readonly #poolSize: number;
 
@@ -32,6 +33,7 @@ export class LocalKeys implements KeySource {
   async stop(): Promise<void> {
     this.#listeners = [];
     this.#rotations = [];
+    this.#reEncryptions = [];
     for (const [uid, project] of this.#projects) {
       project.keys.lock(new LakebaseError('UNAVAILABLE', 'stopped'));
       project.keys = this.#store(uid, project);
@@ -43,6 +45,10 @@ export class LocalKeys implements KeySource {
   }
   onRotation(listener: (project: string, kekVersion: number) => void): void {
     this.#rotations.push(listener);
+  }
+
+  onReEncryption(listener: (project: string, below: number) => void): void {
+    this.#reEncryptions.push(listener);
   }
 
   project(uid: string): ProjectKeyStore {
@@ -70,6 +76,13 @@ export class LocalKeys implements KeySource {
     project.keys.setKekVersion(project.keks.length);
     for (const listener of this.#rotations) listener(uid, project.keks.length);
     return project.keks.length;
+  }
+
+  /** A new KEK version, and everything from before is to be rewritten. */
+  reEncrypt(uid: string): number {
+    const below = this.rotate(uid);
+    for (const listener of this.#reEncryptions) listener(uid, below);
+    return below;
   }
 
   /** As after `retire`: references of these versions do not open any more. */

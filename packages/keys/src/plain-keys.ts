@@ -25,6 +25,7 @@ export const plainKeys: KeySource = {
   project: plainKeysOf,
   onChange: () => {},
   onRotation: () => {},
+  onReEncryption: () => {},
   start: async () => {},
   stop: async () => {},
 };

@@ -8,6 +8,7 @@ export * from './metrics.ts';
 export * from './keys.ts';
 export * from './memory.ts';
 export * from './key-rotation.ts';
+export * from './key-re-encryption.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
 export * from './scrub-jobs.ts';

@@ -1,5 +1,5 @@
 /** Where a storage service gets its data keys from, by its configuration (docs/flows/key-path.md). */
-import { KeyManagerClient, internalToken } from '@lakebase/api';
+import { KeyManagerClient, type ReEncryptionReport, internalToken } from '@lakebase/api';
 import { LakebaseError, type Logger } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import { KeyRing, type KeySource, plainKeys } from '@lakebase/keys';
@@ -20,9 +20,13 @@ export interface KeyConfig {
 /** Tells the key manager that no reference of a KEK version below `below` is left here. */
 export type Retire = (project: string, below: number) => Promise<void>;
 
+/** How far this service is with a re-encryption. */
+export type ReportReEncryption = (project: string, report: Omit<ReEncryptionReport, 'service'>) => Promise<void>;
+
 export interface ServiceKeys {
   readonly source: KeySource;
   readonly retire: Retire;
+  readonly reportReEncryption?: ReportReEncryption;
   readonly client: KeyManagerClient | undefined;
 }
 
@@ -37,6 +41,8 @@ export function openKeys(config: KeyConfig & { readonly id: string }, secret: st
   return {
     client,
     source: new KeyRing({ client, log }),
+    reportReEncryption: async (project, report) =>
+      void (await client.reportReEncryption(project as ProjectUid, { service: config.id, ...report })),
     retire: async (project, below) => void (await client.retire(project as ProjectUid, config.id, below)),
   };
 }

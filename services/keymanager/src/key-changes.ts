@@ -2,7 +2,14 @@
  *  `…_BEGIN` line in the audit log and the line that says it is done: a kill at any point leaves the old keys or the new ones.
  *  Invariant: a KEK leaves the key manager's memory only wrapped, and is stored only after the KMS unwrapped that very wrapping. */
 import { createHash } from 'node:crypto';
-import { type CreateProjectKey, type ProjectKeyStatus, type RebindRequest, type ShredReport, keyUsable } from '@lakebase/api';
+import {
+  type CreateProjectKey,
+  type ProjectKeyStatus,
+  type ReEncryptionReport,
+  type RebindRequest,
+  type ShredReport,
+  keyUsable,
+} from '@lakebase/api';
 import { LakebaseError, SerialQueue, errorMessage } from '@lakebase/base';
 import { copySecret, randomSecret, wipe } from '@lakebase/envelope';
 import type { ProjectUid } from '@lakebase/ids';
@@ -32,7 +39,7 @@ export class KeyChanges {
       if (known !== undefined) {
         if (known.state === 'SHREDDED')
           throw new LakebaseError('CONFLICT', `the keys of project ${project} were shredded; a new project needs a new id`);
-        return known.status;
+        return this.#m.statusOf(known);
       }
       const now = this.#m.o.clock.now();
       const identity = this.#m.newRecord(project, body);
@@ -53,7 +60,7 @@ export class KeyChanges {
         this.#m.o.cache.put(project, 1, secret);
         await this.#done(p, body.actor, 'KEY_CREATE', `KEK 1 under ${first.keyId}${version(first)}`);
         this.#m.notify(p);
-        return p.status;
+        return this.#m.statusOf(p);
       } finally {
         wipe(secret);
       }
@@ -62,15 +69,50 @@ export class KeyChanges {
 
   /** A new KEK for what is written from now on. */
   rotate(project: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
+    return this.#change(project, (p) => this.#rotate(p, actor));
+  }
+
+  /** A new KEK, and the request that storage services rewrite every object whose DEK was made under an older one. While one is under way,
+   *  asking again changes nothing. */
+  reEncrypt(project: ProjectUid, actor: string): Promise<ProjectKeyStatus> {
     return this.#change(project, async (p) => {
+      if (p.record.reEncryption?.finishTime === null) return;
+      const below = p.record.keks.length + 1;
+      const requestTime = iso(this.#m.o.clock.now());
+      p.progress.clear();
+      await this.#rotate(p, actor, { reEncryption: { below, requestTime, actor, finishTime: null, services: {} } });
+      await this.#done(p, actor, 'RE_ENCRYPT_BEGIN', `every object whose data key was made under a KEK before ${below}`);
+    });
+  }
+
+  /** Told by storage services as they go on. A report about an earlier request says nothing about this one. */
+  async reportReEncryption(project: ProjectUid, { service, below, ...report }: ReEncryptionReport): Promise<ProjectKeyStatus> {
+    const { storageServices } = this.#m.o;
+    if (!storageServices.includes(service))
+      throw new LakebaseError('INVALID_ARGUMENT', `${service} is not one of the storage services (${storageServices.join(', ')})`);
+    return this.#change(project, async (p) => {
+      const asked = p.record.reEncryption;
+      if (asked === undefined || asked.below !== below || asked.services[service] !== undefined) return;
+      const progress = { ...report, time: iso(this.#m.o.clock.now()) };
+      if (!report.finished) return void p.progress.set(service, progress);
+      const services = { ...asked.services, [service]: progress };
+      const all = storageServices.every((s) => services[s] !== undefined);
+      this.#m.save(p, { reEncryption: { ...asked, services, finishTime: all ? progress.time : null } });
+      await this.#done(p, service, 'RE_ENCRYPT', `${report.done} objects, ${report.bytes} bytes written${all ? '; the last service' : ''}`);
+    });
+  }
+
+  #rotate(p: ProjectState, actor: string, more: Partial<ProjectRecord> = {}): Promise<void> {
+    return (async () => {
       p.requireUsable();
+      const { project } = p;
       const next = p.record.keks.length + 1;
       const secret = randomSecret();
       try {
         const fresh = await this.#wrapped(p.record, next, secret, actor);
         await this.#m.audit(p.record, actor, 'KEK_ROTATE_BEGIN', 'OK', `to KEK ${next}`);
         const keks = p.record.keks.map((k): KekRecord => (k.state === 'CURRENT' ? { ...k, state: 'OLD' } : k));
-        await this.#m.saveKeys(p, { keks: [...keks, fresh] }, false, () => p.requireUsable());
+        await this.#m.saveKeys(p, { ...more, keks: [...keks, fresh] }, false, () => p.requireUsable());
         p.wraps = 0;
         this.#m.o.cache.put(project, next, secret);
       } finally {
@@ -78,7 +120,7 @@ export class KeyChanges {
       }
       await this.#done(p, actor, 'KEK_ROTATE', `KEK ${next} is current`);
       this.#m.notify(p);
-    });
+    })();
   }
 
   /** The same KEKs under the newest version of the same CMK. */
@@ -222,7 +264,7 @@ export class KeyChanges {
     return p.changes.run(async () => {
       if (p.state === 'SHREDDED') throw new LakebaseError('KEY_REVOKED', `the keys of project ${project} were shredded`);
       await run(p);
-      return p.status;
+      return this.#m.statusOf(p);
     });
   }
 

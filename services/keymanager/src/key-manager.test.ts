@@ -131,7 +131,7 @@ it('the grace of a project can be changed while an outage runs, without a KMS, a
   rig.manager.tick();
   assert.equal(state(rig), 'SUSPENDED');
   await rig.start();
-  assert.equal(rig.manager.find(P).status.graceSeconds, 5);
+  assert.equal(rig.manager.statusOf(rig.manager.find(P)).graceSeconds, 5);
 });
 
 it('an outage that is interrupted by one answer starts a new grace; denied during an outage revokes', async () => {
@@ -208,7 +208,7 @@ it('a new CMK version: KEKs re-wrapped, the old version may go; another CMK and 
   assert.equal(state(rig), 'ACTIVE', 'the former CMK is of no account any more');
   assert.deepEqual(await unwrapDeks(rig.manager, P, one.reference), one.dek);
   await rig.changes.rebind(P, binding('root', { configurationId: null, kms: { provider: 'LOCAL', key: 'root' } }));
-  assert.equal(rig.manager.find(P).status.configurationId, null);
+  assert.equal(rig.manager.statusOf(rig.manager.find(P)).configurationId, null);
   assert.deepEqual(await unwrapDeks(rig.manager, P, one.reference), one.dek);
   await assert.rejects(rig.changes.rebind(P, binding('k2', { account: 'other' })), { code: 'INVALID_ARGUMENT' });
   rig.kms.outcome.set('k3', 'DENIED');
@@ -320,4 +320,28 @@ it('10,000 references re-wrapped (printed, not asserted)', async (t) => {
   const startedAt = performance.now();
   for (let i = 0; i < 10; i++) await rewrapReferences(rig.manager, P, batch);
   t.diagnostic(`10,000 references re-wrapped in ${Math.round(performance.now() - startedAt)} ms`);
+});
+
+it('re-encryption: a new KEK and a standing request, until every storage service has finished; asking again meanwhile changes nothing', async () => {
+  await using rig = await new Rig().start();
+  await rig.changes.create(P, binding('k1'));
+  const asked = await rig.changes.reEncrypt(P, 'admin');
+  assert.equal(asked.reEncryption?.below, 2);
+  assert.deepEqual(asked.reEncryption.waitingFor, ['sk1', 'pageserver']);
+  assert.equal(rig.told.at(-1)?.reEncryptBelow, 2);
+  assert.equal((await rig.changes.reEncrypt(P, 'admin')).keks.length, 2);
+  const report = { below: 2, done: 3, total: 10, bytes: 300, finished: false };
+  await rig.changes.reportReEncryption(P, { service: 'pageserver', ...report, below: 1, finished: true }); // of an earlier request
+  await assert.rejects(rig.changes.reportReEncryption(P, { service: 'proxy', ...report }), { code: 'INVALID_ARGUMENT' });
+  const under = await rig.changes.reportReEncryption(P, { service: 'pageserver', ...report });
+  assert.equal(under.reEncryption?.services['pageserver']?.done, 3);
+  await rig.changes.reportReEncryption(P, { service: 'sk1', ...report, done: 0, total: 0, finished: true });
+  // A restart forgets how far they were, not who has finished.
+  await rig.audit.close();
+  await rig.start();
+  const { reEncryption } = rig.manager.statusOf(rig.manager.find(P));
+  assert.deepEqual([reEncryption?.finishTime, reEncryption?.waitingFor], [null, ['pageserver']]);
+  const done = await rig.changes.reportReEncryption(P, { service: 'pageserver', ...report, done: 10, finished: true });
+  assert.ok(done.reEncryption?.finishTime);
+  assert.equal((await rig.changes.reEncrypt(P, 'admin')).reEncryption?.below, 3);
 });

@@ -110,6 +110,10 @@ export class KeyManager {
     return { ...p.record, ...changes, health: p.health, lastSuccess: p.lastSuccess, audit: this.o.audit.durableHead };
   }
 
+  statusOf(p: ProjectState): ProjectKeyStatus {
+    return p.statusFor(this.o.storageServices);
+  }
+
   notify(p: ProjectState): void {
     for (const listener of this.#listeners) listener(p.watched);
   }
@@ -139,7 +143,7 @@ export class KeyManager {
     const p = this.find(project);
     p.probing ??= this.#probe(p, actor).finally(() => (p.probing = undefined));
     await p.probing;
-    return p.status;
+    return this.statusOf(p);
   }
 
   async #probe(p: ProjectState, actor: string): Promise<void> {

@@ -3,7 +3,7 @@ import { type KeyState, type ProjectKeyStatus, type WatchedProject, keyUsable } 
 import { LakebaseError, SerialQueue } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import type { KeyHealth } from './health.ts';
-import { type ProjectRecord, currentKek } from './store/project-record.ts';
+import { type ProjectRecord, type ServiceProgress, currentKek } from './store/project-record.ts';
 
 export class ProjectState {
   /** As on disk. */
@@ -23,6 +23,9 @@ export class ProjectState {
   wraps: number;
   /** Successful probes that have no audit line yet. */
   unreported: { count: number; since: string } | undefined;
+
+  /** Of re-encryption, by service: reports since the start. */
+  readonly progress = new Map<string, ServiceProgress>();
 
   constructor(record: ProjectRecord) {
     this.record = record;
@@ -51,11 +54,14 @@ export class ProjectState {
       state: this.state,
       reason: this.health.reason,
       kekVersion: currentKek(this.record)?.version ?? this.record.keks.length,
+      ...(this.record.reEncryption === undefined ? {} : { reEncryptBelow: this.record.reEncryption.below }),
     };
   }
 
-  get status(): ProjectKeyStatus {
+  /** `required`: the services that have to finish a re-encryption. */
+  statusFor(required: readonly string[]): ProjectKeyStatus {
     const { record, health } = this;
+    const services = { ...Object.fromEntries(this.progress), ...record.reEncryption?.services };
     return {
       project: record.project,
       account: record.account,
@@ -69,6 +75,9 @@ export class ProjectState {
       lastSuccess: this.lastSuccess,
       history: health.history,
       graceSeconds: record.graceSeconds,
+      ...(record.reEncryption === undefined
+        ? {}
+        : { reEncryption: { ...record.reEncryption, services, waitingFor: required.filter((s) => services[s]?.finished !== true) } }),
     };
   }
 }

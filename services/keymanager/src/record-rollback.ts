@@ -4,11 +4,21 @@ import { LakebaseError } from '@lakebase/base';
 import type { AuditLine } from './audit/audit-file.ts';
 import type { RecordStore } from './store/record-store.ts';
 
-export const CHANGE_ACTIONS = ['KEY_CREATE', 'KEK_ROTATE', 'KEK_REWRAP', 'KEY_BIND', 'KEY_GRACE', 'KEK_DESTROY', 'SHRED'] as const;
+export const CHANGE_ACTIONS = [
+  'KEY_CREATE',
+  'KEK_ROTATE',
+  'KEK_REWRAP',
+  'KEY_BIND',
+  'KEY_GRACE',
+  'KEK_DESTROY',
+  'RE_ENCRYPT_BEGIN',
+  'RE_ENCRYPT',
+  'SHRED',
+] as const;
 export type ChangeAction = (typeof CHANGE_ACTIONS)[number];
 /** Actions that are ours to report. */
 export const isOwnAction = (action: string): boolean =>
-  /^(KEK_|KMS_|AUDIT_|RECORD_|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
+  /^(KEK_|KMS_|AUDIT_|RECORD_|RE_ENCRYPT|KEY_CREATE|KEY_BIND|KEY_CHECK|KEY_GRACE|SHRED|STATE_CHANGE)/.test(action);
 
 /** A line that says which revision of a record is the newest. */
 export const isChange = (line: AuditLine): boolean =>

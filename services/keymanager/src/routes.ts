@@ -1,5 +1,5 @@
 /** The HTTP surface: packages/api/src/key-manager.ts. Answers that carry keys are octets, zeroed when they were sent. */
-import type { AuditEntry, CheckRequest, CreateProjectKey } from '@lakebase/api';
+import type { AuditEntry, CheckRequest, CreateProjectKey, ReEncryptionReport } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { type ProjectUid, parseProjectUid } from '@lakebase/ids';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
@@ -32,6 +32,11 @@ const createBody = Type.Object({
 });
 const actorBody = Type.Object({ actor });
 const graceBody = Type.Object({ graceSeconds, actor });
+const count = Type.Integer({ minimum: 0 });
+const progressBody = Type.Object(
+  { service: text, below: count, done: count, total: count, bytes: count, finished: Type.Boolean() },
+  { additionalProperties: false },
+);
 const checkBody = Type.Object({ account: name, kms, actor });
 const auditBody = Type.Object({
   actor,
@@ -53,8 +58,8 @@ export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: 
   const project = (request: FastifyRequest): ProjectUid => parseProjectUid((request.params as { project: string }).project);
   const P = '/v1/projects/:project';
 
-  app.get('/v1/projects', async () => ({ projects: manager.projects().map((p) => p.status) }));
-  app.get(P, async (request) => manager.find(project(request)).status);
+  app.get('/v1/projects', async () => ({ projects: manager.projects().map((p) => manager.statusOf(p)) }));
+  app.get(P, async (request) => manager.statusOf(manager.find(project(request))));
   app.put(P, async (request) => changes.create(project(request), body<CreateProjectKey>(createBody, request)));
   app.delete(P, async (request) => changes.shred(project(request), body<{ actor: string }>(actorBody, request).actor));
   app.put(`${P}/binding`, async (request) => changes.rebind(project(request), body<CreateProjectKey>(createBody, request)));
@@ -72,6 +77,11 @@ export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: 
     const { service, below } = body<{ service: string; below: number }>(Type.Object({ service: text, below: Type.Integer() }), request);
     return changes.retire(project(request), service, below);
   });
+
+  app.post(`${P}/re-encrypt`, async (request) => changes.reEncrypt(project(request), body<{ actor: string }>(actorBody, request).actor));
+  app.post(`${P}/re-encryption`, async (request) =>
+    changes.reportReEncryption(project(request), body<ReEncryptionReport>(progressBody, request)),
+  );
 
   app.post(`${P}/deks`, async (request, reply) => {
     const { count } = body<{ count: number }>(Type.Object({ count: Type.Integer() }), request);

@@ -2,7 +2,7 @@
  *  Invariants: KEK versions are 1, 2, … without gaps; exactly one is CURRENT, the highest, unless the project is shredded (then none, and no
  *  wrapped key is left); `revision` grows by one with every replacement of the file. */
 import { createHash } from 'node:crypto';
-import type { KmsKeyConfig, ShredReport } from '@lakebase/api';
+import type { KmsKeyConfig, ReEncryptionReport, ShredReport } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { type ProjectUid, parseProjectUid } from '@lakebase/ids';
 import type { WrappedKey } from '@lakebase/kms';
@@ -31,6 +31,15 @@ export interface StoredWrapping {
   readonly algorithm: string;
 }
 
+export type ServiceProgress = Omit<ReEncryptionReport, 'service' | 'below'> & { readonly time: string };
+export interface ReEncryptionRecord {
+  readonly below: number;
+  readonly requestTime: string;
+  readonly actor: string;
+  readonly finishTime: string | null;
+  readonly services: Readonly<Record<string, ServiceProgress>>;
+}
+
 export interface ProjectRecord {
   readonly project: ProjectUid;
   readonly account: string;
@@ -44,6 +53,8 @@ export interface ProjectRecord {
   readonly lastSuccess: string | null;
   /** By service: it holds no reference of a KEK version below. */
   readonly retired: Readonly<Record<string, number>>;
+  /** The last request to rewrite old objects; absent: none ever. Of services only those that have finished: the others report again. */
+  readonly reEncryption?: ReEncryptionRecord;
   readonly shred: ShredReport | null;
   /** Last audit line when this was written: the log may not be shorter, nor another one. */
   readonly audit: { readonly sequence: number; readonly hash: string };
