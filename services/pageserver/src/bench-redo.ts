@@ -52,7 +52,7 @@ export class RedoRun implements EffectSink {
         if (pages[block] === undefined) continue;
         const page =
           s.kind === KIND_SLRU_PAGE
-            ? timeline.slruPage(s.rel, block, lsn)
+            ? await timeline.slruPage(s.rel, block, lsn)
             : (await timeline.pages({ ...s, fork: s.fork as ForkNumber }, block, 1, lsn))[0];
         kept[block] = page;
         pages[block] = Buffer.alloc(BLCKSZ);

@@ -13,7 +13,7 @@ import {
 import { LakebaseError } from '@lakebase/base';
 import { crc32c } from '@lakebase/bytes';
 import { BLCKSZ, DEFAULT_TABLESPACE, type ForkNumber, GLOBAL_TABLESPACE, type Lsn, formatLsn, tablespaceDirectory } from '@lakebase/ids';
-import { type LayerFiles, type ObjectEntry, SeriesTable, keyFromText, openObject, scanValues } from '@lakebase/layers';
+import { type LayerFiles, type ObjectEntry, SeriesTable, keyFromText, openObject, scanValues, withRemote } from '@lakebase/layers';
 import { type CheckPoint, encodeCheckPoint, patchControlFile, readControlFile } from '@lakebase/pg-format';
 import { SLRU_COMMIT_TS, SLRU_MULTIXACT_MEMBERS, SLRU_MULTIXACT_OFFSETS, SLRU_XACT, type SlruKind } from '@lakebase/pg-redo';
 import { Catalog } from './catalog.ts';
@@ -26,14 +26,17 @@ export const BOOT_OBJECT_MAGIC = 0x4c424250;
 const FULL_XID_FILES_FROM_MAJOR = 17;
 /** Files of a suspend or of a running compute that a start at another LSN may take: slots may resend, statistics are as of then. */
 const MAY_BE_OLD = /^(?:pg_replslot|pg_logical\/(?:snapshots|mappings)|pg_stat)\//;
+const BOOT_PAGES_AT_ONCE = 64;
 /** REPLICATION_STATE_MAGIC. */
 const ORIGIN_MAGIC = 0x1257dade;
 const EMPTY = Buffer.alloc(0);
+/** Transaction status that a bundle carries at most. Two billion transactions, more than Postgres lets live, are 512 MiB of pg_xact. */
+const SLRU_BYTES_MAX = 768 * 1024 * 1024;
 
 export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly BlockRef[]): Promise<Buffer> {
   const head = lsn === t.lastRecordLsn;
   const prevRecordLsn = head ? t.prevRecordLsn : previousRecord(t, lsn);
-  const catalog = head ? t.catalog : catalogAt(t, lsn);
+  const catalog = head ? t.catalog : await catalogAt(t, lsn);
   const checkpoint = checkpointOf(t, catalog);
   const files: BundleFile[] = [
     { path: 'PG_VERSION', bytes: Buffer.from(`${t.major}\n`) },
@@ -53,7 +56,8 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
   }
   for (const { spc, db, bytes } of catalog.relmaps.values())
     files.push({ path: spc === GLOBAL_TABLESPACE ? 'global/pg_filenode.map' : `${directoryOf(spc, db)}/pg_filenode.map`, bytes });
-  slruFiles(t, catalog, checkpoint, lsn, files);
+  checkSlruBytes(t, catalog);
+  const slru = slruSegments(catalog, checkpoint);
   twophaseFiles(t.major, catalog, files);
   if (catalog.origins.size > 0) files.push({ path: 'pg_logical/replorigin_checkpoint', bytes: originFile(catalog.origins) });
 
@@ -68,10 +72,18 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
   }
   relations.sort((a, b) => a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork);
 
+  // All of the catalog, which goes on with ingest, is taken by now: what follows is read as of `lsn`.
+  for (const { kind, segment, pages } of slru)
+    files.push({ path: segmentFileName(kind, segment), bytes: await slruSegment(t, kind, segment, pages, lsn) });
   const bootPages: BundlePage[] = [];
-  for (const { tag, block } of bootSet) {
-    const [bytes] = await t.pages(tag, block, 1, lsn);
-    if (bytes !== undefined) bootPages.push({ tag, block, bytes });
+  // Many at once: what is not local is then fetched together.
+  for (let at = 0; at < bootSet.length; at += BOOT_PAGES_AT_ONCE) {
+    const some = bootSet.slice(at, at + BOOT_PAGES_AT_ONCE);
+    const read = await Promise.all(some.map(({ tag, block }) => t.pages(tag, block, 1, lsn)));
+    for (const [i, { tag, block }] of some.entries()) {
+      const bytes = read[i]?.[0];
+      if (bytes !== undefined) bootPages.push({ tag, block, bytes });
+    }
   }
   const bundle: StartBundle = {
     cleanSuspend,
@@ -88,8 +100,9 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
 }
 
 /** A start at an LSN in the past: small values as of then; "next" counters as of now, which is safe (they may only be too high). */
-function catalogAt(t: Timeline, lsn: Lsn): Catalog {
-  return Catalog.load(scanValues(t.memoryLayers(), t.storage.set, lsn), new SeriesTable(), lsn);
+async function catalogAt(t: Timeline, lsn: Lsn): Promise<Catalog> {
+  const values = await withRemote(() => scanValues(t.memoryLayers(), t.storage.set, lsn));
+  return Catalog.load(values, new SeriesTable(), lsn);
 }
 
 function checkpointOf(t: Timeline, catalog: Catalog): CheckPoint {
@@ -115,13 +128,14 @@ function previousRecord(t: Timeline, lsn: Lsn): Lsn {
   );
 }
 
-function slruFiles(t: Timeline, catalog: Catalog, checkpoint: CheckPoint, lsn: Lsn, files: BundleFile[]): void {
+function slruSegments(catalog: Catalog, checkpoint: CheckPoint): { kind: SlruKind; segment: number; pages: number }[] {
   // Start-up reads the pages the counters stand on, whether or not anything was written there yet.
   const needed = new Map<SlruKind, number>([
     [SLRU_XACT, Math.floor((checkpoint.nextFullXid % 0x1_0000_0000) / XIDS_PER_PAGE)],
     [SLRU_MULTIXACT_OFFSETS, Math.floor(checkpoint.nextMulti / OFFSETS_PER_PAGE)],
     [SLRU_MULTIXACT_MEMBERS, Math.floor(checkpoint.nextMultiOffset / MEMBERS_PER_PAGE)],
   ]);
+  const found: { kind: SlruKind; segment: number; pages: number }[] = [];
   for (const kind of SLRU_KINDS) {
     const segments = new Map(catalog.slru[kind]);
     const page = needed.get(kind);
@@ -130,12 +144,28 @@ function slruFiles(t: Timeline, catalog: Catalog, checkpoint: CheckPoint, lsn: L
       segments.set(segment, Math.max(segments.get(segment) ?? 0, (page % PAGES_PER_SEGMENT) + 1));
     }
     if (kind === SLRU_COMMIT_TS && segments.size === 0) continue;
-    for (const [segment, pages] of [...segments].sort((a, b) => a[0] - b[0])) {
-      const bytes = Buffer.allocUnsafe(pages * BLCKSZ);
-      for (let i = 0; i < pages; i++) t.slruPage(kind, segment * PAGES_PER_SEGMENT + i, lsn).copy(bytes, i * BLCKSZ);
-      files.push({ path: segmentFileName(kind, segment), bytes });
-    }
+    for (const [segment, pages] of [...segments].sort((a, b) => a[0] - b[0])) found.push({ kind, segment, pages });
   }
+  return found;
+}
+
+async function slruSegment(t: Timeline, kind: SlruKind, segment: number, pages: number, lsn: Lsn): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafe(pages * BLCKSZ);
+  // At once: what is not local is then fetched together.
+  const read = Array.from({ length: pages }, (_, i) => t.slruPage(kind, segment * PAGES_PER_SEGMENT + i, lsn));
+  for (const [i, page] of (await Promise.all(read)).entries()) page.copy(bytes, i * BLCKSZ);
+  return bytes;
+}
+
+/** WAL that lies may name any page: nothing is allocated for what no bundle can carry. */
+function checkSlruBytes(t: Timeline, catalog: Catalog): void {
+  let pages = 0;
+  for (const segments of catalog.slru) for (const n of segments.values()) pages += n;
+  if (pages * BLCKSZ > SLRU_BYTES_MAX)
+    throw new LakebaseError(
+      'RESOURCE_EXHAUSTED',
+      `branch ${t.id} cannot start: its transaction status (pg_xact, pg_multixact, pg_commit_ts) takes ${Math.round((pages * BLCKSZ) / 1_048_576)} MiB, too large for a start (at most ${SLRU_BYTES_MAX / 1_048_576}); VACUUM FREEZE would have made it small`,
+    );
 }
 
 function twophaseFiles(major: number, catalog: Catalog, files: BundleFile[]): void {

@@ -23,6 +23,8 @@ export interface CompactionJob {
   readonly layers: readonly LayerDescriptor[];
   /** Names of the L0 layers to merge, oldest first. */
   readonly inputs: readonly string[];
+  /** Names of layers that are not on this disk: a job that turns out to need one ends with NOT_LOCAL. */
+  readonly absent?: readonly string[];
   readonly imageLsn: number;
   readonly generation: number;
   readonly number: number;
@@ -66,6 +68,7 @@ async function compactWith(job: CompactionJob, keys: JobKeys): Promise<LayerDesc
     cache: new FrameCache(FRAME_CACHE_BYTES),
     project: job.project,
     timeline: job.timeline,
+    absent: new Set(job.absent),
   };
   const set = LayerSet.open(job.layers, files);
   const options = {

@@ -17,9 +17,12 @@ import {
   type SeriesId,
   addFloor,
   encodeFloors,
+  type PageReader,
+  RemoteMiss,
   encodeKey,
   layerName,
   metaSeries,
+  withRemote,
 } from '@lakebase/layers';
 import type { DatabaseCopy } from './ingest.ts';
 import type { Timeline } from './timeline.ts';
@@ -58,7 +61,8 @@ export async function copyDatabase(timeline: Timeline, copy: DatabaseCopy, lsn: 
       for (const r of relations) {
         const pages = target(r.series, KIND_REL_PAGE);
         for (let block = 0; block < r.blocks; block++) {
-          const page = reader.page(r.series, block, lsn, r.floors);
+          const read = readPage(reader, r.series, block, lsn, r.floors);
+          const page = Buffer.isBuffer(read) ? read : await read;
           if (!page.equals(zeros)) writer.add(encodeKey(pages, block), lsn, ENTRY_IMAGE, ARG_STOP, page);
           if (writer.pendingBytes >= DRAIN_BYTES) await writer.drain();
           // A relation is as long as WAL says; most of it may be zeros, and then nothing is ever drained.
@@ -75,4 +79,14 @@ export async function copyDatabase(timeline: Timeline, copy: DatabaseCopy, lsn: 
   catalog.databases.set(`${dst.spc}/${dst.db}`, { ...dst });
   if (relmap !== undefined) catalog.relmaps.set(`${dst.spc}/${dst.db}`, { ...dst, bytes: relmap });
   for (const r of relations) catalog.adopt(catalog.series.internSeries(target(r.series, KIND_REL_PAGE)), r.blocks, floors, lsn);
+}
+
+/** Without a promise for each page that is local. */
+function readPage(reader: PageReader, s: SeriesId, block: number, lsn: Lsn, floors: Floors): Buffer | Promise<Buffer> {
+  try {
+    return reader.page(s, block, lsn, floors);
+  } catch (error) {
+    if (!(error instanceof RemoteMiss)) throw error;
+    return withRemote(() => reader.page(s, block, lsn, floors));
+  }
 }

@@ -153,7 +153,7 @@ async function comparePages(
     if (tag.fork === 1 || (kind === 'u' && tag.fork !== 3)) return;
     relations++;
     const blocks = bytes.length / BLCKSZ;
-    const size = timeline.relSize(tag, lsn);
+    const size = await timeline.relSize(tag, lsn);
     if (size !== blocks) return void differences.push(`${name}: ${size} blocks, the server has ${blocks}`);
     for (let b = 0; b < blocks; b += 128) {
       const got = await timeline.pages(tag, b, 128, lsn);

@@ -215,7 +215,7 @@ class Connection {
     if (request.type === 'getRelSize') {
       const lsn = await t.chooseLsn(request.lsn, request.lsn === Number.MAX_SAFE_INTEGER ? t.lastRecordLsn : request.lsn);
       const size = Buffer.allocUnsafe(4);
-      size.writeUInt32BE(t.relSize(request.tag, lsn) ?? REL_ABSENT, 0);
+      size.writeUInt32BE((await t.relSize(request.tag, lsn)) ?? REL_ABSENT, 0);
       return { frames: encodeFrame(MSG.REL_SIZE, request.id, size), pages: 0 };
     }
     const bundle = await this.#store.startBundle(t, request.lsn, request.waitMs);

@@ -17,6 +17,7 @@ import {
   LayerSet,
   type ObjectEntry,
   type OpenLayer,
+  PART_SUFFIX,
   type RemoteState,
   TEMP_SUFFIX,
   type TimelineIndex,
@@ -32,6 +33,7 @@ import {
 } from '@lakebase/layers';
 import type { CompactionJob, StorageJob } from './compaction-job.ts';
 import { FRESH_PER_JOB, type KeyMessage, type MoreKeys, packKeys } from './compaction-keys.ts';
+import { withLocalLayers } from './job-layers.ts';
 
 export const INDEX_FILE = 'index';
 /** A layer with less is written by the main thread itself: no worker is started for the trickle of an idle database. */
@@ -123,6 +125,7 @@ export class TimelineStorage {
     // Readers open their files in the middle of a read, where nothing can be waited for.
     await files.keys.load(storage.#objects().map((o) => keyFromText(o.key)));
     // What is in the store may have left this disk.
+    storage.#markRemote();
     for (const layer of storage.set.layers) if (!storage.isRemote(layer.descriptor.name) || existsSync(layer.path)) layer.verifyPresence();
     await storage.#removeUnreferenced();
     return storage;
@@ -164,7 +167,13 @@ export class TimelineStorage {
     return this.#job(async () => {
       await this.#write({ ...this.index, remote });
       this.#remoteNames = new Set(remote.names);
+      this.#markRemote();
     });
+  }
+
+  /** Their local files may be dropped when room is needed. */
+  #markRemote(): void {
+    for (const layer of this.set.layers) if (this.isRemote(layer.descriptor.name)) layer.remote = true;
   }
 
   /** Takes a frozen layer into view; {@link flush} writes it. */
@@ -312,10 +321,7 @@ export class TimelineStorage {
       add.map((d) => new LayerHandle(d, this.files)),
     );
     if (remove.length > 0) await failpoint('pageserver.compaction.after-publish');
-    for (const layer of remove) {
-      layer.close();
-      await unlink(layer.path).catch(() => {});
-    }
+    for (const layer of remove) await layer.discard();
     this.onChange();
   }
 
@@ -369,7 +375,9 @@ export class TimelineStorage {
     const more: MoreKeys = (count) => packKeys(this.files.keys, [], count);
     return this.#repeated(async () => {
       const { layers } = this.index;
-      return this.#compact(this.#compactionJob(kind, layers, inputs, imageLsn, await this.#jobKeys(layers)), more);
+      return withLocalLayers(this.set, inputs, imageLsn, async (absent) =>
+        this.#compact({ ...this.#compactionJob(kind, layers, inputs, imageLsn, await this.#jobKeys(layers)), absent }, more),
+      );
     });
   }
 
@@ -416,7 +424,10 @@ export class TimelineStorage {
     const keep = new Set<string>([INDEX_FILE, ...namesOf(this.index)]);
     for (const name of await readdir(this.files.directory)) {
       if (keep.has(name)) continue;
-      const ours = isLayerName(name) || name.endsWith(TEMP_SUFFIX) || OBJECT_NAME.test(name);
+      // What has been fetched of a layer that is in use is the layer cache's.
+      const layer = name.endsWith(PART_SUFFIX) ? name.slice(0, -PART_SUFFIX.length) : name;
+      if (layer !== name && keep.has(layer)) continue;
+      const ours = isLayerName(layer) || name.endsWith(TEMP_SUFFIX) || OBJECT_NAME.test(name);
       if (ours) await rm(join(this.files.directory, name), { force: true });
     }
   }

@@ -76,7 +76,7 @@ export async function openTimeline(
   const files = filesAt(join(directory, 'timeline'), TEST_PROJECT, TEST_TIMELINE);
   const storage = await TimelineStorage.open(files, config, compact, silentLogger, flush);
   if (storage === undefined) throw new Error('no timeline');
-  return new Timeline(storage, config, new CacheBudget(config.pageCacheBytes), silentLogger);
+  return Timeline.open(storage, config, new CacheBudget(config.pageCacheBytes), silentLogger);
 }
 
 /** Pushes WAL from files, a chunk at a time, from the timeline's end up to `end` (or to where the files end). */

@@ -1,9 +1,10 @@
 /** A timeline in service: ingest at the head, reads at any LSN since its start, flushing and the small objects around it.
  *  LSNs, each advanced here only: `lastRecordLsn`, end of the last record all of whose effects are filed and readable;
  *  `diskConsistentLsn` (storage), what survives kill -9. Invariant: diskConsistentLsn <= lastRecordLsn.
- *  Reads never await between the choice of their LSN's view and the page, so ingest and maintenance may go on beside them. */
+ *  Reads never await between the choice of their LSN's view and the page, so ingest and maintenance may go on beside them. One that needs bytes from
+ *  the object store is given up, waits for them, and begins again. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
+import { LakebaseError, type Logger, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { PageTimelineStatus } from '@lakebase/api';
 import {
   BLCKSZ,
@@ -26,14 +27,18 @@ import {
   KIND_SLRU_PAGE,
   OpenLayer,
   PageReader,
+  RemoteMiss,
+  RemoteRead,
   SeriesTable,
   encodeKey,
   scanValues,
+  withRemote,
 } from '@lakebase/layers';
 import { type DecodedRecord, WalDecoder, patchControlFile, rmgrName } from '@lakebase/pg-format';
 import { ABSENT, Catalog } from './catalog.ts';
 import type { PageserverConfig } from './config.ts';
 import { copyDatabase } from './database-copy.ts';
+import { HeatMap } from './heat.ts';
 import { Ingest } from './ingest.ts';
 import { LsnWaiters } from './lsn-waiters.ts';
 import { type CacheBudget, PageCache } from './page-cache.ts';
@@ -46,6 +51,8 @@ const FROZEN_LAYERS_MAX = 3;
 const SLICE_MS = 8;
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 4_096;
+/** Asked for of the layer cache when a layer cannot be written because the disk is full. */
+const ROOM_BYTES = 256 << 20;
 
 export class Timeline {
   readonly project: ProjectUid;
@@ -55,6 +62,8 @@ export class Timeline {
   readonly catalog: Catalog;
   readonly cache: PageCache;
   readonly reader: PageReader;
+  /** What has been read lately. */
+  readonly heat = new HeatMap();
   readonly log: Logger;
   readonly #config: PageserverConfig;
   readonly #series: SeriesTable;
@@ -72,6 +81,12 @@ export class Timeline {
   /** Aborted at close: ends retries. */
   readonly #stop = new AbortController();
 
+  /** Fetches what the catalog is made of, if need be. */
+  static open(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger): Promise<Timeline> {
+    return withRemote(() => new Timeline(storage, config, budget, log));
+  }
+
+  /** Throws RemoteMiss: use {@link open}. */
   constructor(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger) {
     this.storage = storage;
     this.#config = config;
@@ -192,7 +207,7 @@ export class Timeline {
       const lsn = this.#lastRecordLsn;
       const layer = this.#open;
       try {
-        const page = this.#pageWithin(series, block, lsn, CHANGES_AT_ONCE) ?? (await this.#pageInTurns(series, block, lsn));
+        const page = (await this.#page(series, block, lsn, CHANGES_AT_ONCE)) ?? (await this.#pageInTurns(series, block, lsn));
         // A freeze (idle, or a checkpoint) may have come between.
         if (this.#open === layer) layer.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, page);
       } catch (error) {
@@ -244,6 +259,7 @@ export class Timeline {
       } catch (error) {
         if (this.#closed) return;
         this.log.error({ err: errorMessage(error) }, 'cannot write a layer; trying again');
+        if (isCode(error, 'RESOURCE_EXHAUSTED')) await this.storage.files.layers?.makeRoom(ROOM_BYTES);
         await sleep(Math.min(10_000, 250 * 2 ** attempt), this.#stop.signal).catch(() => {});
       }
     }
@@ -302,19 +318,20 @@ export class Timeline {
       throw new LakebaseError('INVALID_ARGUMENT', `LSN ${formatLsn(lsn)} is before the timeline's start ${formatLsn(start)}`);
   }
 
-  /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. */
-  relSize(tag: RelTag, lsn: Lsn): number | undefined {
+  /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. Synchronous for the head; of the past it may have to be fetched. */
+  relSize(tag: RelTag, lsn: Lsn): number | undefined | Promise<number | undefined> {
     const id = this.#series.find(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
     if (id >= 0 && lsn >= this.catalog.changedLsn(id)) {
       const blocks = this.catalog.blocks(id);
       return blocks === ABSENT ? undefined : blocks;
     }
-    return this.reader.relSize({ kind: KIND_REL_PAGE, ...tag }, lsn);
+    return withRemote(() => this.reader.relSize({ kind: KIND_REL_PAGE, ...tag }, lsn));
   }
 
   /** Up to `count` pages as of one LSN; fewer when the fork ends before. */
   async pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
-    const blocks = this.relSize(tag, lsn) ?? 0;
+    const size = this.relSize(tag, lsn);
+    const blocks = (size instanceof Promise ? await size : size) ?? 0;
     const end = Math.min(block + count, blocks);
     // Nothing there: a caller must not make us remember every relation it can think of.
     if (block >= end) return [];
@@ -322,8 +339,9 @@ export class Timeline {
     const pages: Buffer[] = [];
     let sliceStart = performance.now();
     for (let b = block; b < end; b++) {
-      const page = tag.fork === FORK_FSM ? undefined : this.#pageWithin(id, b, lsn, CHANGES_AT_ONCE);
-      pages.push(page ?? (await this.#pageInTurns(id, b, lsn)));
+      this.heat.note(id, b);
+      const page = tag.fork === FORK_FSM ? undefined : this.#page(id, b, lsn, CHANGES_AT_ONCE, end);
+      pages.push((page instanceof Promise ? await page : page) ?? (await this.#pageInTurns(id, b, lsn)));
       if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
         await nextTurn();
         sliceStart = performance.now();
@@ -337,29 +355,64 @@ export class Timeline {
     const base = this.cache.get(series, block);
     if (base?.lsn === lsn) return base.page;
     let sliceStart = performance.now();
-    const page = await this.reader.pageInTurns(
-      this.#series.get(series),
-      block,
-      lsn,
-      () => {
-        if (performance.now() - sliceStart < SLICE_MS) return undefined;
-        return nextTurn().then(() => {
-          sliceStart = performance.now();
-        });
-      },
-      base,
-    );
-    const now = this.cache.get(series, block);
-    if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
-    return page;
+    const remote = new RemoteRead();
+    try {
+      const page = await this.reader.pageInTurns(
+        this.#series.get(series),
+        block,
+        lsn,
+        (miss) => {
+          if (miss !== undefined) return remote.fetch(miss);
+          remote.done();
+          if (performance.now() - sliceStart < SLICE_MS) return undefined;
+          return nextTurn().then(() => {
+            sliceStart = performance.now();
+          });
+        },
+        base,
+      );
+      const now = this.cache.get(series, block);
+      if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
+      return page;
+    } finally {
+      remote.done();
+    }
   }
 
-  slruPage(kind: number, page: number, lsn: Lsn): Buffer {
-    return this.#pageAt(this.#series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0), page, lsn);
+  slruPage(kind: number, page: number, lsn: Lsn): Promise<Buffer> {
+    const series = this.#series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
+    return withRemote(() => this.#pageWithin(series, page, lsn, Number.POSITIVE_INFINITY) as Buffer);
   }
 
-  #pageAt(series: number, block: number, lsn: Lsn): Buffer {
-    return this.#pageWithin(series, block, lsn, Number.POSITIVE_INFINITY) as Buffer;
+  /** {@link #pageWithin}, at once when all it needs is local. What it misses is fetched together with what the blocks up to `end` miss. */
+  #page(series: number, block: number, lsn: Lsn, limit: number, end = block + 1): Buffer | undefined | Promise<Buffer | undefined> {
+    let first: RemoteMiss;
+    try {
+      return this.#pageWithin(series, block, lsn, limit);
+    } catch (error) {
+      if (!(error instanceof RemoteMiss)) throw error;
+      first = error;
+    }
+    const began = performance.now();
+    for (let b = block + 1; b < end && performance.now() - began < SLICE_MS; b++) {
+      try {
+        this.#pageWithin(series, b, lsn, limit);
+      } catch (error) {
+        // What else fails will fail when its turn comes.
+        if (error instanceof RemoteMiss) first.merge(error);
+      }
+    }
+    return this.#pageAfter(first, series, block, lsn, limit);
+  }
+
+  async #pageAfter(first: RemoteMiss, series: number, block: number, lsn: Lsn, limit: number): Promise<Buffer | undefined> {
+    const remote = new RemoteRead();
+    try {
+      await remote.fetch(first);
+      return await withRemote(() => this.#pageWithin(series, block, lsn, limit));
+    } finally {
+      remote.done();
+    }
   }
 
   /** One page through the cache; undefined when it takes more than `limit` changes. The result is shared: never change it. */
