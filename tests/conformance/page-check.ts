@@ -6,7 +6,7 @@
 import { BLCKSZ, FORK_FSM, FORK_INIT, FORK_MAIN, FORK_VM, formatLsn, type Lsn, parseLsn, type RelTag, relPath } from '@lakebase/ids';
 import { pageLsn, RM_SEQ_ID } from '@lakebase/pg-format';
 import type pg from 'pg';
-import { ALLOWED_PAGE_DIFFERENCES } from './allowed-differences.ts';
+import { ALLOWED_MAP_LOSS, ALLOWED_PAGE_DIFFERENCES } from './allowed-differences.ts';
 import { firstDifferences } from '../oracle/diff.ts';
 import {
   isEmptyPage,
@@ -24,7 +24,6 @@ const RUN_BLOCKS = 128;
 const BATCH_BLOCKS = 256;
 const ATTEMPTS = 3;
 /** FirstNormalObjectId: relation files below are of initdb, and in another database copies of them. */
-const FIRST_NORMAL_NODE = 16_384;
 
 /** No bit in `part` that `whole` has not. */
 const isSubset = (part: Buffer, whole: Buffer): boolean => part.every((byte, i) => (byte & ~(whole[i] as number)) === 0);
@@ -53,8 +52,7 @@ export class PageReport {
   pages = 0;
   fsmPages = 0;
   vmPages = 0;
-  /** Visibility maps of catalogs copied by CREATE DATABASE … STRATEGY wal_log: Postgres logs them as pages with a hole, and all bits lie in the
-   *  hole, so that WAL (and every stock standby) has none of them. A missing bit costs a visit to the heap, never an answer. */
+  /** See ALLOWED_MAP_LOSS. */
   vmLost = 0;
   sequences = 0;
   /** Pages that only the compute has, with nothing on them: extension is not WAL-logged. */
@@ -262,7 +260,7 @@ function difference(
     maskVisibilityMap(a);
     maskVisibilityMap(b);
     if (a.equals(b)) return undefined;
-    if (at.relation.node < FIRST_NORMAL_NODE && isSubset(b, a)) {
+    if (at.relation.node < ALLOWED_MAP_LOSS.belowNode && isSubset(b, a)) {
       if (report !== undefined) report.vmLost++;
       return undefined;
     }
