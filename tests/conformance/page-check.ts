@@ -23,7 +23,6 @@ const FORK_NAMES = ['main', 'fsm', 'vm', 'init'] as const;
 const RUN_BLOCKS = 128;
 const BATCH_BLOCKS = 256;
 const ATTEMPTS = 3;
-/** FirstNormalObjectId: relation files below are of initdb, and in another database copies of them. */
 
 /** No bit in `part` that `whole` has not. */
 const isSubset = (part: Buffer, whole: Buffer): boolean => part.every((byte, i) => (byte & ~(whole[i] as number)) === 0);
