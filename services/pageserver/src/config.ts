@@ -31,6 +31,8 @@ export const configSchema = Type.Object(
     /** Bounds of the caches of materialised pages and of layer frames. */
     pageCacheBytes: Type.Integer({ default: 64 * MIB, minimum: MIB }),
     frameCacheBytes: Type.Integer({ default: 32 * MIB, minimum: MIB }),
+    /** Bound of the local copies of layers that are in the object store too. Without it 20 GiB, or half of what is free, whichever is less. */
+    layerCacheBytes: Type.Optional(Type.Integer({ minimum: 64 * MIB })),
   },
   { additionalProperties: false },
 );
