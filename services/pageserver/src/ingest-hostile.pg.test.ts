@@ -139,19 +139,24 @@ describe('hostile WAL', () => {
       lsn = (lsn + ((hostile.length + 7) & ~7)) as Lsn;
       const entries = ingest.layer.entryCount;
       const series = catalog.series.count;
-      const started = performance.now();
-      try {
-        ingest.apply(decodeRecord(hostile, 0, hostile.length, start, lsn, scratch));
-      } catch (error) {
-        assert.ok(isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED'), `case ${n}, seed ${SEED}: ${(error as Error).stack}`);
-        refused++;
-      }
+      const apply = (): number => {
+        const started = performance.now();
+        try {
+          ingest.apply(decodeRecord(hostile, 0, hostile.length, start, lsn, scratch));
+        } catch (error) {
+          assert.ok(isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED'), `case ${n}, seed ${SEED}: ${(error as Error).stack}`);
+          refused++;
+        }
+        return performance.now() - started;
+      };
+      const took = apply();
       const filed = ingest.layer.entryCount - entries + catalog.series.count - series;
       const proportional = 64 + hostile.length * ENTRIES_PER_BYTE;
       // Dropping a database files the end of each of its relations.
       const drops = ingest.copies.length > 0 || hostile[17] === 4;
       assert.ok(drops || filed <= proportional, `case ${n}, seed ${SEED}: ${filed} entries and series from ${hostile.length} bytes`);
-      assert.ok(performance.now() - started < SLOW_MS || n === 0, `case ${n}, seed ${SEED}: slow`);
+      // The machine may have been busy elsewhere: only what is slow every time is slow.
+      if (took > SLOW_MS) assert.ok(Math.min(apply(), apply()) < SLOW_MS, `case ${n}, seed ${SEED}: takes ${Math.round(took)} ms`);
       ingest.copies.length = 0;
       ingest.hot.length = 0;
       ingest.veryHot.length = 0;
