@@ -18,6 +18,8 @@ export interface ObjectEntry {
   /** Length and SHA-256 of the file; missing in indexes of earlier versions. */
   readonly bytes?: number;
   readonly hash?: string;
+  /** KEK version that its data key was made under; missing in indexes of earlier versions. */
+  readonly born?: number;
 }
 
 /** What the store is known to have: the newest index that was put under a generation that was confirmed afterwards. */
@@ -51,16 +53,22 @@ export interface TimelineIndex {
   readonly suspend: (ObjectEntry & { readonly lsn: number }) | null;
   /** Sealed object with the boot set. */
   readonly bootSet: ObjectEntry | null;
+  /** Sealed object with what has been read lately; missing in indexes of earlier versions. */
+  readonly heat?: ObjectEntry | null;
   /** What the owner keeps along (addresses of safekeepers). */
   readonly extra: Readonly<Record<string, unknown>>;
   /** In a local index only: what may be removed from this disk. Null or missing: nothing is known to be in the store. */
   readonly remote?: RemoteState | null;
 }
 
+/** The sealed objects that an index names. */
+export function sealedObjectsOf(index: Pick<TimelineIndex, 'suspend' | 'bootSet' | 'heat'>): ObjectEntry[] {
+  return [index.suspend, index.bootSet, index.heat].filter((o) => o !== null && o !== undefined);
+}
+
 /** Names of everything an index names. */
 export function namesOf(index: TimelineIndex): string[] {
-  const { layers, suspend, bootSet } = index;
-  return [...layers.map((d) => d.name), ...(suspend === null ? [] : [suspend.file]), ...(bootSet === null ? [] : [bootSet.file])];
+  return [...index.layers.map((d) => d.name), ...sealedObjectsOf(index).map((o) => o.file)];
 }
 
 /** The bytes of an index under `name`, sealed with a key of their own. */

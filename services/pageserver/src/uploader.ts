@@ -6,7 +6,7 @@ import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode, sleep } from '@lakebase/base';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
-import { type TimelineIndex, namesOf, sealIndex } from '@lakebase/layers';
+import { type TimelineIndex, namesOf, sealIndex, sealedObjectsOf } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
 import type { Generations } from './generations.ts';
 import { findIndex } from './remote-index.ts';
@@ -299,9 +299,9 @@ export class Uploader {
 
 /** Two files of one name and another content are two files: a disk that was put back may have used a name again. */
 function namedWithHash(index: TimelineIndex): [string, string][] {
-  const { layers, suspend, bootSet } = index;
+  const { layers } = index;
   return [
     ...layers.map((d): [string, string] => [d.name, d.hash]),
-    ...[suspend, bootSet].flatMap((o): [string, string][] => (o === null ? [] : [[o.file, o.hash ?? '']])),
+    ...sealedObjectsOf(index).map((o): [string, string] => [o.file, o.hash ?? '']),
   ];
 }
