@@ -7,8 +7,9 @@ import { KeyWatch, type WatchState, lockReason } from './key-watch.ts';
 import { type ProjectKeys, ProjectKeyStore } from './project-keys.ts';
 
 const POOL = 16;
-/** Unwrapped keys cached per project: 128 bytes or so each, with its reference. */
-const CACHE = 32_768;
+/** Unwrapped keys cached per project, 300 bytes or so each with its reference: as many as layers are attached, whose descriptors take more. Reads
+ *  cannot wait for a key, so this is a limit against runaway only; a hundred terabytes of layers are below it. */
+const CACHE = 1_048_576;
 
 export type KeyListener = (project: string, usable: boolean, reason: string) => void;
 

@@ -22,10 +22,12 @@ export class LocalKeys implements KeySource {
   #reEncryptions: ((project: string, below: number) => void)[] = [];
   readonly #log: Logger;
   readonly #poolSize: number;
+  readonly #kekOwner: LocalKeys;
 
-  constructor(options: { log?: Logger; poolSize?: number } = {}) {
+  constructor(options: { log?: Logger; poolSize?: number; sameKeksAs?: LocalKeys } = {}) {
     this.#log = options.log ?? silentLogger;
     this.#poolSize = options.poolSize ?? 64;
+    this.#kekOwner = options.sameKeksAs ?? this;
   }
 
   async start(): Promise<void> {}
@@ -93,7 +95,8 @@ export class LocalKeys implements KeySource {
   #local(uid: string): LocalProject {
     let project = this.#projects.get(uid);
     if (project === undefined) {
-      const made = { keks: [randomSecret()], revoked: undefined } as unknown as LocalProject;
+      const keks = this.#kekOwner === this ? [randomSecret()] : this.#kekOwner.#local(uid).keks;
+      const made = { keks, revoked: undefined } as unknown as LocalProject;
       made.keys = this.#store(uid, made);
       this.#projects.set(uid, (project = made));
     }

@@ -20,6 +20,7 @@ export * from './page-reader.ts';
 export * from './scan.ts';
 export * from './flush.ts';
 export * from './compaction.ts';
+export * from './re-encrypt.ts';
 export * from './object-keys.ts';
 export * from './sealed-object.ts';
 export * from './timeline-index.ts';

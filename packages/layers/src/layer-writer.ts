@@ -23,7 +23,7 @@ import {
   layerBinding,
   newObjectId,
 } from './layer-format.ts';
-import { type ObjectKeys, keyToText } from './object-keys.ts';
+import { type ObjectKeys, bornOf, keyToText } from './object-keys.ts';
 
 /** What the index keeps of a finished layer. */
 export interface LayerDescriptor {
@@ -44,6 +44,8 @@ export interface LayerDescriptor {
   readonly hash: string;
   /** Key reference, base64. The one to unwrap: the header's, or a later wrapping of the same key. */
   readonly key: string;
+  /** KEK version that its data key was made under, whatever wraps it now. Older descriptors do not say. */
+  readonly born?: number;
 }
 
 /** Pages compress to about a fifth; at level 1 that costs less than writing and syncing them whole. */
@@ -221,6 +223,7 @@ export class LayerWriter {
       frames: this.#frames,
       hash: this.#hash.digest('hex'),
       key: keyToText(this.#keyReference),
+      ...bornOf(this.#keyReference),
     };
   }
 

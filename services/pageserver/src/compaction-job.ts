@@ -9,19 +9,20 @@ import {
   createImages,
   flushLayer,
   mergeDeltas,
+  reEncryptLayer,
 } from '@lakebase/layers';
 import { JobKeys, type KeyMessage, type MoreKeys } from './compaction-keys.ts';
 import { pageRedo } from './page-redo.ts';
 
 export interface CompactionJob {
-  readonly kind: 'merge' | 'images';
+  readonly kind: 'merge' | 'images' | 're-encrypt';
   readonly keys: KeyMessage;
   readonly directory: string;
   readonly project: string;
   readonly timeline: string;
   readonly major: number;
   readonly layers: readonly LayerDescriptor[];
-  /** Names of the L0 layers to merge, oldest first. */
+  /** Names of the L0 layers to merge, oldest first; of the one to encrypt anew. */
   readonly inputs: readonly string[];
   /** Names of layers that are not on this disk: a job that turns out to need one ends with NOT_LOCAL. */
   readonly absent?: readonly string[];
@@ -83,6 +84,7 @@ async function compactWith(job: CompactionJob, keys: JobKeys): Promise<LayerDesc
     if (job.kind === 'images') return await createImages(set, job.imageLsn as Lsn, redo, options);
     const byName = new Map(set.layers.map((l) => [l.descriptor.name, l]));
     const inputs = job.inputs.map((name) => byName.get(name)).filter((l) => l !== undefined);
+    if (job.kind === 're-encrypt') return await Promise.all(inputs.map((layer) => reEncryptLayer(layer, options)));
     return await mergeDeltas(set, inputs, redo, options);
   } finally {
     set.close(true);

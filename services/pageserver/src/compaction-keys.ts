@@ -1,8 +1,8 @@
 /** Data keys of one background job: those of the layers it reads, and fresh ones for what it writes. They travel to the worker thread in one
  *  buffer that is handed over, not copied, and are zeros when the job is over.
  *  A job does not know beforehand how many files it will write: {@link JobKeys.reserve} asks for more. */
-import { LakebaseError } from '@lakebase/base';
-import { type AesObjectKey, type ObjectKey, aesObjectKey, copySecret, plainProvider, wipe } from '@lakebase/envelope';
+import { LakebaseError, isCode } from '@lakebase/base';
+import { type AesObjectKey, CIPHER_AES_256_GCM, type ObjectKey, aesObjectKey, copySecret, plainProvider, wipe } from '@lakebase/envelope';
 import type { ProjectKeys } from '@lakebase/keys';
 import { type ObjectKeys, keyFromText, keyToText } from '@lakebase/layers';
 
@@ -15,17 +15,20 @@ export interface KeyMessage {
   /** Encryption is switched off (test builds). */
   readonly plain: boolean;
   readonly load: readonly string[];
+  /** References that do not unwrap: their layers are damaged, the others are not. */
+  readonly damaged: readonly string[];
   readonly fresh: readonly string[];
   readonly deks: Uint8Array<ArrayBuffer>;
 }
 
-/** Takes `fresh` new keys and copies of those of `load`, which are loaded if need be. */
-export async function packKeys(keys: ProjectKeys, load: readonly string[], fresh: number): Promise<KeyMessage> {
-  const references = load.map(keyFromText);
-  await Promise.all([keys.load(references), keys.reserve(fresh)]);
+/** Takes `fresh` new keys and copies of those of `wanted`, which are loaded if need be. */
+export async function packKeys(keys: ProjectKeys, wanted: readonly string[], fresh: number): Promise<KeyMessage> {
+  await Promise.all([keys.load(wanted.map(keyFromText)), keys.reserve(fresh)]);
+  const damaged = wanted.filter((text) => isDamaged(keys, keyFromText(text)));
+  const load = damaged.length === 0 ? wanted : wanted.filter((text) => !damaged.includes(text));
   const deks = new Uint8Array((load.length + fresh) * KEY_BYTES);
-  for (const [i, reference] of references.entries()) {
-    const dek = keys.dek(reference);
+  for (const [i, text] of load.entries()) {
+    const dek = keys.dek(keyFromText(text));
     if (dek === undefined) throw new LakebaseError('UNAVAILABLE', 'a key was dropped while a job was prepared; it is repeated');
     deks.set(dek, i * KEY_BYTES);
   }
@@ -36,7 +39,18 @@ export async function packKeys(keys: ProjectKeys, load: readonly string[], fresh
     wipe(dek);
     taken.push(keyToText(reference));
   }
-  return { plain: taken[0] === '', load, fresh: taken, deks };
+  return { plain: taken[0] === '', load, damaged, fresh: taken, deks };
+}
+
+/** It was loaded and did not unwrap: asking for its cipher says so. */
+function isDamaged(keys: ProjectKeys, reference: Buffer): boolean {
+  if (keys.dek(reference) !== undefined) return false;
+  try {
+    keys.restore(CIPHER_AES_256_GCM, reference);
+    return false;
+  } catch (error) {
+    return isCode(error, 'CORRUPT');
+  }
 }
 
 export type MoreKeys = (count: number) => Promise<KeyMessage>;
@@ -45,6 +59,7 @@ export class JobKeys implements ObjectKeys {
   readonly #plain: boolean;
   readonly #more: MoreKeys | undefined;
   readonly #known = new Map<string, Buffer>();
+  readonly #damaged = new Set<string>();
   #fresh: { reference: Buffer; dek: Buffer }[] = [];
   readonly #made: AesObjectKey[] = [];
 
@@ -54,7 +69,8 @@ export class JobKeys implements ObjectKeys {
     this.#take(message);
   }
 
-  #take({ plain, load, fresh, deks }: KeyMessage): void {
+  #take({ plain, load, damaged, fresh, deks }: KeyMessage): void {
+    for (const reference of damaged) this.#damaged.add(reference);
     if (!plain) {
       const dekAt = (i: number): Buffer => copySecret(deks.subarray(i * KEY_BYTES, (i + 1) * KEY_BYTES));
       for (const [i, reference] of load.entries()) this.#known.set(reference, dekAt(i));
@@ -74,6 +90,11 @@ export class JobKeys implements ObjectKeys {
     const [algorithm, reference] = args.slice(-2) as [number, Buffer];
     if (this.#plain) return plainProvider.restore(algorithm, reference);
     const dek = this.#known.get(keyToText(reference));
+    if (dek === undefined && this.#damaged.has(keyToText(reference)))
+      throw new LakebaseError(
+        'CORRUPT',
+        'the key reference of this layer does not unwrap: it was changed, belongs elsewhere, or its KEK was destroyed',
+      );
     if (dek === undefined) throw new LakebaseError('UNAVAILABLE', 'the job was not given the key of this layer');
     return this.#keep(aesObjectKey(copySecret(dek), reference));
   }
