@@ -6,6 +6,7 @@ export * from './layer-report.ts';
 export * from './sealed-report.ts';
 export * from './segment-check.ts';
 export * from './segment-report.ts';
+export * from './wal-object-report.ts';
 export * from './control-report.ts';
 export * from './page-report.ts';
 export * from './inspect.ts';

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { encodeBootSet, encodeSuspendState } from '@lakebase/api';
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, silentLogger } from '@lakebase/base';
 import { BLCKSZ, type Lsn, type ProjectUid, type Term, type TimelineId, WAL_SEGMENT_BYTES, lsn } from '@lakebase/ids';
 import { LocalKeys } from '@lakebase/keys';
 import {
@@ -21,7 +21,8 @@ import {
   writeIndex,
 } from '@lakebase/layers';
 import { encodeControlFile } from '@lakebase/wal-quorum';
-import { WalStore, syntheticWal } from '@lakebase/wal-store';
+import { MemoryStore } from '@lakebase/object-store/testing';
+import { WalArchive, WalStore, syntheticWal } from '@lakebase/wal-store';
 import fc from 'fast-check';
 import { bufferSource, fileSource } from './byte-source.ts';
 import { identityOf, inspect } from './inspect.ts';
@@ -89,6 +90,10 @@ before(async () => {
   await store.close();
   const segment = readdirSync(walDir).find((f) => f.endsWith('3')) as string;
   samples.set(segment, readFileSync(join(walDir, segment)).subarray(0, 300_000));
+  const objects = new MemoryStore();
+  const archive = new WalArchive({ store: objects, ...identity, startLsn: start, keys, scratchDir: dir, log: silentLogger });
+  await archive.putTail(start, lsn(start + 150_000), (from, max) => wal.bytes.subarray(from - start, from - start + max));
+  samples.set('tail', [...objects.objects.values()][0]?.bytes as Buffer);
   const control = encodeControlFile({
     ...identity,
     systemId: 7n,
@@ -111,7 +116,7 @@ const show = (name: string, bytes: Buffer, withKeys: boolean) =>
   inspect(bufferSource(name, bytes), { identity, ...(withKeys ? { keys, whole: true } : {}) });
 
 test('each kind with keys and without', async () => {
-  assert.equal(samples.size, 6);
+  assert.equal(samples.size, 7);
   for (const [name, bytes] of samples) {
     const closed = await show(name, bytes, false);
     const open = await show(name, bytes, true);
@@ -122,6 +127,7 @@ test('each kind with keys and without', async () => {
     if (name.startsWith('delta')) assert.match(text, /1663\/5\/16384 main block 39[\s\S]*all [0-9]+ frames open and hold 80 entries/);
     if (name === 'index') assert.match(text, /1 layers[\s\S]*delta-0000000000000064/);
     if (name.startsWith('0000')) assert.match(text, /WAL +0\/3000000 – 0\/30[\s\S]*context/);
+    if (name === 'tail') assert.match(text, /WAL +0\/3000000 – 0\/30249F0 [\s\S]*all 1 frames open/);
     if (name.startsWith('suspend')) assert.match(text, /pg_stat\/pgstat\.stat +90/);
     if (name.startsWith('bootset')) assert.match(text, /base\/5\/1259 +1/);
     // Nothing secret: neither what wraps a key nor the key itself.

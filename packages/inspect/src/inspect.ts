@@ -10,6 +10,7 @@ import { reportControl } from './control-report.ts';
 import { reportLayer } from './layer-report.ts';
 import { type Identity, isSealedMagic, reportSealed } from './sealed-report.ts';
 import { reportReferences, reportSegment } from './segment-report.ts';
+import { isWalObject, reportWalObject } from './wal-object-report.ts';
 
 export interface InspectOptions {
   /** Rows of each table. */
@@ -40,6 +41,7 @@ export async function inspect(source: ByteSource, o: InspectOptions = {}): Promi
   }
   if (magic === CONTROL_FILE_MAGIC) return reportControl(source, limit);
   if (magic === REFERENCES_MAGIC) return reportReferences(source, limit);
+  if (await isWalObject(source)) return reportWalObject(source, { openWith, limit, major: o.major, from: o.from });
   const first = (await source.read(0, Math.min(16, source.size))).toString('hex');
   throw new LakebaseError('INVALID_ARGUMENT', `${source.name} is none of our files: it begins with ${first}`);
 }
