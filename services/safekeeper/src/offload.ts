@@ -181,7 +181,7 @@ export class Offloader {
     }
     const commit = timeline.readableLsn;
     const { offloadedLsn } = timeline;
-    if (!task.tail || this.#closed || commit <= offloadedLsn) return;
+    if (!task.tail || this.#closed || commit <= offloadedLsn || commit - offloadedLsn > WAL_SEGMENT_BYTES) return;
     work.tailAt = performance.now();
     const result = await archive.putTail(offloadedLsn, commit, source);
     this.#done(timeline, result, 'tail', work.tailAt);

@@ -171,6 +171,7 @@ export class Quorum implements AsyncDisposable {
       pgHost: '127.0.0.1',
       pgPort: ports[i + 3] as number,
     }));
+    let shared: LocalKeys | undefined;
     const members = addresses.map((own, i) => {
       const config: SafekeeperConfig = {
         objectStore: null,
@@ -196,7 +197,10 @@ export class Quorum implements AsyncDisposable {
         ...all(root),
         ...(i === 0 ? first : {}),
       };
-      return new Member(config, log.child({ sk: own.id }));
+      // Objects that one member puts are read by the others.
+      const keys = config.objectStore === null || shared === undefined ? new LocalKeys() : new LocalKeys({ sameKeksAs: shared });
+      shared ??= keys;
+      return new Member(config, log.child({ sk: own.id }), keys);
     });
     const quorum = new Quorum(members, root);
     for (const member of members) await member.start();

@@ -1,0 +1,201 @@
+/** WAL in the object store: it gets there once, goes from the members' disks, and everybody still reads all of it. */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { internalToken } from '@lakebase/api';
+import { type Logger, armFailpoint, disarmFailpoints, silentLogger } from '@lakebase/base';
+import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn } from '@lakebase/ids';
+import { DirectoryStore } from '@lakebase/object-store';
+import { PgConnection } from '@lakebase/pg-wire';
+import { createLogger } from '@lakebase/service-kit';
+import type { SafekeeperConfig } from './config.ts';
+import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
+
+const log: Logger = process.env['SK_LOG'] === undefined ? silentLogger : createLogger('test', process.env['SK_LOG']);
+const SEG = WAL_SEGMENT_BYTES;
+
+interface Running extends AsyncDisposable {
+  readonly server: StockServer;
+  readonly quorum: Quorum;
+  readonly sql: PgConnection;
+  readonly objects: string;
+}
+
+async function running(all: Partial<SafekeeperConfig> = {}): Promise<Running> {
+  const server = new StockServer({ 'lakebase.term': '1' });
+  await server.start();
+  let objects = '';
+  const quorum = await Quorum.start(log, {}, (root) => {
+    objects = join(root, 'objects');
+    return { objectStore: { kind: 'directory', path: objects }, trimAfterBytes: 1, ...all };
+  });
+  await quorum.create(server);
+  await quorum.elect(1);
+  await quorum.subscribe(server, 1);
+  server.reload({ synchronous_standby_names: 'ANY 2 (sk1,sk2,sk3)' });
+  const sql = await server.connect();
+  await sql.query('CREATE TABLE t (id int, pad text)');
+  return {
+    server,
+    quorum,
+    sql,
+    objects,
+    async [Symbol.asyncDispose]() {
+      disarmFailpoints();
+      sql.destroy();
+      await quorum[Symbol.asyncDispose]();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Some megabytes of WAL, then the rest of the segment. */
+async function writeSegments(sql: PgConnection, n: number): Promise<void> {
+  for (let i = 0; i < n; i++) {
+    await sql.query(`INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 20000) i`);
+    await sql.query('SELECT pg_switch_wal()');
+  }
+  await sql.query('INSERT INTO t VALUES (0)');
+}
+
+async function flushLsn(sql: PgConnection): Promise<Lsn> {
+  const [row] = await sql.query('SELECT pg_current_wal_flush_lsn()::text');
+  return parseLsn(row?.rows[0]?.[0] as string);
+}
+
+async function digest(q: Quorum, i: number, from: Lsn, to: Lsn): Promise<string> {
+  const c = await PgConnection.connect({
+    host: '127.0.0.1',
+    port: q.member(i).address.pgPort,
+    user: 'reader',
+    password: internalToken(SECRET, 'service'),
+    replication: 'physical',
+    parameters: { options: `-c lakebase.project=${q.project} -c lakebase.timeline=${q.timeline}` },
+  });
+  const hash = createHash('sha256');
+  let at: number = from;
+  await new Promise<void>((resolve, reject) => {
+    c.startReplication(
+      { startLsn: from },
+      {
+        onXLogData: (m) => {
+          assert.equal(m.start, at);
+          hash.update(m.data.subarray(0, to - at));
+          at += m.data.length;
+          if (at >= to) resolve();
+        },
+      },
+    )
+      .then((stream) => stream.ended.then(() => reject(new Error('ended'))))
+      .catch(reject);
+    c.closed.then((e) => reject(e ?? new Error('closed')), reject);
+  });
+  c.destroy();
+  return hash.digest('hex');
+}
+
+const timelineOf = (q: Quorum, i: number) => {
+  const running = q.member(i).running;
+  assert.ok(running !== undefined);
+  return running.timelines.get(q.project, q.timeline);
+};
+const completeOf = (at: number): number => Math.floor(at / SEG) * SEG;
+
+async function offloadedEverywhere(q: Quorum, at: number, members = [0, 1, 2]): Promise<void> {
+  for (const i of members) await until(`sk${i + 1} knows of offloaded WAL`, () => timelineOf(q, i).offloadedLsn >= at, 30_000);
+}
+
+describe('WAL in the object store', () => {
+  test('is put once, trimmed everywhere, and read as before by everybody', async () => {
+    await using r = await running();
+    const { quorum, sql, objects } = r;
+    const start = timelineOf(quorum, 0).control.startLsn;
+    await writeSegments(sql, 5);
+    const end = await flushLsn(sql);
+    await until('everything is committed', () => timelineOf(quorum, 0).readableLsn >= end);
+    const before = await digest(quorum, 0, start, end);
+    await offloadedEverywhere(quorum, completeOf(end));
+    await until('the rest is in the tail', () => timelineOf(quorum, 1).tailLsn >= end);
+    // Told by the pageserver to one member only.
+    timelineOf(quorum, 1).notePages(end);
+    for (const i of [0, 1, 2]) {
+      await until(`sk${i + 1} has trimmed`, () => timelineOf(quorum, i).firstLsn === completeOf(end) - SEG);
+      assert.equal(await digest(quorum, i, start, end), before);
+      // From the middle of what is gone.
+      const middle = lsn(start + 3 * SEG + 12_345);
+      assert.equal((await digest(quorum, i, middle, lsn(middle + 1000))).length, 64);
+    }
+    const names = readdirSync(join(objects, 'projects', quorum.project, 'timelines', quorum.timeline, 'wal'));
+    assert.ok(names.length <= 5 && names.includes('tail'), names.join(' '));
+    const status = await quorum.status(0);
+    assert.deepEqual([status.offloadedLsn, status.firstLsn], [formatLsn(lsn(completeOf(end))), formatLsn(lsn(completeOf(end) - SEG))]);
+    // Both positions are remembered.
+    await quorum.member(0).stop();
+    await quorum.member(0).start();
+    assert.equal(timelineOf(quorum, 0).offloadedLsn, completeOf(end));
+    assert.equal(timelineOf(quorum, 0).pagesLsn, end);
+    assert.equal(await digest(quorum, 0, start, end), before);
+  });
+
+  test('the member whose turn it is dies or gets nowhere: another one takes over', async () => {
+    await using r = await running();
+    const { quorum, sql } = r;
+    await quorum.member(0).stop();
+    await writeSegments(sql, 2);
+    await offloadedEverywhere(quorum, completeOf(await flushLsn(sql)), [1, 2]);
+    await quorum.member(0).start();
+    await quorum.subscribe(r.server, 1);
+    await offloadedEverywhere(quorum, completeOf(await flushLsn(sql)));
+    // Every put fails once (members share this process): what looked failed is found and counted.
+    armFailpoint('safekeeper.offload.after-put', 'error(UNAVAILABLE)@1');
+    await writeSegments(sql, 2);
+    await offloadedEverywhere(quorum, completeOf(await flushLsn(sql)));
+  });
+
+  test('a member that lost its disk below what is offloaded reads everything again', async () => {
+    await using r = await running();
+    const { quorum, sql, server } = r;
+    const start = timelineOf(quorum, 0).control.startLsn;
+    await writeSegments(sql, 4);
+    const end = await flushLsn(sql);
+    await until('everything is committed', () => timelineOf(quorum, 1).readableLsn >= end);
+    const before = await digest(quorum, 1, start, end);
+    await offloadedEverywhere(quorum, completeOf(end));
+    timelineOf(quorum, 1).notePages(end);
+    await until('trimmed', () => timelineOf(quorum, 1).firstLsn > start && timelineOf(quorum, 2).firstLsn > start);
+    await quorum.member(0).stop();
+    rmSync(join(quorum.member(0).config.dataDir), { recursive: true });
+    await quorum.member(0).start();
+    await until('sk1 begins anew', () =>
+      quorum.status(0).then(
+        (s) => s.damaged !== null,
+        () => false,
+      ),
+    );
+    server.reload({ 'lakebase.term': '2' });
+    await quorum.elect(2, [quorum.member(1), quorum.member(2), quorum.member(0)]).catch(() => undefined);
+    await quorum.subscribe(server, 2);
+    await until(
+      'sk1 has all',
+      () => timelineOf(quorum, 0).readableLsn >= end && timelineOf(quorum, 0).offloadedLsn >= completeOf(end),
+      20_000,
+    );
+    assert.ok(timelineOf(quorum, 0).firstLsn > start);
+    assert.equal(await digest(quorum, 0, start, end), before);
+  });
+
+  test('a store that is away costs nothing but disk', async () => {
+    await using r = await running();
+    const { quorum, sql } = r;
+    armFailpoint('safekeeper.offload.before-put', 'error(UNAVAILABLE)');
+    await writeSegments(sql, 2);
+    const end = await flushLsn(sql);
+    timelineOf(quorum, 0).notePages(end);
+    assert.equal(timelineOf(quorum, 0).firstLsn, timelineOf(quorum, 0).control.startLsn);
+    disarmFailpoints();
+    await offloadedEverywhere(quorum, completeOf(end));
+    assert.ok((await new DirectoryStore(r.objects).list('')).objects.length > 0);
+  });
+});
