@@ -24,6 +24,7 @@
 
 #define REQUEST_MAGIC 0x4C425251u
 #define ANSWER_MAGIC 0x4C425253u
+#define REQUEST_BACKGROUND 1u
 #define RECONNECT_PAUSE_MS 50
 #define DESCRIPTOR_FLOOR 4096
 
@@ -47,6 +48,7 @@ struct answer {
 };
 _Static_assert(sizeof(struct answer) == 24, "answer layout");
 
+bool agent_background;
 static struct sockaddr_un agent_address;
 static unsigned retry_ms;
 static int connection = -1;
@@ -165,7 +167,7 @@ static int receive(void *head, size_t head_length, void *body, size_t body_lengt
 /* One request on the open connection. `*failed` is an errno of the connection; otherwise the agent's answer is returned. */
 static int exchange(uint32_t entry, uint32_t first, uint32_t count, void *to, int *failed)
 {
-    struct request request = {REQUEST_MAGIC, entry, first, (uint16_t)count, 0, ++last_id, 0};
+    struct request request = {REQUEST_MAGIC, entry, first, (uint16_t)count, agent_background ? REQUEST_BACKGROUND : 0, ++last_id, 0};
     struct answer answer;
     size_t received = 0;
     int64_t deadline = now_ms() + 2 * (int64_t)retry_ms;

@@ -10,6 +10,9 @@
 /* Seconds of an unreachable agent before a read fails; an agent that accepts but does not answer gets twice as long. */
 bool agent_client_start(const char *socket_path, unsigned retry_seconds);
 
+/* Requests of this process give way to those of backends. */
+extern bool agent_background;
+
 /* Fetches blocks [first, first + count) of an entry into `to`; 0 or an errno. Signals must be held and only one thread may be in here. */
 int agent_fetch(uint32_t entry, uint32_t first, uint32_t count, void *to);
 

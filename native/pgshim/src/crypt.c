@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "fd_table.h"
 #include "libc.h"
 #include "segment_path.h"
@@ -279,6 +280,21 @@ ssize_t crypt_read(int fd, void *to, size_t length)
 
 /* Writing */
 
+/* As pwrite, but a full disk is given the chance to lose clean blocks first. */
+static ssize_t pwrite_room(int fd, const unsigned char *bytes, size_t length, off_t offset)
+{
+    size_t done = 0;
+    for (;;) {
+        ssize_t n = real.pwrite(fd, bytes + done, length - done, offset + (off_t)done);
+        if (n > 0 && (done += (size_t)n) == length)
+            return (ssize_t)done;
+        if (n > 0)
+            continue; /* short: the next attempt says why */
+        if (n == 0 || !cache_is_full(errno) || !cache_make_room(length - done))
+            return done > 0 ? (ssize_t)done : n;
+    }
+}
+
 /* After a real write of [start, start + written) that came up short: the whole blocks of it count, and the file must not end in part of one. */
 static off_t settle_short(int fd, off_t start, ssize_t written)
 {
@@ -311,7 +327,7 @@ static ssize_t write_blocks(int fd, uint64_t inode, const struct iovec *vector, 
                 used = 0;
             }
         }
-        ssize_t written = real.pwrite(fd, bytes, filled, at);
+        ssize_t written = pwrite_room(fd, bytes, filled, at);
         if (written < 0)
             return done > 0 ? (ssize_t)done : -1;
         done += filled;
@@ -347,7 +363,7 @@ static int complete_tail(int fd, uint64_t inode, off_t length)
         error = xts_encrypt(inode, start, block, block, XTS_BLOCK);
     if (error != 0)
         return error;
-    ssize_t written = real.pwrite(fd, block, XTS_BLOCK, start);
+    ssize_t written = pwrite_room(fd, block, XTS_BLOCK, start);
     if (written == (ssize_t)XTS_BLOCK)
         return 0;
     error = written < 0 ? errno : ENOSPC;
@@ -390,7 +406,7 @@ static ssize_t write_locked(int fd, uint64_t inode, const char *from, size_t len
         size_t total = (size_t)(covered - start);
         if (error == 0)
             error = encode(inode, start, bytes, total);
-        ssize_t written = failed(error) ? -1 : real.pwrite(fd, bytes, total, start);
+        ssize_t written = failed(error) ? -1 : pwrite_room(fd, bytes, total, start);
         if (written < 0)
             return done > 0 ? (ssize_t)done : -1;
         if ((size_t)written < total) {
@@ -496,7 +512,7 @@ static int truncate_locked(int fd, uint64_t inode, off_t size, off_t to)
     if (error != 0 || over == 0 || to == size)
         return error;
     error = xts_tail(inode, last, block, over);
-    if (error == 0 && real.pwrite(fd, block, over, last) != (ssize_t)over)
+    if (error == 0 && pwrite_room(fd, block, over, last) != (ssize_t)over)
         error = errno != 0 ? errno : EIO;
     return error;
 }

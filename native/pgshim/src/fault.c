@@ -3,6 +3,7 @@
  * Invariants (docs/protocols/shim-agent.md, Rules)
  * - A fault fetches without holding anything, then installs only into blocks that are still absent: whoever wrote meanwhile wins.
  * - While this process owns a busy block every signal is held, so it always gets to the release.
+ * - A block that a write covers in part is WRITTEN before the write: an absent one must not take part of its bytes from a hole.
  * - A fault never waits while it owns a block; writes and truncations wait upwards only. */
 #define _GNU_SOURCE
 #include "fault.h"
@@ -12,6 +13,7 @@
 #include <string.h>
 
 #include "agent_client.h"
+#include "cache.h"
 #include "libc.h"
 
 /* Guards the connection and the buffer. Postgres's processes have one thread that does file calls; the lock is for the day they do not. */
@@ -37,6 +39,8 @@ static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t cou
         while (run_end < end && map_swap(entry, run_end, BLOCK_ABSENT, BLOCK_BUSY))
             run_end++;
         int error = pwrite_all(fd, fetched + (size_t)(block - first) * BLCKSZ, (size_t)(run_end - block) * BLCKSZ, (off_t)block * BLCKSZ);
+        if (error == 0)
+            map_count(&map->clean_blocks, run_end - block); /* before somebody can take them off again */
         map_finish(entry, block, run_end, error == 0 ? BLOCK_RESIDENT : BLOCK_ABSENT);
         if (error != 0)
             return error;
@@ -61,7 +65,7 @@ static uint32_t request_length(struct map_entry *entry, uint32_t block, uint32_t
 {
     uint32_t nblocks = map_nblocks(entry);
     uint32_t need = absent_run(entry, block, needed_end < block + FETCH_BLOCKS_MAX ? needed_end : block + FETCH_BLOCKS_MAX);
-    if (need == 0 || block + need < needed_end || need == FETCH_BLOCKS_MAX)
+    if (need == 0 || block + need < needed_end || need == FETCH_BLOCKS_MAX || agent_background)
         return need;
     uint32_t most = FETCH_BLOCKS_MAX - need < AHEAD_BLOCKS_MAX ? FETCH_BLOCKS_MAX - need : AHEAD_BLOCKS_MAX;
     uint32_t ahead = map_run_before(entry, block, most);
@@ -80,6 +84,7 @@ static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, ui
         error = install(entry, fd, block, count);
     }
     pthread_mutex_unlock(&fault_lock);
+    cache_settle();
     if (error != 0) {
         map_count(&map->errors, 1);
         shim_log("cannot fetch %u blocks from block %u of segment %u of relation %u/%u fork %u: %s", count, block, entry->segno, entry->db,
@@ -121,6 +126,25 @@ int fault_blocks(struct map_entry *entry, int fd, struct block_range range)
     return error;
 }
 
+static bool become_written(struct map_entry *entry, uint32_t block)
+{
+    if (!map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN))
+        return map_state(entry, block) == BLOCK_WRITTEN;
+    map_count(&map->blocks_written, 1);
+    map_clean_less(1);
+    return true;
+}
+
+/* Fetches what is absent, and makes all of it written: from then on nobody drops it. */
+static int fault_for_write(struct map_entry *entry, int fd, uint32_t first, uint32_t end)
+{
+    int error = fault_held(entry, fd, (struct block_range){first, end});
+    for (uint32_t block = first; error == 0 && block < end; block++)
+        while (error == 0 && block < map_nblocks(entry) && !become_written(entry, block))
+            error = fault_held(entry, fd, (struct block_range){block, block + 1});
+    return error;
+}
+
 /* A write that covers only part of its first or last block needs the rest of that block from storage. */
 static int fault_partial_ends(struct map_entry *entry, int fd, struct block_range range, off_t offset, size_t length)
 {
@@ -128,9 +152,9 @@ static int fault_partial_ends(struct map_entry *entry, int fd, struct block_rang
     uint32_t last = range.end - 1;
     off_t end = offset + (off_t)length;
     if (offset % BLCKSZ != 0)
-        error = fault_held(entry, fd, (struct block_range){range.first, range.first + 1});
+        error = fault_for_write(entry, fd, range.first, range.first + 1);
     if (error == 0 && end < ((off_t)last + 1) * BLCKSZ)
-        error = fault_held(entry, fd, (struct block_range){last, last + 1});
+        error = fault_for_write(entry, fd, last, last + 1);
     return error;
 }
 
@@ -144,11 +168,7 @@ static int claim_block(struct write_claim *claim, uint32_t block)
             claim->claimed_count = at + 1;
             return 0;
         }
-        if (map_swap(claim->entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN)) {
-            map_count(&map->blocks_written, 1);
-            return 0;
-        }
-        if (map_state(claim->entry, block) == BLOCK_WRITTEN)
+        if (become_written(claim->entry, block))
             return 0;
         int error = map_wait(claim->entry, block);
         if (error != 0)
@@ -171,11 +191,7 @@ int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd
     *claim = (struct write_claim){.entry = entry, .offset = offset, .first = range.first, .held = true};
     signals_hold(&claim->saved);
     bool too_long = range.end - range.first > CLAIM_BLOCKS_MAX;
-    int error = too_long ? fault_held(entry, fd, range) : fault_partial_ends(entry, fd, range, offset, length);
-    if (too_long)
-        for (uint32_t block = range.first; error == 0 && block < range.end; block++)
-            if (map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN))
-                map_count(&map->blocks_written, 1);
+    int error = too_long ? fault_for_write(entry, fd, range.first, range.end) : fault_partial_ends(entry, fd, range, offset, length);
     for (uint32_t block = range.first; error == 0 && !too_long && block < range.end; block++)
         error = claim_block(claim, block);
     errno = saved_errno;
@@ -224,9 +240,10 @@ int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, 
     int saved_errno = errno;
     *claim = (struct truncate_claim){.entry = entry, .first = first, .end = nblocks};
     signals_hold(&claim->saved);
-    int error = 0;
+    int error = map_hold(entry);
+    claim->held = error == 0;
     claim->cut = length > 0 && length % BLCKSZ != 0 && length / BLCKSZ < (off_t)nblocks;
-    if (claim->cut)
+    if (error == 0 && claim->cut)
         error = fault_held(entry, fd, (struct block_range){first - 1, first});
     uint32_t block = first;
     while (error == 0 && block < nblocks) {
@@ -251,14 +268,16 @@ void fault_end_truncate(struct truncate_claim *claim, bool worked)
     for (uint32_t block = claim->first; block < claim->end; block++) {
         if (map_state(entry, block) == BLOCK_BUSY)
             map_finish(entry, block, block + 1, worked ? BLOCK_WRITTEN : BLOCK_ABSENT);
-        else if (worked)
-            map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN);
+        else if (worked && map_swap(entry, block, BLOCK_RESIDENT, BLOCK_WRITTEN))
+            map_clean_less(1);
     }
-    if (worked && claim->cut)
-        map_swap(entry, claim->first - 1, BLOCK_RESIDENT, BLOCK_WRITTEN);
+    if (worked && claim->cut && map_swap(entry, claim->first - 1, BLOCK_RESIDENT, BLOCK_WRITTEN))
+        map_clean_less(1);
     uint32_t old = map_nblocks(entry);
     while (worked && claim->first < old && !atomic_compare_exchange_weak(&entry->nblocks, &old, claim->first))
         ;
+    if (claim->held)
+        map_release(entry);
     signals_release(&claim->saved);
     errno = saved_errno;
 }

@@ -32,13 +32,33 @@ static inline struct block_range tracked_blocks(struct map_entry *entry, off_t o
 /* Makes every tracked block of the range resident; 0 or an errno. The slow half of fault_before_read. */
 int fault_blocks(struct map_entry *entry, int fd, struct block_range range);
 
+/* A read in progress: whoever drops blocks of the segment meanwhile changes its generation. */
+struct read_guard {
+    uint32_t generation;
+    bool tracked;
+};
+
 /* Before a read: 0, or an errno the read must fail with. No system call when the blocks are resident. */
-static inline int fault_before_read(struct map_entry *entry, int fd, off_t offset, size_t length)
+static inline int fault_before_read(struct read_guard *guard, struct map_entry *entry, int fd, off_t offset, size_t length)
 {
-    struct block_range range = tracked_blocks(entry, offset, length);
-    if (likely(map_all_resident(entry, range.first, range.end)))
-        return 0;
-    return fault_blocks(entry, fd, range);
+    for (;;) {
+        guard->generation = map_generation(entry);
+        struct block_range range = tracked_blocks(entry, offset, length);
+        guard->tracked = range.first < range.end;
+        if (likely(map_all_resident(entry, range.first, range.end))) {
+            map_touch(entry, range.first, range.end);
+            return 0;
+        }
+        int error = fault_blocks(entry, fd, range);
+        if (error != 0)
+            return error;
+    }
+}
+
+/* After it: false when a block may have been dropped under the read, which then has to be done again. */
+static inline bool fault_read_holds(const struct read_guard *guard, struct map_entry *entry)
+{
+    return likely(!guard->tracked || map_generation(entry) == guard->generation);
 }
 
 /* A write in progress. Between begin and end signals are held when `held`. */
@@ -63,6 +83,7 @@ struct truncate_claim {
     uint32_t first;
     uint32_t end;
     bool cut; /* block first - 1 loses its tail */
+    bool held;
     sigset_t saved;
 };
 int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, int fd, off_t length);

@@ -14,7 +14,7 @@
 #define FD_LOCKED 1u /* every read and write takes the file's lock */
 #define FD_APPEND 2u /* opened with O_APPEND, which we keep from the kernel */
 
-extern _Atomic int32_t fd_entries[FD_TABLE_SIZE];  /* entry index + 1; 0: not ours */
+extern _Atomic int32_t fd_entries[FD_TABLE_SIZE];  /* entry index + 1; 0: not ours; negative: a WAL segment (wal.h) */
 extern _Atomic uint64_t fd_inodes[FD_TABLE_SIZE];  /* inode number of an encrypted file; 0: plain */
 extern _Atomic uint8_t fd_flags[FD_TABLE_SIZE];
 
@@ -66,7 +66,7 @@ static inline void fd_table_copy(int fd, int copy)
 static inline struct map_entry *fd_table_entry(int fd)
 {
     int32_t index = fd_table_get(fd);
-    if (index == 0 || map == NULL)
+    if (index <= 0 || map == NULL)
         return NULL;
     struct map_entry *entry = &map_entries[index - 1];
     return map_is_dropped(entry) ? NULL : entry;

@@ -13,9 +13,8 @@
 #include "fault.h"
 #include "fd_table.h"
 #include "libc.h"
+#include "wal.h"
 
-/* Longest range a single call is cut to where the caller accepts a short count anyway. */
-#define COPY_BYTES_MAX ((size_t)1024 * BLCKSZ)
 #define COPY_PIECE ((size_t)16 * BLCKSZ)
 
 static struct map_entry *entry_of(int fd)
@@ -58,9 +57,9 @@ static off_t write_position_of(int fd)
     return at;
 }
 
-static bool read_fails(struct map_entry *entry, int fd, off_t offset, size_t length)
+static bool read_fails(struct read_guard *guard, struct map_entry *entry, int fd, off_t offset, size_t length)
 {
-    int error = fault_before_read(entry, fd, offset, length);
+    int error = fault_before_read(guard, entry, fd, offset, length);
     if (likely(error == 0))
         return false;
     errno = error;
@@ -69,45 +68,63 @@ static bool read_fails(struct map_entry *entry, int fd, off_t offset, size_t len
 
 /* Reads */
 
+static ssize_t tracked_preadv(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset)
+{
+    struct read_guard guard;
+    size_t length = vector_length(vector, count);
+    for (;;) {
+        if (read_fails(&guard, entry, fd, offset, length))
+            return -1;
+        ssize_t got = count == 1 ? crypt_pread(fd, vector->iov_base, length, offset) : crypt_preadv(fd, vector, count, offset);
+        if (fault_read_holds(&guard, entry))
+            return got;
+    }
+}
+
+/* At the file's position, which moves once, however often the bytes are read. */
+static ssize_t tracked_readv(struct map_entry *entry, int fd, const struct iovec *vector, int count)
+{
+    off_t at = position_of(fd);
+    if (at < 0)
+        return real.readv(fd, vector, count); /* which says why */
+    ssize_t got = tracked_preadv(entry, fd, vector, count, at);
+    if (got > 0)
+        lseek(fd, at + got, SEEK_SET);
+    return got;
+}
+
 EXPORT ssize_t read(int fd, void *to, size_t length)
 {
     struct map_entry *entry = entry_of(fd);
-    if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), length))
-        return -1;
+    if (unlikely(entry != NULL))
+        return tracked_readv(entry, fd, &(struct iovec){to, length}, 1);
     return crypt_read(fd, to, length);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *vector, int count)
 {
     struct map_entry *entry = entry_of(fd);
-    if (unlikely(entry != NULL) && read_fails(entry, fd, position_of(fd), vector_length(vector, count)))
-        return -1;
-    return crypt_readv(fd, vector, count);
+    return unlikely(entry != NULL) ? tracked_readv(entry, fd, vector, count) : crypt_readv(fd, vector, count);
 }
 
 EXPORT ssize_t pread(int fd, void *to, size_t length, off_t offset)
 {
     struct map_entry *entry = entry_of(fd);
-    if (entry != NULL && read_fails(entry, fd, offset, length))
-        return -1;
+    if (entry != NULL)
+        return tracked_preadv(entry, fd, &(struct iovec){to, length}, 1, offset);
     return crypt_pread(fd, to, length, offset);
 }
 
 EXPORT ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
 {
     struct map_entry *entry = entry_of(fd);
-    if (entry != NULL && read_fails(entry, fd, offset, vector_length(vector, count)))
-        return -1;
-    return crypt_preadv(fd, vector, count, offset);
+    return entry != NULL ? tracked_preadv(entry, fd, vector, count, offset) : crypt_preadv(fd, vector, count, offset);
 }
 
 EXPORT ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (fd_table_inode(fd) != 0) /* the flags are hints, or about durability, which scratch does not have */
+    if (entry_of(fd) != NULL || fd_table_inode(fd) != 0) /* the flags are hints, or about durability, which scratch does not have */
         return offset == -1 ? readv(fd, vector, count) : preadv(fd, vector, count, offset);
-    if (entry != NULL && read_fails(entry, fd, offset == -1 ? position_of(fd) : offset, vector_length(vector, count)))
-        return -1;
     return real.preadv2(fd, vector, count, offset, flags);
 }
 
@@ -178,8 +195,10 @@ EXPORT ssize_t writev(int fd, const struct iovec *vector, int count)
 EXPORT ssize_t pwrite(int fd, const void *from, size_t length, off_t offset)
 {
     struct map_entry *entry = entry_of(fd);
-    if (entry == NULL)
-        return crypt_pwrite(fd, from, length, offset);
+    if (entry == NULL) {
+        int32_t mark = fd_table_get(fd);
+        return mark < 0 ? wal_pwrite(fd, mark, from, length, offset) : crypt_pwrite(fd, from, length, offset);
+    }
     struct write_claim claim;
     if (write_fails(&claim, entry, fd, offset, length))
         return -1;
@@ -214,8 +233,9 @@ EXPORT ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t off
 
 /* Copies inside the kernel */
 
-/* Two encrypted files have two tweaks, so their bytes go through plaintext. One piece: callers of both functions go on after a short count. */
-static ssize_t copy_through_plaintext(int in, off_t *in_offset, int out, off_t *out_offset, size_t length)
+/* Two encrypted files have two tweaks, so their bytes go through plaintext; of a tracked file blocks may be absent, or be dropped meanwhile. One
+ * piece: callers of both functions go on after a short count. */
+static ssize_t copy_through_memory(int in, off_t *in_offset, int out, off_t *out_offset, size_t length)
 {
     static _Thread_local char bytes[COPY_PIECE];
     off_t from = in_offset != NULL ? *in_offset : position_of(in);
@@ -234,44 +254,17 @@ static ssize_t copy_through_plaintext(int in, off_t *in_offset, int out, off_t *
     return n;
 }
 
-/* Makes the source resident; cuts *length so that one call does not fault a gigabyte before the first byte moves. */
-static bool copy_source_fails(int fd, const off_t *offset, size_t *length)
-{
-    struct map_entry *entry = entry_of(fd);
-    if (entry == NULL)
-        return false;
-    off_t at = offset != NULL ? *offset : position_of(fd);
-    struct block_range range = tracked_blocks(entry, at, *length);
-    if (*length > COPY_BYTES_MAX && !map_all_resident(entry, range.first, range.end))
-        *length = COPY_BYTES_MAX;
-    return read_fails(entry, fd, at, *length);
-}
-
 EXPORT ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t length, unsigned flags)
 {
-    if (fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
-        return copy_through_plaintext(in, in_offset, out, out_offset, length);
-    if (copy_source_fails(in, in_offset, &length))
-        return -1;
-    struct map_entry *entry = entry_of(out);
-    if (likely(entry == NULL))
-        return real.copy_file_range(in, in_offset, out, out_offset, length, flags);
-    /* Into a tracked file: an unusual caller, who pays for faulting the target so that a short copy leaves nothing torn. */
-    off_t at = out_offset != NULL ? *out_offset : position_of(out);
-    if (length > COPY_BYTES_MAX)
-        length = COPY_BYTES_MAX;
-    struct write_claim claim;
-    if (read_fails(entry, out, at, length) || write_fails(&claim, entry, out, at, length))
-        return -1;
-    return fault_end_write(&claim, real.copy_file_range(in, in_offset, out, out_offset, length, flags));
+    if (entry_of(in) != NULL || entry_of(out) != NULL || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+        return copy_through_memory(in, in_offset, out, out_offset, length);
+    return real.copy_file_range(in, in_offset, out, out_offset, length, flags);
 }
 
 EXPORT ssize_t sendfile(int out, int in, off_t *offset, size_t length)
 {
-    if (fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
-        return copy_through_plaintext(in, offset, out, NULL, length);
-    if (copy_source_fails(in, offset, &length))
-        return -1;
+    if (entry_of(in) != NULL || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+        return copy_through_memory(in, offset, out, NULL, length);
     return real.sendfile(out, in, offset, length);
 }
 

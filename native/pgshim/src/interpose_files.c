@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "crypt.h"
 #include "export.h"
 #include "fault.h"
@@ -16,6 +17,7 @@
 #include "layout.h"
 #include "libc.h"
 #include "segment_path.h"
+#include "wal.h"
 
 /* Names whose old file is gone: whatever has that name later is local. */
 
@@ -37,6 +39,7 @@ static bool drop(struct map_entry *entry)
     if (entry == NULL || (atomic_fetch_or(&entry->flags, ENTRY_DROPPED) & ENTRY_DROPPED) != 0)
         return false;
     layout_settle(entry);
+    map_clean_less(map_count_clean(entry));
     return true;
 }
 
@@ -112,7 +115,7 @@ static int open_named(int directory, const char *path, const char *name, int fla
         fd = open_tracked(entry, directory, path, with, mode);
     } else {
         fd = real.openat(directory, path, with, mode);
-        fd_table_set(fd, 0);
+        fd_table_set(fd, wal_mark(name));
     }
     return crypt_opened(fd, class, flags);
 }
@@ -268,14 +271,23 @@ EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)
         errno = error;
         return -1;
     }
-    return real.fallocate(fd, mode, offset, length);
+    int result;
+    do
+        result = real.fallocate(fd, mode, offset, length);
+    while (unlikely(result != 0 && cache_is_full(errno) && length > 0 && cache_make_room((size_t)length)));
+    return result;
 }
 
 EXPORT int posix_fallocate(int fd, off_t offset, off_t length)
 {
     libc_resolve();
     int error = offset >= 0 && length > 0 ? crypt_grow(fd, offset + length) : 0;
-    return error != 0 ? error : real.posix_fallocate(fd, offset, length);
+    if (error != 0)
+        return error;
+    do
+        error = real.posix_fallocate(fd, offset, length);
+    while (unlikely(cache_is_full(error) && length > 0 && cache_make_room((size_t)length)));
+    return error;
 }
 
 /* Advice about absent blocks would read holes into the page cache. */
@@ -320,7 +332,8 @@ static int fault_whole_file(const char *path, struct map_entry *entry)
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : errno;
-    int error = fault_before_read(entry, fd, 0, (size_t)map_nblocks(entry) * BLCKSZ);
+    struct read_guard guard;
+    int error = fault_before_read(&guard, entry, fd, 0, (size_t)map_nblocks(entry) * BLCKSZ);
     close(fd);
     return error;
 }
@@ -347,7 +360,9 @@ EXPORT int rename(const char *from, const char *to)
     struct map_entry *source = tracked(from);
     struct map_entry *target = tracked(to);
     if (source != NULL) {
-        int error = fault_whole_file(from, source);
+        int error = map_hold(source); /* so that it stays resident until nobody tracks it any more */
+        if (error == 0 && (error = fault_whole_file(from, source)) != 0)
+            map_release(source);
         if (error != 0) {
             errno = error;
             return -1;
@@ -355,9 +370,13 @@ EXPORT int rename(const char *from, const char *to)
     }
     bool target_dropped = drop(target);
     int result = real.rename(from, to);
+    int saved = errno;
     if (result == 0)
         drop(source);
     else if (target_dropped)
         atomic_fetch_and(&target->flags, ~ENTRY_DROPPED);
+    if (source != NULL)
+        map_release(source);
+    errno = saved;
     return result;
 }

@@ -95,7 +95,7 @@ void layout_settle(struct map_entry *entry)
 {
     int saved_errno = errno;
     int64_t deadline = now_ms() + CREATOR_GONE_MS;
-    for (uint32_t flags; ((flags = atomic_load(&entry->flags)) & ENTRY_LAYING) != 0 && now_ms() < deadline;)
+    for (uint32_t flags; ((flags = atomic_load(&entry->flags)) & (ENTRY_LAYING | ENTRY_EVICTING)) != 0 && now_ms() < deadline;)
         map_sleep(&entry->flags, flags);
     errno = saved_errno;
 }

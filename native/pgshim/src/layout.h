@@ -16,7 +16,7 @@ static inline int layout_entry(struct map_entry *entry)
     return layout_entry_slow(entry);
 }
 
-/* After dropping the entry: waits until nobody is creating its file any more. */
+/* After dropping the entry: waits until nobody is creating its file or dropping blocks of it any more. */
 void layout_settle(struct map_entry *entry);
 
 /* Lays out everything in that directory, before somebody lists it; 0 or an errno. */

@@ -32,11 +32,16 @@ static const char *check(const struct map_header *header, uint64_t size)
     if (entries_end > size || header->bitmaps_offset != entries_end || header->entry_count > INT32_MAX - 1)
         return "entries lie outside the file";
     const struct map_entry *entry = (const void *)((const char *)header + header->entries_offset);
+    if (header->bitmaps_offset < entries_end || header->bitmaps_offset > size || header->bitmaps_offset % 16 != 0)
+        return "bitmaps lie outside the file";
+    uint64_t before = header->bitmaps_offset;
     for (uint32_t i = 0; i < header->entry_count; i++, entry++) {
-        uint64_t bitmap = ((uint64_t)atomic_load_explicit(&entry->nblocks, memory_order_relaxed) + 31) / 32 * 8;
-        if (entry->bitmap_offset < entries_end || entry->bitmap_offset > size || bitmap > size - entry->bitmap_offset ||
-            entry->bitmap_offset % 8 != 0)
-            return "a bitmap lies outside the file";
+        uint64_t blocks = atomic_load_explicit(&entry->nblocks, memory_order_relaxed);
+        uint64_t bitmap = (blocks + CELL_BLOCKS - 1) / CELL_BLOCKS * sizeof(struct map_cell);
+        if (entry->bitmap_offset < before || entry->bitmap_offset > size || bitmap > size - entry->bitmap_offset ||
+            entry->bitmap_offset % 16 != 0)
+            return "a bitmap lies outside the file or out of order";
+        before = entry->bitmap_offset;
     }
     return NULL;
 }
@@ -136,6 +141,68 @@ bool map_all_resident(struct map_entry *entry, uint32_t first, uint32_t end)
 bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end)
 {
     return all_set(entry, first, end, UINT32_MAX);
+}
+
+void map_touch(struct map_entry *entry, uint32_t first, uint32_t end)
+{
+    while (first < end) {
+        uint32_t low = first % CELL_BLOCKS;
+        uint32_t count = end - first < CELL_BLOCKS - low ? end - first : CELL_BLOCKS - low;
+        uint32_t mask = (count == CELL_BLOCKS ? UINT32_MAX : (1u << count) - 1) << low;
+        _Atomic uint32_t *accessed = &map_cell(entry, first)->accessed;
+        /* Looked at first: a word that many processes share is seldom written. */
+        if ((atomic_load_explicit(accessed, memory_order_relaxed) & mask) != mask)
+            atomic_fetch_or_explicit(accessed, mask, memory_order_relaxed);
+        first += count;
+    }
+}
+
+bool map_try_evicting(struct map_entry *entry)
+{
+    uint32_t flags = atomic_load(&entry->flags);
+    if ((flags & (ENTRY_DROPPED | ENTRY_LAYING | ENTRY_EVICTING | ENTRY_HELD)) != 0)
+        return false;
+    return atomic_compare_exchange_strong(&entry->flags, &flags, flags | ENTRY_EVICTING);
+}
+
+void map_end_evicting(struct map_entry *entry)
+{
+    atomic_fetch_and(&entry->flags, ~ENTRY_EVICTING);
+    map_wake(&entry->flags);
+}
+
+int map_hold(struct map_entry *entry)
+{
+    int64_t deadline = now_ms() + OWNER_GONE_MS;
+    uint32_t flags = atomic_load(&entry->flags);
+    for (;;) {
+        if ((flags & (ENTRY_EVICTING | ENTRY_HELD)) == 0) {
+            if (atomic_compare_exchange_weak(&entry->flags, &flags, flags | ENTRY_HELD))
+                return 0;
+            continue;
+        }
+        if (now_ms() > deadline)
+            return EIO;
+        map_sleep(&entry->flags, flags);
+        flags = atomic_load(&entry->flags);
+    }
+}
+
+void map_release(struct map_entry *entry)
+{
+    atomic_fetch_and(&entry->flags, ~ENTRY_HELD);
+    map_wake(&entry->flags);
+}
+
+uint32_t map_count_clean(struct map_entry *entry)
+{
+    uint32_t nblocks = map_nblocks(entry);
+    uint32_t count = 0;
+    for (uint32_t block = 0; block < nblocks; block += 16) {
+        uint32_t word = atomic_load_explicit(map_word(entry, block), memory_order_relaxed);
+        count += (uint32_t)__builtin_popcount((word & HIGH_BITS) & ~(word << 1));
+    }
+    return count;
 }
 
 bool map_swap(struct map_entry *entry, uint32_t block, enum block_state from, enum block_state to)

@@ -3,7 +3,8 @@
  *
  * Invariants
  * - A block leaves ABSENT only by compare-and-swap, and only the process that made it BUSY may take it out of BUSY.
- * - RESIDENT and WRITTEN are final for the life of the compute: nobody ever puts such a block back.
+ * - RESIDENT goes back to ABSENT only through BUSY, by whoever holds ENTRY_EVICTING, who changes the generation of the entry before a byte goes.
+ *   A reader that finds the same generation before it looked at the states and after its read has read what was there. WRITTEN is final.
  * - Whoever stores RESIDENT or WRITTEN has finished pwrite before (release); whoever reads the state does so before its own read
  *   (acquire). The kernel's page cache does the rest.
  * - Who holds a busy block waits only for blocks of higher number in the same segment, so waits cannot form a circle. */
@@ -16,13 +17,25 @@
 #include <stdint.h>
 
 #define MAP_MAGIC 0x4C42524Du
-#define MAP_VERSION 1u
+#define MAP_VERSION 2u
 
 enum block_state { BLOCK_ABSENT = 0, BLOCK_BUSY = 1, BLOCK_RESIDENT = 2, BLOCK_WRITTEN = 3 };
 
 #define ENTRY_DROPPED 1u /* unlinked: later files of that name are local */
 #define ENTRY_LAYING 2u  /* some process is creating the sparse file */
 #define ENTRY_LAID 4u    /* the file exists, at its full length */
+#define ENTRY_EVICTING 8u /* some process drops clean blocks of it */
+#define ENTRY_HELD 16u    /* a truncation or renaming is under way: nothing is dropped */
+#define ENTRY_GENERATION 256u /* one in the counter of droppings, which is the rest of the word */
+
+/* 32 blocks: two bits of state each, one bit that somebody read or wrote it since the clock came by. */
+#define CELL_BLOCKS 32u
+struct map_cell {
+    _Atomic uint32_t states[2];
+    _Atomic uint32_t accessed;
+    uint32_t reserved;
+};
+_Static_assert(sizeof(struct map_cell) == 16, "cell layout");
 
 struct map_header {
     uint32_t magic;
@@ -37,9 +50,22 @@ struct map_header {
     _Atomic uint64_t blocks_written;
     _Atomic uint64_t waits;
     _Atomic uint64_t errors;
-    uint64_t reserved[6];
+    /* Back-pressure: the shim says how far WAL is written, the agent how long each page of it has to take. */
+    _Atomic uint64_t wal_position;  /* end of the farthest write into a WAL segment */
+    _Atomic uint64_t wal_delay_ns;  /* by the agent: for every 8192 bytes of WAL */
+    _Atomic uint64_t wal_slept_ns;
+    /* The bound on clean blocks. */
+    _Atomic uint64_t clean_blocks;  /* RESIDENT now; an estimate while files are being dropped */
+    _Atomic uint64_t clean_budget;  /* 0: no bound */
+    _Atomic uint64_t blocks_evicted;
+    _Atomic uint64_t clock_hand;    /* next cell to look at, modulo their number */
+    _Atomic uint64_t rooms_made;    /* writes that found the disk full and went on after blocks were dropped */
+    _Atomic uint64_t rooms_denied;  /* and those for which nothing could be dropped */
+    _Atomic uint64_t scratch_bytes; /* by the cache worker: what lies below the data directory */
+    _Atomic uint64_t blocks_prefetched;
+    uint64_t reserved[11];
 };
-_Static_assert(sizeof(struct map_header) == 128, "header layout");
+_Static_assert(sizeof(struct map_header) == 256, "header layout");
 
 struct map_entry {
     uint32_t spc;
@@ -85,9 +111,25 @@ static inline bool map_is_dropped(struct map_entry *entry)
     return (atomic_load_explicit(&entry->flags, memory_order_acquire) & ENTRY_DROPPED) != 0;
 }
 
+static inline struct map_cell *map_cell(struct map_entry *entry, uint32_t block)
+{
+    return (struct map_cell *)(void *)((char *)map + entry->bitmap_offset) + block / CELL_BLOCKS;
+}
+
 static inline _Atomic uint32_t *map_word(struct map_entry *entry, uint32_t block)
 {
-    return (_Atomic uint32_t *)(void *)((char *)map + entry->bitmap_offset) + block / 16;
+    return &map_cell(entry, block)->states[block / 16 % 2];
+}
+
+static inline enum block_state map_state_in(struct map_cell *cell, uint32_t at)
+{
+    return (enum block_state)((atomic_load_explicit(&cell->states[at / 16], memory_order_acquire) >> (at % 16 * 2)) & 3);
+}
+
+/* Changes whenever blocks of the entry are about to be dropped. */
+static inline uint32_t map_generation(struct map_entry *entry)
+{
+    return atomic_load(&entry->flags) / ENTRY_GENERATION;
 }
 
 static inline enum block_state map_state(struct map_entry *entry, uint32_t block)
@@ -99,6 +141,19 @@ static inline enum block_state map_state(struct map_entry *entry, uint32_t block
 bool map_all_resident(struct map_entry *entry, uint32_t first, uint32_t end);
 /* True when every block of [first, end) is written: the check every write pays. */
 bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end);
+
+/* Remembers that blocks [first, end) were used. */
+void map_touch(struct map_entry *entry, uint32_t first, uint32_t end);
+
+/* ENTRY_EVICTING: false at once when somebody has it, or the entry is dropped or held. */
+bool map_try_evicting(struct map_entry *entry);
+void map_end_evicting(struct map_entry *entry);
+/* ENTRY_HELD: waits for droppings under way; 0, or EIO when their owner seems gone for good. */
+int map_hold(struct map_entry *entry);
+void map_release(struct map_entry *entry);
+
+/* Number of RESIDENT blocks of the entry. */
+uint32_t map_count_clean(struct map_entry *entry);
 
 /* from -> to; false when the block was not `from`. */
 bool map_swap(struct map_entry *entry, uint32_t block, enum block_state from, enum block_state to);
@@ -115,6 +170,14 @@ void map_wake(_Atomic uint32_t *word);
 
 /* Number of blocks right before `block` that are not absent, at most `limit`: how sequential this miss looks. */
 uint32_t map_run_before(struct map_entry *entry, uint32_t block, uint32_t limit);
+
+/* The estimate never goes below zero: a reader of it as unsigned would see a full disk. */
+static inline void map_clean_less(uint64_t n)
+{
+    uint64_t old = atomic_load_explicit(&map->clean_blocks, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak(&map->clean_blocks, &old, old > n ? old - n : 0))
+        ;
+}
 
 static inline void map_count(_Atomic uint64_t *counter, uint64_t n)
 {

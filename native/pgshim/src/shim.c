@@ -18,6 +18,7 @@
 #include "scratch_key.h"
 #include "segment_path.h"
 #include "util.h"
+#include "worker.h"
 
 #define RETRY_SECONDS_DEFAULT 60
 #define RETRY_SECONDS_MAX 86400
@@ -71,7 +72,10 @@ void shim_start(void)
     if (!registered)
         registered = pthread_atfork(NULL, NULL, after_fork) == 0;
     const char *layout = getenv("LAKEBASE_SHIM_LAYOUT");
-    scratch_key_start(layout != NULL);
+    bool worker = worker_wanted();
+    scratch_key_start(layout != NULL || worker);
+    if (worker)
+        die_with_agent();
     if (layout != NULL) {
         die_with_agent();
         layout_in_postmaster(true);
@@ -94,4 +98,6 @@ __attribute__((constructor)) static void on_load(void)
     shim_start();
     if (map != NULL)
         close_memory();
+    if (map != NULL && worker_wanted())
+        worker_run();
 }

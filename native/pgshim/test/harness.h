@@ -172,7 +172,7 @@ __attribute__((unused)) static void write_map(const char *path, const struct seg
 {
     size_t total = sizeof(struct map_header) + n * sizeof(struct map_entry);
     for (uint32_t i = 0; i < n; i++)
-        total += (segments[i].nblocks + 31) / 32 * 8;
+        total += (segments[i].nblocks + 31) / 32 * 16;
     char *bytes = calloc(1, total);
     struct map_header *header = (void *)bytes;
     header->magic = MAP_MAGIC;
@@ -191,7 +191,7 @@ __attribute__((unused)) static void write_map(const char *path, const struct seg
         entry->segno = segments[i].name.segno;
         atomic_store(&entry->nblocks, segments[i].nblocks);
         entry->bitmap_offset = bitmap;
-        bitmap += (segments[i].nblocks + 31) / 32 * 8;
+        bitmap += (segments[i].nblocks + 31) / 32 * 16;
     }
     int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0600);
     CHECK(fd >= 0 && write(fd, bytes, total) == (ssize_t)total);

@@ -82,14 +82,14 @@ static void no_maps(void)
 {
     struct segment segments[] = {{{1663, 5, 1, 0, 0}, 40}};
     start_shim(segments, 1);
-    char good[256];
+    char good[512];
     int fd = open("../map", O_RDONLY);
     ssize_t length = read(fd, good, sizeof good);
     close(fd);
     map_close();
-    static const struct { size_t at; unsigned char value; } changes[] = {{0, 0}, {4, 9}, {8, 2}, {11, 255}, {16, 1}, {24, 1}, {32, 1}, {128 + 16, 200}, {128 + 24, 1}, {128 + 31, 1}};
+    static const struct { size_t at; unsigned char value; } changes[] = {{0, 0}, {4, 9}, {8, 2}, {11, 255}, {16, 1}, {24, 1}, {32, 1}, {256 + 16, 200}, {256 + 24, 1}, {256 + 31, 1}};
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
-        char bad[256];
+        char bad[512];
         memcpy(bad, good, sizeof bad);
         bad[changes[i].at] = (char)changes[i].value;
         fd = open("../bad", O_CREAT | O_TRUNC | O_WRONLY, 0600);

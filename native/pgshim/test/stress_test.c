@@ -1,5 +1,5 @@
 /* Several processes, two threads each, go through the same segments together, reading, writing and truncating the same blocks while faults
- * are under way.
+ * are under way and clean blocks are being dropped.
  * As in Postgres, a lock per block orders writers of that block (buffer content lock), and truncation excludes users of the tail (table
  * lock) but not the readahead of everybody else into it. Checked: a read never returns anything older than the last finished write, never
  * a torn page outside a write, never a page of before a truncation. */
@@ -7,6 +7,7 @@
 
 #include <sched.h>
 
+#include "cache.h"
 #include "libc.h"
 
 #define SEGMENTS 100u
@@ -57,9 +58,30 @@ static int slow_ftruncate(int to, off_t length)
     return libc_ftruncate(to, length);
 }
 
+static ssize_t (*libc_pread)(int, void *, size_t, off_t);
+static int (*libc_fallocate)(int, int, off_t, off_t);
+
+static ssize_t slow_pread(int from, void *bytes, size_t length, off_t offset)
+{
+    for (int i = 0; i < 2; i++)
+        sched_yield();
+    return libc_pread(from, bytes, length, offset);
+}
+
+static int slow_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    for (int i = 0; i < 3; i++)
+        sched_yield();
+    return libc_fallocate(fd, mode, offset, length);
+}
+
 static void slow_down(void)
 {
     libc_resolve();
+    libc_pread = real.pread;
+    libc_fallocate = real.fallocate;
+    real.pread = slow_pread;
+    real.fallocate = slow_fallocate;
     libc_pwrite = real.pwrite;
     libc_ftruncate = real.ftruncate;
     real.pwrite = slow_pwrite;
@@ -168,8 +190,12 @@ static void one_step(struct place *at)
             read_and_check(at, b, 8);
         return;
     }
-    if (choice < 35) {
+    if (choice < 32) {
         truncate_tail(at);
+        return;
+    }
+    if (choice < 45) {
+        cache_evict(1 + (uint32_t)rand_r(&at->seed) % BLOCKS);
         return;
     }
     bool tail = choice % 3 == 0;
@@ -178,7 +204,7 @@ static void one_step(struct place *at)
     uint32_t count = 1 + (uint32_t)rand_r(&at->seed) % 16;
     if (tail)
         pthread_rwlock_rdlock(&at->state->tail);
-    if (choice < 65)
+    if (choice < 72)
         read_and_check(at, first, count < high - first ? count : high - first);
     else
         write_block(at, first);
@@ -246,8 +272,14 @@ static void one_round(unsigned seed)
         close(at.fd);
     }
     CHECK(atomic_load(&map->waiters) == 0 && atomic_load(&map->errors) == 0);
-    printf("stress: seed %u, %u pages checked, %llu requests, %llu waits\n", seed, atomic_load(&shared->checked),
-           (unsigned long long)atomic_load(&map->fault_requests), (unsigned long long)atomic_load(&map->waits));
+    uint64_t clean = 0;
+    for (uint32_t s = 0; s < SEGMENTS; s++)
+        clean += map_count_clean(&map_entries[s]);
+    CHECK(atomic_load(&map->clean_blocks) == clean);
+    CHECK(atomic_load(&map->blocks_evicted) > SEGMENTS);
+    printf("stress: seed %u, %u pages checked, %llu requests, %llu waits, %llu dropped\n", seed, atomic_load(&shared->checked),
+           (unsigned long long)atomic_load(&map->fault_requests), (unsigned long long)atomic_load(&map->waits),
+           (unsigned long long)atomic_load(&map->blocks_evicted));
     fflush(stdout); /* children inherit what is buffered */
     stop_agent();
     remove_shim();

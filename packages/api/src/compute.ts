@@ -62,6 +62,38 @@ export interface ComputeStatus {
   readonly stages: Readonly<Record<string, number>>;
   /** ISO time when something was last active; null while never. `active` says whether something is now. */
   readonly activity: { readonly active: boolean; readonly lastActiveAt: string | null; readonly reason: string | null };
+  /** Absent until there is a data directory. */
+  readonly disk?: ComputeDisk;
+  /** Absent until RUNNING. */
+  readonly backpressure?: ComputeBackpressure;
+}
+
+/** The compute's local disk (docs/protocols/shim-agent.md, Dropping). */
+export interface ComputeDisk {
+  /** Below the data directory, as last measured. */
+  readonly scratchBytes: number;
+  /** Pages as storage has them: what can be dropped. */
+  readonly cleanBytes: number;
+  /** Bound on those now; null: not measured yet. */
+  readonly cleanBudgetBytes: number | null;
+  readonly droppedBytes: number;
+  readonly prefetchedBytes: number;
+  /** Writes that found the disk full and went on after pages were dropped; and those for which there was nothing to drop. */
+  readonly roomsMade: number;
+  readonly roomsDenied: number;
+}
+
+/** How far storage is behind the writer, and how much that slows it (docs/flows/backpressure.md). */
+export interface ComputeBackpressure {
+  readonly ingestLagBytes: number;
+  /** Null: unknown. */
+  readonly offloadLagBytes: number | null;
+  /** 0…1, of the disks of a majority of the safekeepers. */
+  readonly pressure: number;
+  /** Null: not slowed. */
+  readonly allowedBytesPerSecond: number | null;
+  /** What all slowing has taken so far. */
+  readonly sleptMs: number;
 }
 export interface RoleSecret {
   readonly name: string;

@@ -20,6 +20,10 @@ export const computeHostConfig = Type.Object(
     spareAgents: Type.Integer({ minimum: 0, maximum: 16, default: 1 }),
     /** shared_buffers of every compute unless its settings say otherwise. */
     sharedBuffers: Type.String({ default: '128MB' }),
+    /** Local disk of every compute: pages that storage has are dropped beyond it. Null: what the file system has, less a twentieth (at most 2 GiB). */
+    cacheBytes: Type.Union([Type.Integer({ minimum: 64 << 20 }), Type.Null()], { default: null }),
+    /** WAL that the pageserver may be behind a writer, who is slowed from a quarter of it on. */
+    maxIngestLagBytes: Type.Integer({ minimum: 16 << 20, default: 512 << 20 }),
   },
   { additionalProperties: false },
 );

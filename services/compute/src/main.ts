@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { internalToken } from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
 import {
   DEFAULT_POSTGRES_MAJOR,
   type PostgresInstallation,
@@ -18,6 +19,7 @@ import {
 } from '@lakebase/service-kit';
 import { type ComputeHostConfig, computeHostConfig } from './config.ts';
 import { Computes } from './host/computes.ts';
+import { registerComputeMetrics } from './host/compute-metrics.ts';
 import { routes } from './host/routes.ts';
 import { makeTemplate } from './host/template.ts';
 
@@ -48,6 +50,8 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
     setup: {
       shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)),
       sharedBuffers: config.sharedBuffers,
+      cacheBytes: bytesFrom('LAKEBASE_CACHE_BYTES') ?? config.cacheBytes,
+      maxIngestLagBytes: bytesFrom('LAKEBASE_MAX_INGEST_LAG_BYTES') ?? config.maxIngestLagBytes,
       trustedAccounts: [own, account?.name ?? own],
       logLevel: config.logLevel,
       plaintextScratch: process.env['LAKEBASE_TEST_SCRATCH_PLAINTEXT'] === '1',
@@ -56,11 +60,12 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
     },
   });
   teardown.add('computes', () => computes.close());
-  const { app } = createHttpServer({
+  const { app, metrics } = createHttpServer({
     log,
     secret,
     health: () => ({ computes: computes.list().filter((c) => c.state === 'RUNNING').length }),
   });
+  registerComputeMetrics(metrics, computes);
   routes(app, computes);
   app.post('/v1/templates/:major', async (request) => {
     const major = Number((request.params as { major: string }).major);
@@ -77,6 +82,16 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   teardown.add('http', () => app.close());
   log.info({ port: config.httpPort }, 'compute host is ready');
 });
+
+/** A number of bytes from the environment, over the one in the configuration file: on one machine nobody writes that file. */
+function bytesFrom(name: string): number | undefined {
+  const text = process.env[name];
+  if (text === undefined || text === '') return undefined;
+  const bytes = Number(text);
+  if (!Number.isSafeInteger(bytes) || bytes < 16 << 20)
+    throw new LakebaseError('CONFIG', `${name} is a number of bytes, at least ${16 << 20}, not '${text.slice(0, 40)}'`);
+  return bytes;
+}
 
 function configured(c: ComputeHostConfig, major: number): string | null {
   return c.postgresInstallations[String(major)] ?? (major === DEFAULT_POSTGRES_MAJOR ? c.postgresPrefix : null);

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { type ForkNumber, type RelTag } from '@lakebase/ids';
 import fc from 'fast-check';
-import { BLOCK_CLEAN, BLOCK_DIRTY, type BlockState, readShimCounters, ResidentMap, type ResidentSegment } from './resident-map.ts';
+import { BLOCK_CLEAN, BLOCK_DIRTY, type BlockState, ResidentMap, ResidentMapFile, type ResidentSegment } from './resident-map.ts';
 
 const main = (db: number, rel: number, fork: ForkNumber = 0): RelTag => ({ spc: 1663, db, rel, fork });
 
@@ -78,7 +78,11 @@ test('a map survives the file and refuses what is not one', () => {
     assert.equal(again.entry(0).sourceFork, 3);
     assert.equal(again.state(0, 39), BLOCK_DIRTY);
     assert.deepEqual(again.totals(), { absent: 39, busy: 0, clean: 0, dirty: 1 });
-    assert.deepEqual(readShimCounters(path), { faultRequests: 0, blocksFetched: 0, blocksWritten: 0, waits: 0, errors: 0 });
+    using file = new ResidentMapFile(path);
+    const { faultRequests, cleanBlocks, walDelayNs } = file.counters();
+    assert.deepEqual({ faultRequests, cleanBlocks, walDelayNs }, { faultRequests: 0, cleanBlocks: map.totals().clean, walDelayNs: 0 });
+    file.setWalDelay(2 ** 33 + 5);
+    assert.equal(file.counters().walDelayNs, 2 ** 33 + 5);
     assert.throws(() => again.state(0, 40), /no block 40/);
     assert.throws(() => again.entry(1), /1 entries/);
     assert.throws(() => ResidentMap.decode(Buffer.alloc(200)), /magic/);

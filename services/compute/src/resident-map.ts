@@ -4,17 +4,21 @@
  *  Invariants
  *  - Little-endian here, native in the shim: the two run on one machine and we support little-endian machines only.
  *  - Entries are sorted by (spc, db, rel, fork, segment); the index of an entry is what the shim sends in a request.
- *  - After Postgres started only the shim writes the file. This side re-reads it ({@link ResidentMap.refresh}); what it sees is a snapshot. */
-import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
+ *  - After Postgres started only the shim writes the file, but for the delay of WAL. This side re-reads it ({@link ResidentMap.refresh}); what it sees is a snapshot. */
+import { closeSync, openSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { endianness } from 'node:os';
 import { LakebaseError } from '@lakebase/base';
 import { type ForkNumber, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
 
 const MAGIC = 0x4c42524d;
-const VERSION = 1;
-const HEADER_BYTES = 128;
+const VERSION = 2;
+const HEADER_BYTES = 256;
 const ENTRY_BYTES = 32;
 const COUNTERS_OFFSET = 40;
+const CLEAN_BLOCKS_OFFSET = 104;
+/** 32 blocks: two words of states, one of use marks, one spare. */
+const CELL_BLOCKS = 32;
+const CELL_BYTES = 16;
 const FLAG_DROPPED = 1;
 const FLAG_LAID = 4;
 /** The shim keeps entry numbers in 32-bit slots; this bound also keeps the map below 4 GiB of entries. */
@@ -49,12 +53,27 @@ export interface ShimCounters {
   readonly blocksWritten: number;
   readonly waits: number;
   readonly errors: number;
+  /** How far WAL is written to the local disk, rounded up to a page; 0: nothing yet. */
+  readonly walPosition: number;
+  /** How long every 8192 bytes of WAL have to take ({@link ResidentMapFile.setWalDelay}). */
+  readonly walDelayNs: number;
+  readonly walSleptNs: number;
+  readonly cleanBlocks: number;
+  /** Bound on clean blocks; 0: none set yet. */
+  readonly cleanBudget: number;
+  readonly blocksEvicted: number;
+  /** Writes that found the disk full and went on after clean blocks were dropped; and those for which there was nothing to drop. */
+  readonly roomsMade: number;
+  readonly roomsDenied: number;
+  /** Below the data directory, as last measured. */
+  readonly scratchBytes: number;
+  readonly blocksPrefetched: number;
 }
 
 const compareSegments = (a: ResidentSegment, b: ResidentSegment): number =>
   a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork || a.segment - b.segment;
 
-const bitmapBytes = (nblocks: number): number => Math.ceil(nblocks / 32) * 8;
+const bitmapBytes = (nblocks: number): number => Math.ceil(nblocks / CELL_BLOCKS) * CELL_BYTES;
 
 export class ResidentMap {
   #bytes: Buffer;
@@ -188,8 +207,16 @@ export class ResidentMap {
     return ((word >>> ((block % 16) * 2)) & 3) as BlockState;
   }
 
+  /** Used since the clock came by last: read, or written. */
+  accessed(index: number, block: number): boolean {
+    return ((this.#bytes.readUInt32LE(this.#cellOffset(index, block) + 8) >>> (block % CELL_BLOCKS)) & 1) === 1;
+  }
+
   /** For pages the agent lays down itself before Postgres starts (boot set): the bytes must be in the file before the map is written. */
   setState(index: number, block: number, state: BlockState): void {
+    const before = this.state(index, block);
+    if ((before === BLOCK_CLEAN) !== (state === BLOCK_CLEAN))
+      writeU64(this.#bytes, readU64(this.#bytes, CLEAN_BLOCKS_OFFSET) + (state === BLOCK_CLEAN ? 1 : -1), CLEAN_BLOCKS_OFFSET);
     const at = this.#wordOffset(index, block);
     const shift = (block % 16) * 2;
     this.#bytes.writeUInt32LE(((this.#bytes.readUInt32LE(at) & ~(3 << shift)) | (state << shift)) >>> 0, at);
@@ -229,10 +256,14 @@ export class ResidentMap {
   }
 
   #wordOffset(index: number, block: number): number {
+    return this.#cellOffset(index, block) + ((block >>> 4) & 1) * 4;
+  }
+
+  #cellOffset(index: number, block: number): number {
     const at = this.#entryOffset(index);
     if (!Number.isInteger(block) || block < 0 || block >= this.#bytes.readUInt32LE(at + 16))
       throw new LakebaseError('INVALID_ARGUMENT', `entry ${index} of the resident map has no block ${block}`);
-    return readU64(this.#bytes, at + 24) + (block >>> 4) * 4;
+    return readU64(this.#bytes, at + 24) + Math.floor(block / CELL_BLOCKS) * CELL_BYTES;
   }
 
   #compareEntry(index: number, tag: RelTag, segment: number): number {
@@ -248,22 +279,56 @@ export class ResidentMap {
   }
 }
 
-/** The shim's counters without reading the bitmaps: for a metrics scrape. */
-export function readShimCounters(path: string): ShimCounters {
-  const fd = openSync(path, 'r');
-  try {
-    const header = Buffer.alloc(HEADER_BYTES);
-    if (readSync(fd, header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || header.readUInt32LE(0) !== MAGIC)
+/** The header of a map in use: the shim's counters, and the one word that is ours to change while Postgres runs. Reads no bitmaps. */
+export class ResidentMapFile implements Disposable {
+  readonly #fd: number;
+  readonly #header = Buffer.alloc(HEADER_BYTES);
+
+  constructor(path: string) {
+    this.#fd = openSync(path, 'r+');
+    if (readSync(this.#fd, this.#header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || this.#header.readUInt32LE(0) !== MAGIC) {
+      closeSync(this.#fd);
       throw new LakebaseError('CORRUPT', `${path} is not a resident map`);
-    return decodeCounters(header);
-  } finally {
-    closeSync(fd);
+    }
+  }
+
+  counters(): ShimCounters {
+    readSync(this.#fd, this.#header, 0, HEADER_BYTES, 0);
+    return decodeCounters(this.#header);
+  }
+
+  setWalDelay(ns: number): void {
+    const word = Buffer.alloc(8);
+    writeU64(word, ns, 0);
+    writeSync(this.#fd, word, 0, 8, WAL_DELAY_OFFSET);
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#fd);
   }
 }
 
+const WAL_DELAY_OFFSET = COUNTERS_OFFSET + 6 * 8;
+
 function decodeCounters(b: Buffer): ShimCounters {
   const at = (i: number): number => readU64(b, COUNTERS_OFFSET + i * 8);
-  return { faultRequests: at(0), blocksFetched: at(1), blocksWritten: at(2), waits: at(3), errors: at(4) };
+  return {
+    faultRequests: at(0),
+    blocksFetched: at(1),
+    blocksWritten: at(2),
+    waits: at(3),
+    errors: at(4),
+    walPosition: at(5),
+    walDelayNs: at(6),
+    walSleptNs: at(7),
+    cleanBlocks: at(8),
+    cleanBudget: at(9),
+    blocksEvicted: at(10),
+    roomsMade: at(12),
+    roomsDenied: at(13),
+    scratchBytes: at(14),
+    blocksPrefetched: at(15),
+  };
 }
 
 function checkSegment(s: ResidentSegment): void {

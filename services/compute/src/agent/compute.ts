@@ -7,26 +7,30 @@
  *  - Postgres runs only after a majority adopted that term;
  *  - when the compute is fenced it is stopped at once, without a checkpoint: nothing it writes can be acknowledged;
  *  - after a fast stop that succeeded, the suspend state is durable in storage before the stop is answered. */
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   type BundleFile,
+  type ComputeBackpressure,
   type ComputeChange,
+  type ComputeDisk,
   type ComputeStatus,
+  PageserverClient,
   type PostgresLogTail,
   type RoleSecret,
   SafekeeperClient,
   type StartBundle,
+  type WalTimelineStatus,
   encodeBootSet,
   encodeSuspendState,
 } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, isCode, must, sleep } from '@lakebase/base';
-import { type Lsn, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { BLCKSZ, type Lsn, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { Client } from 'pg';
-import { ResidentMap, readShimCounters } from '../resident-map.ts';
+import { ResidentMap, ResidentMapFile } from '../resident-map.ts';
 import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 import { AGENT_APPLICATION, type Activity, readActivity } from './activity.ts';
+import { Backpressure } from './backpressure.ts';
 import { BootSet } from './boot-set.ts';
 import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
 import { layOut, writeWal } from './data-directory.ts';
@@ -72,9 +76,11 @@ export class Compute {
   #election: ElectionResult | undefined;
   #spec: AgentStart['spec'];
   #postgres: PostgresProcess | undefined;
+  #mapFile: ResidentMapFile | undefined;
   #relay: PageRelay | undefined;
   #subscriptions: Subscriptions | undefined;
   #sql: Promise<Client> | undefined;
+  #backpressure: Backpressure | undefined;
   #bootSet: BootSet | undefined;
   #runningState: RunningState | undefined;
   #periodic: PeriodicStatistics | undefined;
@@ -124,8 +130,9 @@ export class Compute {
       socketDir: running ? this.#start.socketDir : null,
       port: COMPUTE_PORT,
       pid: this.#postgres?.pid ?? null,
-      stages: { ...this.#stages, ...this.#shimCounters() },
+      stages: { ...this.#stages, ...this.#faults() },
       activity: this.#activity,
+      ...this.#measures(),
     };
   }
 
@@ -156,6 +163,11 @@ export class Compute {
         user: ADMIN_ROLE,
         log: this.#log,
         onFenced: (term) => this.#fenced(term),
+        onStatus: (member, { pressure, offloadedLsn }: WalTimelineStatus & { readonly pressure?: number }) =>
+          this.#backpressure?.member(member, {
+            ...(pressure === undefined ? {} : { pressure }),
+            ...(offloadedLsn === undefined ? {} : { offloadedLsn: parseLsn(offloadedLsn) }),
+          }),
       });
       this.#subscriptions.start();
       const work = hasWork(this.#catalog());
@@ -213,6 +225,7 @@ export class Compute {
   async #stop(mode: 'fast' | 'immediate', end: 'STOPPED' | 'FAILED'): Promise<void> {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
+    this.#backpressure?.stop();
     await this.#periodic?.stop();
     await this.#runningState?.stop();
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
@@ -237,6 +250,7 @@ export class Compute {
       cipher: this.#cipher,
       conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
     });
+    this.#mapFile = new ResidentMapFile(this.#mapPath);
     if (slots.walFrom !== undefined) await this.#fetchWal(slots.walFrom, election.startLsn);
     const bootSet = new BootSet(bundle.bootPages, performance.now());
     this.#bootSet = bootSet;
@@ -331,7 +345,23 @@ export class Compute {
     this.#onStatus(this.status());
   }
 
+  /** Storage that cannot follow slows the writer. */
+  #watchLag(file: ResidentMapFile, startLsn: Lsn): void {
+    const storage = new PageserverClient({ baseUrl: this.#spec.pageserver.httpUrl, token: this.#start.token });
+    this.#backpressure = new Backpressure({
+      walPosition: () => file.counters().walPosition,
+      setWalDelay: (ns) => file.setWalDelay(ns),
+      ingested: async () => parseLsn((await storage.status(this.#project, this.#timeline)).lastRecordLsn),
+      startLsn,
+      maxLagBytes: this.#setup.maxIngestLagBytes,
+      quorum: Math.floor(this.#spec.safekeepers.length / 2) + 1,
+      log: this.#log,
+    });
+    this.#backpressure.start();
+  }
+
   #watch(): void {
+    this.#watchLag(must(this.#mapFile, 'resident map'), must(this.#election, 'election').startLsn);
     this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
     let reading = false;
     this.#timers.push(
@@ -405,21 +435,40 @@ export class Compute {
 
   async #tearDown(): Promise<void> {
     for (const timer of this.#timers) clearInterval(timer);
+    this.#backpressure?.stop();
     void this.#periodic?.stop();
     void this.#runningState?.stop();
     this.#subscriptions?.stop();
     if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);
     this.#relay?.close();
     this.#pages.close();
+    this.#mapFile?.[Symbol.dispose]();
+    this.#mapFile = undefined;
     this.#sql = undefined;
     this.#postgresLog.clear();
     this.#cipher?.wipe();
   }
 
-  #shimCounters(): Record<string, number> {
-    if (!existsSync(this.#mapPath)) return {};
-    const { faultRequests, blocksFetched } = readShimCounters(this.#mapPath);
-    return { faultRequests, blocksFetched };
+  #faults(): Record<string, number> {
+    const counters = this.#mapFile?.counters();
+    return counters === undefined ? {} : { faultRequests: counters.faultRequests, blocksFetched: counters.blocksFetched };
+  }
+
+  /** What the shim counts, and what follows from it. */
+  #measures(): { disk?: ComputeDisk; backpressure?: ComputeBackpressure } {
+    const counters = this.#mapFile?.counters();
+    if (counters === undefined) return {};
+    const disk = {
+      scratchBytes: counters.scratchBytes,
+      cleanBytes: counters.cleanBlocks * BLCKSZ,
+      cleanBudgetBytes: counters.cleanBudget === 0 ? null : counters.cleanBudget * BLCKSZ,
+      droppedBytes: counters.blocksEvicted * BLCKSZ,
+      prefetchedBytes: counters.blocksPrefetched * BLCKSZ,
+      roomsMade: counters.roomsMade,
+      roomsDenied: counters.roomsDenied,
+    };
+    const lag = this.#backpressure?.state;
+    return { disk, ...(lag === undefined ? {} : { backpressure: { ...lag, sleptMs: Math.round(counters.walSleptNs / 1e6) } }) };
   }
 
   #stage(name: string): void {

@@ -5,6 +5,9 @@ import type { ComputeChange, ComputeSpec, ComputeStatus, PostgresLogTail, RoleSe
 export interface AgentSetup {
   readonly shimPath: string;
   readonly sharedBuffers: string;
+  /** Null: bounded by free space alone. */
+  readonly cacheBytes: number | null;
+  readonly maxIngestLagBytes: number;
   /** OS accounts that may connect as any role: the services' and the agent's own. */
   readonly trustedAccounts: readonly string[];
   readonly logLevel: string;

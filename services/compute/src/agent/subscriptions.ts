@@ -1,6 +1,6 @@
 /** Keeps every safekeeper streaming from this compute: tells each where the compute is, and tells it again when it lost us (restart).
  *  Invariant: a FENCED answer means a newer term exists; this compute can never acknowledge another commit and must end. */
-import type { PeerAddress, SafekeeperClient, SubscribeRequest } from '@lakebase/api';
+import type { PeerAddress, SafekeeperClient, SubscribeRequest, WalTimelineStatus } from '@lakebase/api';
 import { type Logger, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { ProjectUid, Term, TimelineId } from '@lakebase/ids';
 
@@ -16,6 +16,8 @@ export interface SubscriptionsOptions {
   readonly user: string;
   readonly log: Logger;
   readonly onFenced: (term: number) => void;
+  /** Called with every status a member answers. */
+  readonly onStatus?: (member: string, status: WalTimelineStatus) => void;
 }
 
 export class Subscriptions {
@@ -47,6 +49,7 @@ export class Subscriptions {
     while (!this.#abort.signal.aborted) {
       try {
         const status = known ? await client.status(project, timeline) : await client.subscribe(project, timeline, request);
+        this.#options.onStatus?.(peer.id, status);
         if (status.term > term) this.#options.onFenced(status.term);
         if (known && status.streaming?.term !== term) {
           known = false;
