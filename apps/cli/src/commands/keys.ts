@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import { randomBytes } from 'node:crypto';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, sleep } from '@lakebase/base';
 import { type Json, textOf } from '../api-client.ts';
 import { type Context, show, showList, withJson } from './context.ts';
 
@@ -55,6 +55,8 @@ export function addKeyCommands(program: Command, c: Context): void {
       for await (const line of c.api().lines(`${ACCOUNT}/audit-log?after=${enc(o.after)}`)) c.out(line);
     });
 }
+
+const RE_ENCRYPTION_POLL_MS = 1_000;
 
 type Call = (method: string, path: string, body?: unknown) => Promise<Json>;
 
@@ -221,6 +223,27 @@ function encryption(program: Command, c: Context, account: Call): void {
     account('POST', `${p}/rotate`),
   );
   add('rewrap <project>', 'wrap the KEKs with the newest version of the customer key', (p) => account('POST', `${p}/rewrap`));
+  withJson(
+    group
+      .command('re-encrypt <project>')
+      .description(
+        'a new KEK, and every object written before it anew under new data keys, in the background; "encryption show" says how far it is',
+      )
+      .option('-w, --workspace <id>', 'workspace', '1')
+      .option('--wait', 'until it is done, with progress on stderr'),
+  ).action(async (project: string, o: { json?: boolean; workspace: string; wait?: boolean }) => {
+    const path = `workspaces/${enc(o.workspace)}/projects/${enc(project)}/encryption`;
+    let status = await account('POST', `${path}/re-encrypt`);
+    for (let told = ''; o.wait === true; status = await account('GET', path)) {
+      const r = status['re_encryption'] as Json;
+      const line = `${textOf(r['objects_done'])} of ${textOf(r['objects_total'])} objects, ${Math.round(Number(r['bytes_written']) / 1_048_576)} MB written; waiting for ${(r['waiting_for'] as string[]).join(', ') || 'nothing'}`;
+      if (line !== told) c.err(`lakebase: ${line}`);
+      told = line;
+      if (r['state'] === 'DONE') break;
+      await sleep(RE_ENCRYPTION_POLL_MS);
+    }
+    show(c, o.json, status);
+  });
   add('check <project>', 'probe the key now', (p) => account('POST', `${p}/check`));
 }
 

@@ -1,6 +1,6 @@
 /** What the account does with the keys of projects: look, move to another key, rotate, re-wrap, check; the audit log and shred reports.
  *  Workspace users see the state in `status.encryption` of their projects and can change none of it. */
-import { type ProjectKeyStatus, keyUsable } from '@lakebase/api';
+import { type ProjectKeyStatus, type ReEncryptionStatus, keyUsable } from '@lakebase/api';
 import { isCode } from '@lakebase/base';
 import type { FastifyRequest } from 'fastify';
 import { Readable } from 'node:stream';
@@ -47,6 +47,8 @@ export const encryptionRoutes: Routes = (app, c) => {
   };
   action('rotate', (p, actor) => c.keys.rotate(p.uid, actor));
   action('rewrap', (p, actor) => c.keys.rewrapKek(p.uid, actor));
+  /** A new KEK, and in the background every object from before it under a new data key: after a move to another key, or a suspicion. */
+  action('re-encrypt', (p, actor) => c.keys.reEncrypt(p.uid, actor));
   action('check', (p) => c.keys.probe(p.uid));
 
   app.get(`${ACCOUNTS}/audit-log`, schema, async (request, reply) => {
@@ -119,6 +121,32 @@ export function encryptionView(s: ProjectKeyStatus): Json {
       key_version: k.keyVersion,
       state: k.state,
     })),
+    ...(s.reEncryption === undefined ? {} : { re_encryption: reEncryptionView(s.reEncryption) }),
     history: s.history.map((h) => ({ ...h, state: publicState(h.state), serving: keyUsable(h.state) })),
+  };
+}
+
+/** Progress of rewriting old objects: totals, and by storage service. */
+function reEncryptionView(r: ReEncryptionStatus): Json {
+  const services = Object.entries(r.services);
+  const sum = (of: (s: ReEncryptionStatus['services'][string]) => number): number => services.reduce((n, [, s]) => n + of(s), 0);
+  return {
+    state: r.finishTime === null ? 'RUNNING' : 'DONE',
+    kek_version: r.below,
+    requested_by: r.actor,
+    request_time: r.requestTime,
+    ...(r.finishTime === null ? {} : { finish_time: r.finishTime }),
+    objects_done: sum((s) => s.done),
+    objects_total: sum((s) => s.total),
+    bytes_written: sum((s) => s.bytes),
+    waiting_for: r.waitingFor,
+    services: services.map(([service, s]) => ({
+      service,
+      objects_done: s.done,
+      objects_total: s.total,
+      bytes_written: s.bytes,
+      finished: s.finished,
+      report_time: s.time,
+    })),
   };
 }
