@@ -6,6 +6,7 @@
  *    POST /internal/v1/projects/:project/place     PlaceRequest -> Placement                  moves the project; answers when the target serves it
  *
  *    PUT    /v1/projects/:project                  AttachedProject -> ProjectReadiness        take it over: attach, catch up
+ *    GET    /v1/projects/:project                  -> ProjectReadiness
  *    POST   /v1/projects/:project/upload           -> {}                                      everything ingested is in the object store when it answers
  *    DELETE /v1/projects/:project                  let go of it: another pageserver serves it. Removes local files, nothing in the object store */
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
@@ -21,6 +22,8 @@ export interface AttachedTimeline {
   /** The highest generation whose index is known to have been put; 0: none. */
   readonly published: number;
   readonly safekeepers: readonly PeerAddress[];
+  /** Somebody uses it now. */
+  readonly active?: boolean;
 }
 export interface AttachedProject {
   readonly project: ProjectUid;
@@ -53,8 +56,8 @@ export interface Placement {
   readonly generation: number;
 }
 export interface ProjectReadiness {
-  /** Bytes of committed WAL that are not readable yet, over all timelines; only timelines that somebody uses are caught up. */
-  readonly lagBytes: number;
+  /** Bytes of committed WAL that are not readable yet, over all timelines in use; null while it is not known. */
+  readonly lagBytes: number | null;
 }
 
 /** What a pageserver asks the Manager. */

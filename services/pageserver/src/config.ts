@@ -9,6 +9,8 @@ export const configSchema = Type.Object(
     ...commonConfig,
     ...keyConfig,
     ...objectStoreConfig,
+    /** The Manager, which gives out generations; null: this disk is all there is, whatever objectStore says. */
+    managerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
     /** Directory of templates and timelines. */
     dataDir: Type.String(),
     /** Address and port of the page service (docs/protocols/page-service.md). */
@@ -20,6 +22,18 @@ export const configSchema = Type.Object(
     openLayerBytes: Type.Integer({ default: 64 * MIB, minimum: MIB }),
     /** …or when no WAL came for this long. */
     idleFlushMs: Type.Integer({ default: 60_000, minimum: 100 }),
+    /** What is on disk goes into the object store when it covers this much WAL… */
+    uploadBytes: Type.Integer({ default: 256 * MIB, minimum: MIB }),
+    /** …or is this old… */
+    uploadMs: Type.Integer({ default: 300_000, minimum: 10 }),
+    /** …or this long after a clean suspend. */
+    uploadAfterSuspendMs: Type.Integer({ default: 3_000, minimum: 0 }),
+    /** Generations are confirmed this often. */
+    validateMs: Type.Integer({ default: 5_000, minimum: 10 }),
+    /** With less free space than this no WAL is ingested; with less than twice this, layers that are in the object store too leave the disk. */
+    diskReserveBytes: Type.Integer({ default: 256 * MIB, minimum: 0 }),
+    /** A timeline that nobody has used for this long leaves memory. */
+    detachAfterMs: Type.Integer({ default: 300_000, minimum: 10 }),
     /** Size at which merged and image layer files are cut. */
     layerFileBytes: Type.Integer({ default: 128 * MIB, minimum: MIB }),
     /** This many L0 layers are merged into L1. */

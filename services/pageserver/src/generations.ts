@@ -22,6 +22,8 @@ interface Project {
   attaching: Promise<AttachedProject> | undefined;
   /** Timelines whose index was put since the last validation. */
   readonly published: Set<TimelineId>;
+  /** Timelines whose index this process has put. */
+  readonly ever: Set<TimelineId>;
 }
 
 interface Waiting<T> {
@@ -128,7 +130,13 @@ export class Generations {
   }
 
   published(project: ProjectUid, timeline: TimelineId): void {
-    this.#project(project).published.add(timeline);
+    const known = this.#project(project);
+    known.published.add(timeline);
+    known.ever.add(timeline);
+  }
+  /** An index of the timeline under a generation of this process is our own. */
+  hasPublished(project: ProjectUid, timeline: TimelineId): boolean {
+    return this.#project(project).ever.has(timeline);
   }
 
   /** Resolves when the Manager has said, to a question asked after this call, that the generation is the newest. Rejects with FENCED when it is
@@ -140,7 +148,7 @@ export class Generations {
   #project(project: ProjectUid): Project {
     let known = this.#projects.get(project);
     if (known === undefined) {
-      known = { standing: 'waiting', attached: undefined, seen: 0, attaching: undefined, published: new Set() };
+      known = { standing: 'waiting', attached: undefined, seen: 0, attaching: undefined, published: new Set(), ever: new Set() };
       this.#projects.set(project, known);
     }
     return known;

@@ -1,6 +1,6 @@
 /** HTTP routes of the pageserver (contract: packages/api/src/pageserver.ts). */
 import { LakebaseError } from '@lakebase/base';
-import { type CreatePageTimeline, type TokenScope, timelineScope } from '@lakebase/api';
+import { type AttachedProject, type CreatePageTimeline, type ProjectReadiness, type TokenScope, timelineScope } from '@lakebase/api';
 import { type ProjectUid, type TimelineId, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { Readable } from 'node:stream';
@@ -25,6 +25,20 @@ const createSchema = Type.Object(
   { additionalProperties: false },
 );
 
+const peerSchema = createSchema.properties.safekeepers;
+const attachedSchema = Type.Object({
+  project: Type.String({ pattern: '^[0-9a-f]{32}$' }),
+  generation: Type.Integer({ minimum: 1 }),
+  timelines: Type.Array(
+    Type.Object({
+      timeline: Type.String({ pattern: '^[0-9a-f]{32}$' }),
+      published: Type.Integer({ minimum: 0 }),
+      safekeepers: peerSchema,
+      active: Type.Optional(Type.Boolean()),
+    }),
+  ),
+});
+
 type Params = { project: string; timeline: string };
 const ids = (request: FastifyRequest): [ProjectUid, TimelineId] => {
   const p = request.params as Params;
@@ -47,9 +61,9 @@ export function registerRoutes(app: FastifyInstance, store: TimelineStore): void
   app.put('/v1/templates/:major', { bodyLimit: TEMPLATE_BYTES_MAX }, async (request) => {
     const body = request.body as Readable | Buffer;
     const stream = Buffer.isBuffer(body) ? (await import('node:stream')).Readable.from([body]) : body;
-    return store.putTemplate(majorOf(request), stream);
+    return store.templates.put(majorOf(request), stream);
   });
-  app.get('/v1/templates/:major', async (request) => store.template(majorOf(request)));
+  app.get('/v1/templates/:major', async (request) => store.templates.info(majorOf(request)));
 
   app.put(TIMELINE, async (request) => {
     const body = checked(createSchema, request.body) as CreatePageTimeline;
@@ -62,7 +76,7 @@ export function registerRoutes(app: FastifyInstance, store: TimelineStore): void
     return reply.code(204).send();
   });
   app.post(`${TIMELINE}/checkpoint`, async (request) => {
-    const timeline = store.get(...ids(request));
+    const timeline = await store.timeline(...ids(request));
     await timeline.checkpoint();
     return timeline.status();
   });
@@ -75,6 +89,27 @@ export function registerRoutes(app: FastifyInstance, store: TimelineStore): void
     return reply.code(204).send();
   });
 }
+
+/** How the Manager moves projects (packages/api/src/placement.ts). */
+export function registerPlacementRoutes(app: FastifyInstance, store: TimelineStore): void {
+  app.put('/v1/projects/:project', async (request): Promise<ProjectReadiness> => {
+    const given = checked(attachedSchema, request.body) as unknown as AttachedProject;
+    if (given.project !== projectOf(request)) throw new LakebaseError('INVALID_ARGUMENT', 'the body is about another project');
+    await store.takeOver(given);
+    return { lagBytes: store.lagOf(given.project) ?? null };
+  });
+  app.get('/v1/projects/:project', async (request): Promise<ProjectReadiness> => ({ lagBytes: store.lagOf(projectOf(request)) ?? null }));
+  app.post('/v1/projects/:project/upload', async (request) => {
+    await store.upload(projectOf(request));
+    return {};
+  });
+  app.delete('/v1/projects/:project', async (request, reply) => {
+    await store.letGo(projectOf(request));
+    return reply.code(204).send();
+  });
+}
+
+const projectOf = (request: FastifyRequest): ProjectUid => parseProjectUid((request.params as { project: string }).project);
 
 function majorOf(request: FastifyRequest): number {
   const { major } = request.params as { major: string };

@@ -6,6 +6,7 @@ import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import {
   type Frame,
   FrameParser,
+  type Hello,
   MSG,
   type PageRequest,
   REL_ABSENT,
@@ -71,9 +72,10 @@ export class PageListener {
     return new Promise((resolve) => this.#server.close(() => resolve()));
   }
 
-  /** Ends all connections of a project, with everything that waits to be sent. */
-  end(project: string, error: LakebaseError): void {
-    for (const connection of this.#connections) if (connection.project === project) connection.end(error);
+  /** Ends all connections of a project, or of one timeline, with everything that waits to be sent. */
+  end(project: string, error: LakebaseError, timeline?: string): void {
+    for (const connection of this.#connections)
+      if (connection.project === project && (timeline === undefined || connection.timeline === timeline)) connection.end(error);
   }
 
   get connections(): number {
@@ -86,6 +88,11 @@ export class PageListener {
     socket.on('close', () => this.#sockets.delete(socket));
     const timer = setTimeout(() => socket.destroy(), HELLO_TIMEOUT_MS);
     let pending: Buffer = Buffer.alloc(0);
+    const fail = (error: unknown): void => {
+      clearTimeout(timer);
+      this.#metrics.failed(error instanceof LakebaseError ? error.code : 'INTERNAL');
+      refuse(socket, error);
+    };
     const onHello = (chunk: Buffer): void => {
       try {
         pending = pending.length === 0 ? chunk : Buffer.concat([pending, chunk]);
@@ -96,23 +103,29 @@ export class PageListener {
         }
         clearTimeout(timer);
         socket.off('data', onHello);
+        socket.pause();
         const { token, project, timeline } = decoded.hello;
         if (verifyToken(this.#secret, token, ['service', timelineScope(project, timeline)]) === undefined)
           throw new LakebaseError('UNAUTHENTICATED', 'a valid internal token is needed');
-        const target = this.#store.get(project, timeline);
-        for (const part of encodeFrame(MSG.HELLO_OK, 0)) socket.write(part);
-        const connection = new Connection(socket, target, this.#store, this.#metrics, this.#log);
-        this.#connections.add(connection);
-        socket.on('close', () => this.#connections.delete(connection));
-        connection.start(pending.subarray(decoded.consumed));
+        void this.#connect(socket, decoded.hello, pending.subarray(decoded.consumed)).catch(fail);
       } catch (error) {
-        clearTimeout(timer);
-        this.#metrics.failed(error instanceof LakebaseError ? error.code : 'INTERNAL');
-        refuse(socket, error);
+        fail(error);
       }
     };
     socket.on('data', onHello);
     socket.on('close', () => clearTimeout(timer));
+  }
+
+  /** The timeline may have to be attached first. */
+  async #connect(socket: Socket, { project, timeline }: Hello, first: Buffer): Promise<void> {
+    const held = await this.#store.hold(project, timeline);
+    if (socket.destroyed) return held.release();
+    socket.on('close', held.release);
+    for (const part of encodeFrame(MSG.HELLO_OK, 0)) socket.write(part);
+    const connection = new Connection(socket, held.timeline, this.#store, this.#metrics, this.#log);
+    this.#connections.add(connection);
+    socket.on('close', () => this.#connections.delete(connection));
+    connection.start(first);
   }
 }
 
@@ -146,6 +159,9 @@ class Connection {
   get project(): string {
     return this.#timeline.project;
   }
+  get timeline(): string {
+    return this.#timeline.id;
+  }
 
   /** At once: of what was written only what the kernel has already taken is still sent. */
   end(error: LakebaseError): void {
@@ -162,6 +178,7 @@ class Connection {
       this.#flow();
     });
     if (first.length > 0) this.#push(first);
+    this.#flow();
   }
 
   #push(chunk: Buffer): void {

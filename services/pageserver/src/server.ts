@@ -1,8 +1,10 @@
 /** The pageserver put together, without process concerns: what main.ts and tests start. */
+import { PlacementClient, internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
-import { type ServiceKeys, createHttpServer, openKeys } from '@lakebase/service-kit';
+import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
 import type { PageserverConfig } from './config.ts';
-import { registerRoutes } from './http.ts';
+import { Generations, type PlacementCalls } from './generations.ts';
+import { registerPlacementRoutes, registerRoutes } from './http.ts';
 import { registerMetrics } from './metrics.ts';
 import { PageListener } from './page-listener.ts';
 import { TimelineStore } from './store.ts';
@@ -19,8 +21,18 @@ export async function startPageserver(
   secret: string,
   log: Logger,
   keys: ServiceKeys = openKeys(config, secret, log),
+  remote?: { readonly store: ObjectStore; readonly calls: PlacementCalls },
 ): Promise<Pageserver> {
-  const store = new TimelineStore(config, secret, log, keys);
+  const far = remote ?? (await openRemote(config, secret, log));
+  const target =
+    far === undefined
+      ? undefined
+      : {
+          store: far.store,
+          generations: new Generations(far.calls, log, config.validateMs),
+          counters: { puts: 0, putBytes: 0, indexPuts: 0, deletes: 0, failures: 0 },
+        };
+  const store = new TimelineStore(config, secret, log, keys, target);
   // Metrics are registered before the listener that reports into them.
   const late: { listener?: PageListener } = {};
   const { app, metrics } = createHttpServer({
@@ -34,11 +46,13 @@ export async function startPageserver(
   });
   const pageMetrics = registerMetrics(metrics, store, () => late.listener);
   registerRoutes(app, store);
+  registerPlacementRoutes(app, store);
   await keys.source.start();
   await store.open();
+  target?.generations.start();
   const listener = new PageListener(store, secret, log, pageMetrics);
   late.listener = listener;
-  store.onLock = (project, error) => listener.end(project, error);
+  store.onEnd = (project, error, timeline) => listener.end(project, error, timeline);
   const pagePort = await listener.listen(config.pageHost, config.pagePort);
   await app.listen({ host: config.httpHost, port: config.httpPort });
   const address = app.server.address();
@@ -53,6 +67,21 @@ export async function startPageserver(
       await listener.close();
       await store.close();
       await keys.source.stop();
+      if (remote === undefined) await far?.store.close();
     },
   };
+}
+
+async function openRemote(
+  config: PageserverConfig,
+  secret: string,
+  log: Logger,
+): Promise<{ readonly store: ObjectStore; readonly calls: PlacementCalls } | undefined> {
+  if (config.objectStore === null) return undefined;
+  if (config.managerUrl === null) {
+    log.warn({}, 'objectStore is set and managerUrl is not: without generations nothing is uploaded');
+    return undefined;
+  }
+  const calls = new PlacementClient(config.id, { baseUrl: config.managerUrl, token: internalToken(secret, 'service') });
+  return { store: await openObjectStore(config.objectStore, { log }), calls };
 }

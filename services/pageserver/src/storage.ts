@@ -20,6 +20,7 @@ import {
   PART_SUFFIX,
   type RemoteState,
   TEMP_SUFFIX,
+  bornOf,
   type TimelineIndex,
   flushLayer,
   isLayerName,
@@ -27,6 +28,7 @@ import {
   keyToText,
   namesOf,
   readIndex,
+  sealedObjectsOf,
   syncDirectory,
   writeFileDurably,
   writeIndex,
@@ -236,22 +238,28 @@ export class TimelineStorage {
 
   /** Writes a sealed object and makes the index name it; the one it replaces goes away. */
   putObject(
-    prefix: 'suspend' | 'bootset',
+    prefix: 'suspend' | 'bootset' | 'heat',
     seal: (name: string, key: ObjectKey) => Buffer,
     change: (entry: ObjectEntry) => Partial<TimelineIndex>,
   ): Promise<void> {
     return this.#job(async () => {
       const { keys } = this.files;
-      const before = prefix === 'suspend' ? this.index.suspend?.file : this.index.bootSet?.file;
+      const before = this.index[prefix === 'bootset' ? 'bootSet' : prefix]?.file;
       const file = objectName(prefix, this.#takeNumber(), this.#generation);
       await keys.reserve(1);
       const key = keys.create();
       const bytes = seal(file, key);
       await writeFileDurably(join(this.files.directory, file), bytes);
       const hash = createHash('sha256').update(bytes).digest('hex');
-      await this.#publish([], [], change({ file, key: keyToText(key.keyReference), bytes: bytes.length, hash }));
+      await this.#publish([], [], change({ file, key: keyToText(key.keyReference), bytes: bytes.length, hash, ...bornOf(key.keyReference) }));
       if (before !== undefined) await unlink(join(this.files.directory, before)).catch(() => {});
     });
+  }
+
+  /** The oldest KEK that a key of anything here is wrapped by. */
+  get oldestKekVersion(): number {
+    const references = [this.#indexKey, ...this.#objects().map((o) => keyFromText(o.key))].filter((r) => r.length > 0);
+    return Math.min(Number.MAX_SAFE_INTEGER, ...references.map((r) => decodeDekReference(r).kekVersion));
   }
 
   /** Waits for the jobs queued so far. */
@@ -261,8 +269,7 @@ export class TimelineStorage {
 
   /** Everything the index names, with its key. */
   #objects(): readonly { readonly key: string }[] {
-    const { layers, suspend, bootSet } = this.index;
-    return [...layers, ...(suspend === null ? [] : [suspend]), ...(bootSet === null ? [] : [bootSet])];
+    return [...this.index.layers, ...sealedObjectsOf(this.index)];
   }
 
   /** Leaves no key here that is wrapped by a KEK older than `kekVersion`: new wrappings go into the index, no other byte is written. What took
@@ -276,17 +283,28 @@ export class TimelineStorage {
         const fresh = await this.files.keys.rewrap(old.map(keyFromText));
         const changed = new Map(old.map((key, i) => [key, keyToText(fresh[i] as Buffer)]));
         const again = <T extends { readonly key: string }>(o: T): T => ({ ...o, key: changed.get(o.key) ?? o.key });
-        const { layers, suspend, bootSet } = this.index;
+        const { layers, suspend, bootSet, heat = null } = this.index;
         await this.#publish([], [], {
           layers: layers.map(again),
           suspend: suspend === null ? null : again(suspend),
           bootSet: bootSet === null ? null : again(bootSet),
+          heat: heat === null ? null : again(heat),
         });
         if (isOld(this.#indexKey)) throw new LakebaseError('UNAVAILABLE', 'the index was written with a key of an older version; again');
         for (const handle of this.set.layers) handle.key = changed.get(handle.descriptor.key) ?? handle.descriptor.key;
         return old.length;
       }),
     );
+  }
+
+  /** Puts `layer` under a fresh data key: a copy is published in its place. False when it is gone already. Between two of these merges get their turn. */
+  reEncrypt(layer: LayerHandle): Promise<boolean> {
+    return this.#compactions.run(async () => {
+      if (!this.set.layers.includes(layer)) return false;
+      const copy = await this.#runCompaction('re-encrypt', [layer], 0, [layer.descriptor]);
+      await this.#job(() => this.#publish([layer], copy, {}));
+      return true;
+    });
   }
 
   /** `wipe`: of the memory of what was open. */
@@ -371,10 +389,15 @@ export class TimelineStorage {
     await this.#job(() => this.#publish([], images, {}));
   }
 
-  #runCompaction(kind: 'merge' | 'images', inputs: readonly LayerHandle[], imageLsn: Lsn): Promise<LayerDescriptor[]> {
+  #runCompaction(
+    kind: CompactionJob['kind'],
+    inputs: readonly LayerHandle[],
+    imageLsn: number,
+    only?: readonly LayerDescriptor[],
+  ): Promise<LayerDescriptor[]> {
     const more: MoreKeys = (count) => packKeys(this.files.keys, [], count);
     return this.#repeated(async () => {
-      const { layers } = this.index;
+      const layers = only ?? this.index.layers;
       return withLocalLayers(this.set, inputs, imageLsn, async (absent) =>
         this.#compact({ ...this.#compactionJob(kind, layers, inputs, imageLsn, await this.#jobKeys(layers)), absent }, more),
       );
@@ -382,10 +405,10 @@ export class TimelineStorage {
   }
 
   #compactionJob(
-    kind: 'merge' | 'images',
+    kind: CompactionJob['kind'],
     layers: readonly LayerDescriptor[],
     inputs: readonly LayerHandle[],
-    imageLsn: Lsn,
+    imageLsn: number,
     keys: KeyMessage,
   ): CompactionJob {
     return {
@@ -434,7 +457,7 @@ export class TimelineStorage {
 }
 
 /** Without a generation: of earlier versions. */
-const OBJECT_NAME = /^(?:suspend|bootset)-[0-9a-f]{8}(?:-g[0-9a-f]{8})?$/;
+const OBJECT_NAME = /^(?:suspend|bootset|heat)-[0-9a-f]{8}(?:-g[0-9a-f]{8})?$/;
 const objectName = (prefix: string, number: number, generation: number): string =>
   `${prefix}-${number.toString(16).padStart(8, '0')}-g${generation.toString(16).padStart(8, '0')}`;
 

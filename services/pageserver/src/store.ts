@@ -1,90 +1,135 @@
-/** All templates and timelines of this pageserver, by identity, under one data directory:
- *  `templates/<major>/`, `timelines/<project>/<timeline>/`. Invariants: creation, deletion and attachment of one timeline never overlap; from
- *  the moment a project's key is lost nothing of it is answered, and soon nothing of it is in memory; it comes back by itself. */
+/** All timelines of this pageserver, by identity, under `timelines/<project>/<timeline>/` of its data directory. A timeline is in memory while
+ *  somebody uses it or it has work left; the others are attached when they are asked for, from this disk or from the object store.
+ *  Invariants: creation, deletion, attachment and detachment of one timeline never overlap; from the moment a project's key is lost nothing of it is
+ *  answered, and soon nothing of it is in memory; it comes back by itself; what another pageserver serves is not answered here. */
 import { readdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode, withDeadline } from '@lakebase/base';
 import {
+  type AttachedProject,
   type CreatePageTimeline,
   type PageTimelineStatus,
-  type PeerAddress,
-  type TemplateInfo,
   decodeBootSet,
   decodeSuspendState,
   encodeBootSet,
-  internalToken,
-  timelineScope,
 } from '@lakebase/api';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
-import { FrameCache, sealObject, syncDirectory, wipeFreeChunks } from '@lakebase/layers';
-import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
-import { wipeScratch } from '@lakebase/pg-format';
-import type { Readable } from 'node:stream';
-import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle, readObject } from './bundle.ts';
+import { FrameCache, type LayerCache, sealObject, syncDirectory } from '@lakebase/layers';
+import { KeyRotation, type ServiceKeys } from '@lakebase/service-kit';
+import { type AttachContext, attachLocal, detach, fetchTimeline, hasIndex, readIdleNote, writeIdleNote } from './attachment.ts';
+import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle } from './bundle.ts';
 import { BundleCache } from './bundle-cache.ts';
 import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
+import { DiskSpace } from './disk-space.ts';
+import { forgetLockedProject } from './locked-memory.ts';
+import { openLayerCache } from './local-cache.ts';
 import { CacheBudget } from './page-cache.ts';
-import { type TimelineFiles, TimelineStorage, ensureDirectory } from './storage.ts';
-import { TEMPLATE_ID, importTemplate, instantiate, rewrapTemplate, templateInfo } from './template.ts';
-import { Timeline } from './timeline.ts';
-import { type Attached, type Entry, absentStatus, isAttached, isLocked, timelineKey } from './timeline-entry.ts';
-import { WalReceiver } from './wal-receiver.ts';
+import { removeObjects } from './remote-removal.ts';
+import { type TimelineFiles, ensureDirectory } from './storage.ts';
+import { TEMPLATE_ID } from './template.ts';
+import { Templates } from './templates.ts';
+import type { Timeline } from './timeline.ts';
+import { type Attached, type Entry, absentStatus, isAttached, isDamaged, isIdle, isLocked, timelineKey } from './timeline-entry.ts';
+import type { UploadTarget } from './uploader.ts';
 
 const STOP_FLUSH_MS = 10_000;
 const BUNDLE_CACHE_BYTES = 16 << 20;
 const ATTACH_AGAIN_MS = 1_000;
 const DELETED_SUFFIX = '.deleted';
+const ATTACHED_AT_ONCE = 8;
+/** A new timeline is in the object store before anybody relies on it. */
+const CREATE_UPLOAD_MS = 20_000;
 
 export class TimelineStore {
+  readonly templates: Templates;
+  readonly remote: UploadTarget | undefined;
   readonly #config: PageserverConfig;
-  readonly #secret: string;
   readonly #log: Logger;
-  readonly #cache: FrameCache;
-  readonly #budget: CacheBudget;
-  readonly #compactor = new Compactor();
-  readonly #flusher = new Compactor();
+  readonly #frames: FrameCache;
+  readonly #context: AttachContext;
   readonly #bundles = new BundleCache(BUNDLE_CACHE_BYTES);
   readonly #timelines = new Map<string, Entry>();
   readonly #keys: ServiceKeys;
   readonly #rotation: KeyRotation;
+  readonly #root: string;
   /** Under way, by project: their keys may be of any version until they are done. */
   readonly #creations = new Map<string, Set<Promise<unknown>>>();
-  /** Ends what the project's clients have under way. Called before memory is zeroed: nothing of it may still be sent. */
-  onLock: (project: string, error: LakebaseError) => void = () => {};
+  readonly #queues = new Map<string, { queue: SerialQueue; users: number }>();
+  #sweeper: NodeJS.Timeout | undefined;
   #closed = false;
-  readonly #queues = new Map<string, SerialQueue>();
+  /** Ends what the project's clients have under way, or those of one timeline. Called before memory is zeroed: nothing of it may still be sent. */
+  onEnd: (project: string, error: LakebaseError, timeline?: string) => void = () => {};
 
-  constructor(config: PageserverConfig, secret: string, log: Logger, keys: ServiceKeys) {
+  constructor(config: PageserverConfig, secret: string, log: Logger, keys: ServiceKeys, remote?: UploadTarget) {
     this.#keys = keys;
     this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
     keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
     this.#config = config;
-    this.#secret = secret;
     this.#log = log;
-    this.#cache = new FrameCache(config.frameCacheBytes);
-    this.#budget = new CacheBudget(config.pageCacheBytes);
+    this.remote = remote;
+    this.#root = join(config.dataDir, 'timelines');
+    this.#frames = new FrameCache(config.frameCacheBytes);
+    const layers = openLayerCache(config, remote?.store, log);
+    this.#context = {
+      config,
+      secret,
+      log,
+      layers,
+      budget: new CacheBudget(config.pageCacheBytes),
+      compactor: new Compactor(),
+      flusher: new Compactor(),
+      disk: new DiskSpace({
+        path: config.dataDir,
+        reserveBytes: config.diskReserveBytes,
+        makeRoom: (bytes) => layers.makeRoom(bytes),
+        log,
+      }),
+      remote,
+    };
+    this.templates = new Templates(config.dataDir, config.id, keys, this.#frames, log);
+    if (remote !== undefined)
+      remote.generations.onChange = (project, standing) => {
+        if (standing === 'moved') this.#moved(project);
+      };
   }
 
-  /** Attaches every timeline on disk. A damaged one does not hold up the others. */
+  /** Attaches every timeline on disk that has something left to do. A damaged one does not hold up the others. */
   async open(): Promise<void> {
-    const root = join(this.#config.dataDir, 'timelines');
-    await ensureDirectory(root);
+    await ensureDirectory(this.#root);
     await ensureDirectory(join(this.#config.dataDir, 'templates'));
-    for (const project of readdirSync(root)) {
+    const busy: [ProjectUid, TimelineId][] = [];
+    for (const project of readdirSync(this.#root)) {
       if (!/^[0-9a-f]{32}$/.test(project)) continue;
-      for (const timeline of readdirSync(join(root, project))) {
-        if (timeline.endsWith(DELETED_SUFFIX)) await rm(join(root, project, timeline), { recursive: true, force: true });
-        if (/^[0-9a-f]{32}$/.test(timeline)) await this.#attach(parseProjectUid(project), parseTimelineId(timeline));
+      for (const name of readdirSync(join(this.#root, project))) {
+        if (name.endsWith(DELETED_SUFFIX)) await rm(join(this.#root, project, name), { recursive: true, force: true });
+        if (!/^[0-9a-f]{32}$/.test(name)) continue;
+        const ids: [ProjectUid, TimelineId] = [parseProjectUid(project), parseTimelineId(name)];
+        const note = readIdleNote(join(this.#root, project, name));
+        if (note !== undefined) this.#timelines.set(timelineKey(...ids), { idle: note });
+        else busy.push(ids);
       }
     }
+    const attachSome = async (): Promise<void> => {
+      for (let next = busy.pop(); next !== undefined; next = busy.pop()) {
+        const [project, timeline] = next;
+        await this.#queued(timelineKey(project, timeline), () => this.#attachLocal(project, timeline));
+      }
+    };
+    await Promise.all(Array.from({ length: ATTACHED_AT_ONCE }, attachSome));
+    this.#context.disk.start();
     this.#rotation.start();
+    this.#sweeper = setInterval(() => this.#sweep(), Math.min(10_000, this.#config.detachAfterMs));
+    this.#sweeper.unref();
   }
 
   async close(): Promise<void> {
     this.#closed = true;
+    clearInterval(this.#sweeper);
+    this.#context.disk.stop();
     await this.#rotation.close();
+    await this.remote?.generations.stop();
     const attached = [...this.#timelines.values()].filter(isAttached);
     await Promise.all(
       attached.map(async (t) => {
@@ -93,104 +138,151 @@ export class TimelineStore {
         await withDeadline(t.timeline.checkpoint(), STOP_FLUSH_MS, 'flush at stop').catch((error: unknown) =>
           this.#log.warn({ err: errorMessage(error) }, 'flush at stop failed'),
         );
-        await t.timeline.close();
+        await detach(t);
       }),
     );
     this.#timelines.clear();
-    await this.#compactor.close();
-    await this.#flusher.close();
+    await this.#context.compactor.close();
+    await this.#context.flusher.close();
   }
 
-  // --- templates ---
-
-  async putTemplate(major: number, body: Readable): Promise<TemplateInfo> {
-    // The template has a key of its own, under the installation's root.
-    await this.#keys.client?.createProject(TEMPLATE_ID as ProjectUid, {
-      account: 'installation',
-      configurationId: null,
-      kms: { provider: 'LOCAL', key: 'root' },
-      actor: this.#config.id,
-    });
-    const files = this.#templateFiles(major);
-    return this.#queue(`template/${major}`).run(async () => {
-      await files.keys.ready();
-      return importTemplate(body, major, files);
-    });
-  }
-  async template(major: number): Promise<TemplateInfo> {
-    const info = await templateInfo(this.#templateFiles(major));
-    if (info === undefined) throw new LakebaseError('NOT_FOUND', `there is no template for Postgres ${major}`);
-    return info;
-  }
-
-  // --- timelines ---
+  // --- creation, use, removal -----------------------------------------------------------------------------------------------------
 
   async create(project: ProjectUid, timeline: TimelineId, request: CreatePageTimeline): Promise<PageTimelineStatus> {
     return this.#creation(project, timeline, async () => {
-      const existing = this.#timelines.get(timelineKey(project, timeline));
+      const existing = await this.#find(project, timeline);
       if (existing !== undefined) {
-        if (!isAttached(existing)) throw isLocked(existing) ? existing.locked : existing.error;
-        const index = existing.timeline.storage.index;
-        if (index.systemId !== request.systemId || index.pgVersion !== request.pgVersion)
+        const { storage } = existing.timeline;
+        if (storage.index.systemId !== request.systemId || storage.index.pgVersion !== request.pgVersion)
           throw new LakebaseError('ALREADY_EXISTS', `timeline ${timeline} exists with another system id or Postgres version`);
-        await existing.timeline.storage.update({ extra: { safekeepers: request.safekeepers } });
+        if (JSON.stringify(storage.index.extra['safekeepers']) !== JSON.stringify(request.safekeepers))
+          await storage.update({ extra: { ...storage.index.extra, safekeepers: request.safekeepers } });
         existing.receiver.safekeepers = request.safekeepers;
+        await this.#inStore(existing);
         return existing.timeline.status();
       }
       const files = this.#files(project, timeline);
       await files.keys.ready();
       await ensureDirectory(dirname(files.directory));
-      await this.#queue(`template/${request.pgVersion}`).run(() =>
-        instantiate(this.#templateFiles(request.pgVersion), files, request.systemId, { safekeepers: request.safekeepers }),
-      );
-      await syncDirectory(join(this.#config.dataDir, 'timelines'));
-      await this.#attach(project, timeline);
-      return this.get(project, timeline).status();
+      await this.templates.instantiate(request.pgVersion, files, request.systemId, { safekeepers: request.safekeepers });
+      await syncDirectory(this.#root);
+      await this.#attachLocal(project, timeline);
+      const made = this.#known(project, timeline);
+      await this.#inStore(made);
+      return made.timeline.status();
     });
   }
 
-  get(project: string, timeline: string): Timeline {
-    return this.#attached(project, timeline).timeline;
+  /** A timeline that the store has never had is nowhere else. */
+  async #inStore({ uploader }: Attached): Promise<void> {
+    if (uploader === undefined || uploader.remoteConsistentLsn > 0) return;
+    try {
+      await withDeadline(uploader.flush(), CREATE_UPLOAD_MS, 'first upload of the timeline');
+    } catch (cause) {
+      throw new LakebaseError('UNAVAILABLE', `the new timeline is not in the object store yet: ${errorMessage(cause)}`, { cause });
+    }
   }
 
-  #attached(project: string, timeline: string): Attached {
+  /** The timeline, attached if need be. Hold it while you use it over time: {@link hold}. */
+  async timeline(project: ProjectUid, timeline: TimelineId): Promise<Timeline> {
+    return (await this.#use(project, timeline)).timeline;
+  }
+
+  /** Attaches it if need be and keeps it in memory until `release`. */
+  async hold(project: ProjectUid, timeline: TimelineId): Promise<{ timeline: Timeline; release: () => void }> {
+    const attached = await this.#use(project, timeline);
+    attached.users++;
+    let held = true;
+    const release = (): void => {
+      if (!held) return;
+      held = false;
+      attached.users--;
+      attached.lastUsed = performance.now();
+    };
+    return { timeline: attached.timeline, release };
+  }
+
+  /** Only what is in memory. */
+  get(project: string, timeline: string): Timeline {
+    return this.#known(project, timeline).timeline;
+  }
+
+  #known(project: string, timeline: string): Attached {
     const found = this.#timelines.get(timelineKey(project, timeline));
-    if (found === undefined) throw new LakebaseError('NOT_FOUND', `there is no timeline ${timeline} here`);
-    if (!isAttached(found)) throw isLocked(found) ? found.locked : found.error;
-    return found;
+    if (isAttached(found)) return found;
+    if (isLocked(found)) throw found.locked;
+    if (isDamaged(found)) throw found.error;
+    throw new LakebaseError('NOT_FOUND', `there is no timeline ${timeline} here`);
+  }
+
+  async #use(project: ProjectUid, timeline: TimelineId): Promise<Attached> {
+    const name = timelineKey(project, timeline);
+    const found = this.#timelines.get(name);
+    if (isAttached(found)) {
+      found.lastUsed = performance.now();
+      return found;
+    }
+    const attached = await this.#queued(name, () => this.#find(project, timeline));
+    return attached ?? this.#known(project, timeline);
+  }
+
+  /** Within the timeline's queue. Undefined when neither this disk nor the store has it. */
+  async #find(project: ProjectUid, timeline: TimelineId): Promise<Attached | undefined> {
+    const name = timelineKey(project, timeline);
+    const found = this.#timelines.get(name);
+    if (isAttached(found)) return found;
+    if (this.#closed) throw new LakebaseError('CLOSED', 'the pageserver is shutting down');
+    if (isLocked(found)) throw found.locked;
+    if (isDamaged(found)) throw found.error;
+    // Another pageserver served it when the Manager was last asked.
+    if (this.remote?.generations.standing(project) === 'moved') await this.remote.generations.attach(project);
+    const files = this.#files(project, timeline);
+    if (!hasIndex(files)) {
+      if (this.remote === undefined) return undefined;
+      const given = await this.remote.generations.attach(project);
+      if (files.keys.locked !== undefined) throw files.keys.locked;
+      if (!(await fetchTimeline(this.#context, files, given))) return undefined;
+    }
+    await this.#attachLocal(project, timeline);
+    return this.#known(project, timeline);
   }
 
   /** Status also of a timeline that is locked or damaged. */
-  status(project: ProjectUid, timeline: TimelineId): PageTimelineStatus {
+  async status(project: ProjectUid, timeline: TimelineId): Promise<PageTimelineStatus> {
     const found = this.#timelines.get(timelineKey(project, timeline));
-    return found === undefined || isAttached(found) ? this.get(project, timeline).status() : absentStatus(project, timeline, found);
+    if (isLocked(found) || isDamaged(found)) return absentStatus(project, timeline, found);
+    return (await this.#use(project, timeline)).timeline.status();
   }
 
   async remove(project: ProjectUid, timeline: TimelineId): Promise<void> {
-    return this.#queue(timelineKey(project, timeline)).run(async () => {
-      const found = this.#timelines.get(timelineKey(project, timeline));
-      this.#timelines.delete(timelineKey(project, timeline));
+    const name = timelineKey(project, timeline);
+    return this.#queued(name, async () => {
+      const found = this.#timelines.get(name);
+      this.#timelines.delete(name);
       this.#bundles.forget(timeline);
-      if (isAttached(found)) {
-        const stopped = found.receiver.stop();
-        await found.timeline.close();
-        await stopped;
-      }
-      const { directory } = this.#files(project, timeline);
+      if (isAttached(found)) await detach(found);
       // Renamed first: a removal that is cut short is finished at the next start, never half a timeline.
-      await rename(directory, directory + DELETED_SUFFIX).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') throw error;
-      });
-      await rm(directory + DELETED_SUFFIX, { recursive: true, force: true });
+      await this.#removeDirectory(this.#files(project, timeline));
+      if (this.remote !== undefined) await removeObjects(this.remote.store, project, timeline, this.#log);
     });
   }
 
+  async #removeDirectory({ directory }: TimelineFiles): Promise<void> {
+    this.#context.layers.forgetDirectory(directory);
+    await rename(directory, directory + DELETED_SUFFIX).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ENOENT') throw error;
+    });
+    await rm(directory + DELETED_SUFFIX, { recursive: true, force: true });
+  }
+
+  // --- what computes start from and leave behind ----------------------------------------------------------------------------------
+
   async startBundle(t: Timeline, lsn: Lsn, waitMs: number): Promise<Buffer> {
     const at = await this.#bundleLsn(t, lsn, waitMs);
-    if (at !== t.lastRecordLsn) return buildStartBundle(t, at, this.#attached(t.project, t.id).bootSet);
+    if (at !== t.lastRecordLsn) return buildStartBundle(t, at, this.#known(t.project, t.id).bootSet);
     const known = this.#bundles.get(t.id, at);
     if (known !== undefined) return known;
-    const { bootSet } = this.#attached(t.project, t.id);
+    const { bootSet } = this.#known(t.project, t.id);
     const { suspend } = t.storage.index;
     const bundle = await buildStartBundle(t, at, bootSet);
     // What went into it may have changed while pages were read.
@@ -207,7 +299,7 @@ export class TimelineStore {
   }
 
   async putSuspendState(project: ProjectUid, timeline: TimelineId, body: Buffer): Promise<void> {
-    const { timeline: t } = this.#attached(project, timeline);
+    const { timeline: t, uploader } = await this.#use(project, timeline);
     const state = decodeSuspendState(body);
     // Of a running compute: no pages, and of no LSN; a start after a crash takes what may be old of it.
     const running = state.lsn === 0 && state.pages.length === 0;
@@ -227,11 +319,13 @@ export class TimelineStore {
       (entry) => ({ suspend: { lsn: state.lsn, ...entry } }),
     );
     this.#bundles.forget(t.id);
-    if (!running) this.#buildAhead(t);
+    if (running) return;
+    uploader?.soon(this.#config.uploadAfterSuspendMs);
+    this.#buildAhead(t);
   }
 
   async putBootSet(project: ProjectUid, timeline: TimelineId, body: Buffer): Promise<void> {
-    const attached = this.#attached(project, timeline);
+    const attached = await this.#use(project, timeline);
     const blocks = decodeBootSet(body);
     await attached.timeline.storage.putObject(
       'bootset',
@@ -251,21 +345,143 @@ export class TimelineStore {
     });
   }
 
-  /** For metrics and health. */
-  *attached(): Generator<{ timeline: Timeline; receiver: WalReceiver }> {
+  // --- for metrics and health -----------------------------------------------------------------------------------------------------
+
+  *attached(): Generator<Attached> {
     for (const t of this.#timelines.values()) if (isAttached(t)) yield t;
   }
+  #count(is: (entry: Entry) => boolean): number {
+    let n = 0;
+    for (const entry of this.#timelines.values()) if (is(entry)) n++;
+    return n;
+  }
   get locked(): number {
-    return [...this.#timelines.values()].filter(isLocked).length;
+    return this.#count(isLocked);
   }
   get damaged(): number {
-    return [...this.#timelines.values()].filter((t) => 'error' in t).length;
+    return this.#count(isDamaged);
   }
-  get caches(): { frames: FrameCache; pages: CacheBudget } {
-    return { frames: this.#cache, pages: this.#budget };
+  get idle(): number {
+    return this.#count(isIdle);
+  }
+  get caches(): { frames: FrameCache; pages: CacheBudget; layers: LayerCache } {
+    return { frames: this.#frames, pages: this.#context.budget, layers: this.#context.layers };
+  }
+  get disk(): DiskSpace {
+    return this.#context.disk;
   }
 
-  // --- keys ---
+  // --- idle timelines -------------------------------------------------------------------------------------------------------------
+
+  #sweep(): void {
+    const now = performance.now();
+    for (const [name, entry] of this.#timelines) {
+      if (!isAttached(entry) || entry.users > 0 || now - entry.lastUsed < this.#config.detachAfterMs) continue;
+      if (!caughtUp(entry)) continue;
+      void this.#queued(name, () => this.#detachIdle(name, entry)).catch((error: unknown) =>
+        this.#log.warn({ err: errorMessage(error) }, 'an idle timeline cannot be detached'),
+      );
+    }
+  }
+
+  async #detachIdle(name: string, entry: Attached): Promise<void> {
+    const unused = (): boolean =>
+      this.#timelines.get(name) === entry && entry.users === 0 && performance.now() - entry.lastUsed >= this.#config.detachAfterMs;
+    if (this.#closed || !unused()) return;
+    await entry.timeline.checkpoint();
+    await entry.uploader?.flush();
+    const { storage } = entry.timeline;
+    // Something may have come while that was written.
+    if (this.#closed || !unused() || !caughtUp(entry) || storage.diskConsistentLsn < entry.timeline.lastRecordLsn) return;
+    const note = { kekVersion: Math.min(storage.oldestKekVersion, entry.uploader?.indexKekVersion ?? Number.MAX_SAFE_INTEGER) };
+    this.#timelines.set(name, { idle: note });
+    this.#bundles.forget(entry.timeline.id);
+    await detach(entry);
+    await writeIdleNote(storage.files, note);
+  }
+
+  // --- moves ----------------------------------------------------------------------------------------------------------------------
+
+  /** Another pageserver serves the project from now on. */
+  #moved(project: ProjectUid): void {
+    const error = new LakebaseError('FENCED', `project ${project} is on another pageserver`);
+    this.#log.info({ project }, 'project moved away');
+    for (const [name, entry] of this.#timelines) {
+      if (!name.startsWith(`${project}/`)) continue;
+      this.onEnd(project, error);
+      if (!isAttached(entry)) continue;
+      this.#timelines.set(name, { idle: { kekVersion: 0 } });
+      this.#bundles.forget(entry.timeline.id);
+      void this.#queued(name, () => detach(entry)).catch((cause: unknown) => this.#log.warn({ err: errorMessage(cause) }, 'detach failed'));
+    }
+  }
+
+  /** The project is this pageserver's from now on: what is in the store replaces what is here. */
+  async takeOver(given: AttachedProject): Promise<void> {
+    const { generations } = this.#remote();
+    generations.adopt(given);
+    await Promise.all(given.timelines.filter((t) => t.active === true).map((t) => this.#refetch(given.project, t.timeline)));
+  }
+
+  /** Committed WAL that is not readable yet, in bytes; undefined while it is not known. */
+  lagOf(project: string): number | undefined {
+    let lag = 0;
+    for (const { timeline, receiver } of this.attached()) {
+      if (timeline.project !== project) continue;
+      if (receiver.connectedTo === undefined) return undefined;
+      lag += Math.max(0, receiver.senderLsn - timeline.lastRecordLsn);
+    }
+    return lag;
+  }
+
+  /** Everything ingested of the project is in the object store. */
+  async upload(project: ProjectUid): Promise<void> {
+    this.#remote();
+    await Promise.all(
+      [...this.attached()]
+        .filter((t) => t.timeline.project === project)
+        .map(async ({ timeline, uploader }) => {
+          await timeline.checkpoint();
+          await uploader?.flush();
+        }),
+    );
+  }
+
+  /** The project left for good: nothing of it stays on this disk. */
+  async letGo(project: ProjectUid): Promise<void> {
+    this.#remote().generations.release(project);
+    for (const name of [...this.#timelines.keys()]) {
+      const [uid, timeline] = name.split('/') as [ProjectUid, TimelineId];
+      if (uid !== project) continue;
+      await this.#queued(name, async () => {
+        if (this.remote?.generations.standing(project) !== 'moved') return;
+        this.#timelines.delete(name);
+        await this.#removeDirectory(this.#files(project, timeline));
+      });
+    }
+  }
+
+  #remote(): UploadTarget {
+    if (this.remote === undefined) throw new LakebaseError('CONFIG', 'this pageserver has no object store: set objectStore');
+    return this.remote;
+  }
+
+  /** What is here is older than what the store has. */
+  async #refetch(project: ProjectUid, timeline: TimelineId): Promise<void> {
+    const name = timelineKey(project, timeline);
+    await this.#queued(name, async () => {
+      const found = this.#timelines.get(name);
+      this.#timelines.delete(name);
+      this.#bundles.forget(timeline);
+      this.onEnd(project, new LakebaseError('UNAVAILABLE', 'the timeline is attached anew; again'), timeline);
+      if (isAttached(found)) await detach(found);
+      await this.#removeDirectory(this.#files(project, timeline));
+      if ((await this.#find(project, timeline)) === undefined)
+        throw new LakebaseError('NOT_FOUND', `the object store has nothing of timeline ${timeline}`);
+    });
+  }
+
+  // --- keys -----------------------------------------------------------------------------------------------------------------------
 
   #lock(project: string, reason: string): void {
     const error = this.#keys.source.project(project).locked ?? new LakebaseError('KEY_REVOKED', reason);
@@ -273,99 +489,105 @@ export class TimelineStore {
     // First nobody gets anything any more, then what is in memory goes.
     const affected = [...this.#timelines].filter(([name]) => name.startsWith(`${project}/`));
     for (const [name, entry] of affected) if (isAttached(entry) || isLocked(entry)) this.#timelines.set(name, { locked: error });
-    this.onLock(project, error);
-    for (const [name, entry] of affected) if (isAttached(entry)) ended.push(this.#queue(name).run(() => this.#end(entry, error)));
+    this.onEnd(project, error);
+    for (const [name, entry] of affected) if (isAttached(entry)) ended.push(this.#queued(name, () => this.#end(entry, error)));
     // A worker may hold what an earlier job of the project left behind.
-    ended.push(this.#compactor.forget(project, error), this.#flusher.forget(project, error));
+    ended.push(this.#context.compactor.forget(project, error), this.#context.flusher.forget(project, error));
     this.#log.warn({ project, reason, timelines: affected.length }, 'project locked');
-    void Promise.allSettled(ended)
-      .then(() =>
-        forgetGarbage(() => {
-          wipeFreeChunks();
-          wipeScratch();
-        }),
-      )
-      .catch((cause: unknown) => this.#log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'));
+    forgetLockedProject(project, ended, this.#log);
   }
 
-  async #end({ timeline, receiver }: Attached, error: LakebaseError): Promise<void> {
-    this.#bundles.forget(timeline.id, true);
-    const stopped = receiver.stop();
-    await timeline.close(error);
-    await stopped;
-    timeline.wipe();
+  async #end(attached: Attached, error: LakebaseError): Promise<void> {
+    this.#bundles.forget(attached.timeline.id, true);
+    await detach(attached, error);
+    attached.timeline.wipe();
   }
 
   #unlock(project: string): void {
     for (const [name, entry] of this.#timelines) {
       const [uid, timeline] = name.split('/') as [ProjectUid, TimelineId];
       if (uid !== project || !isLocked(entry)) continue;
-      void this.#queue(name).run(async () => {
-        if (isLocked(this.#timelines.get(name)) && !this.#closed) await this.#attach(uid, timeline);
+      void this.#queued(name, async () => {
+        if (isLocked(this.#timelines.get(name)) && !this.#closed) await this.#attachLocal(uid, timeline);
       });
     }
     this.#rotation.check(project);
   }
 
-  /** Every reference of the project here. Rejects while one cannot be reached. */
+  /** Every reference of the project here and in the store. Rejects while one cannot be reached. */
   async #rewrap(project: string, kekVersion: number): Promise<number> {
     await Promise.allSettled([...(this.#creations.get(project) ?? [])]);
+    if (project === TEMPLATE_ID) return this.templates.rewrap(kekVersion);
     let references = 0;
-    if (project === TEMPLATE_ID) {
-      for (const major of readdirSync(join(this.#config.dataDir, 'templates')))
-        references += await this.#queue(`template/${major}`).run(() =>
-          rewrapTemplate(this.#templateFiles(Number(major)), kekVersion, this.#log),
-        );
-      return references;
-    }
-    for (const [name, entry] of this.#timelines) {
-      if (!name.startsWith(`${project}/`)) continue;
-      if (!isAttached(entry)) throw new LakebaseError('UNAVAILABLE', `timeline ${name} is not attached`);
-      references += await entry.timeline.storage.rewrap(kekVersion);
+    const uid = project as ProjectUid;
+    for (const timeline of await this.#allTimelines(uid)) {
+      const entry = this.#timelines.get(timelineKey(project, timeline));
+      if (isIdle(entry) && entry.idle.kekVersion >= kekVersion) continue;
+      const { timeline: t, uploader } = await this.#use(uid, timeline);
+      references += await t.storage.rewrap(kekVersion);
+      await uploader?.rewrapped(kekVersion);
     }
     return references;
+  }
+
+  /** Also those that are not on this disk: what is not known here would lose its key. */
+  async #allTimelines(project: ProjectUid): Promise<TimelineId[]> {
+    const here = [...this.#timelines.keys()].filter((n) => n.startsWith(`${project}/`)).map((n) => n.slice(33) as TimelineId);
+    if (this.remote === undefined) return here;
+    try {
+      const { timelines } = await this.remote.generations.attach(project);
+      return [...new Set([...here, ...timelines.filter((t) => t.published > 0).map((t) => t.timeline)])];
+    } catch (error) {
+      // Whoever has it wraps its keys; a project that nobody knows has none.
+      if (isCode(error, 'NOT_FOUND')) return here;
+      if (isCode(error, 'FENCED') && this.remote.generations.standing(project) === 'moved') return [];
+      throw error;
+    }
   }
 
   #creation<T>(project: ProjectUid, timeline: TimelineId, run: () => Promise<T>): Promise<T> {
     let running = this.#creations.get(project);
     if (running === undefined) this.#creations.set(project, (running = new Set()));
-    const made = this.#queue(timelineKey(project, timeline))
-      .run(run)
-      .finally(() => running.delete(made));
+    const made = this.#queued(timelineKey(project, timeline), run).finally(() => running.delete(made));
     running.add(made);
     return made;
   }
 
-  async #attach(project: ProjectUid, id: TimelineId): Promise<void> {
+  // --- attachment -----------------------------------------------------------------------------------------------------------------
+
+  /** Within the timeline's queue. What comes of it is in the table. */
+  async #attachLocal(project: ProjectUid, id: TimelineId): Promise<void> {
     const name = timelineKey(project, id);
     const files = this.#files(project, id);
     const { keys } = files;
-    const log = this.#log.child({ project, timeline: id });
     if (keys.locked !== undefined) return void this.#timelines.set(name, { locked: keys.locked });
     try {
-      const storage = await TimelineStorage.open(files, this.#config, this.#compactor.run, log, this.#flusher.run);
-      if (storage === undefined) {
+      const attached = await attachLocal(this.#context, files);
+      if (attached === undefined) {
         // A creation that was cut short: the caller repeats it.
         this.#timelines.delete(name);
         await rm(files.directory, { recursive: true, force: true });
         return;
       }
-      const timeline = new Timeline(storage, this.#config, this.#budget, log);
-      const bootSet = readBootSet(storage);
-      const safekeepers = (storage.index.extra['safekeepers'] ?? []) as PeerAddress[];
-      const receiver = new WalReceiver(timeline, safekeepers, internalToken(this.#secret, timelineScope(project, id)));
-      const attached = { timeline, receiver, bootSet };
       // The key may have gone since it opened the last file.
       if (keys.locked !== undefined) {
         this.#timelines.set(name, { locked: keys.locked });
         return await this.#end(attached, keys.locked);
       }
+      if (attached.uploader !== undefined) {
+        attached.uploader.onStale = () => {
+          this.#refetch(project, id).catch((error: unknown) =>
+            this.#log.error({ project, timeline: id, err: errorMessage(error) }, 'a stale timeline cannot be fetched anew'),
+          );
+        };
+      }
       this.#timelines.set(name, attached);
       this.#rotation.check(project);
     } catch (error) {
       const wrapped = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
+      const log = this.#log.child({ project, timeline: id });
       if (wrapped.code === 'KEY_REVOKED' || wrapped.code === 'UNAVAILABLE') {
-        log.warn({ err: wrapped.message }, 'the timeline cannot be attached without its keys');
+        log.warn({ err: wrapped.message }, 'the timeline cannot be attached now');
         this.#timelines.set(name, { locked: wrapped });
         if (keys.usable) setTimeout(() => this.#unlock(project), ATTACH_AGAIN_MS).unref();
         return;
@@ -377,32 +599,28 @@ export class TimelineStore {
 
   #files(project: ProjectUid, timeline: TimelineId): TimelineFiles {
     return {
-      directory: join(this.#config.dataDir, 'timelines', project, timeline),
+      directory: join(this.#root, project, timeline),
       keys: this.#keys.source.project(project),
-      cache: this.#cache,
+      cache: this.#frames,
+      layers: this.#context.layers,
       project,
       timeline,
     };
   }
-  #templateFiles(major: number): TimelineFiles {
-    return {
-      directory: join(this.#config.dataDir, 'templates', String(major)),
-      keys: this.#keys.source.project(TEMPLATE_ID),
-      cache: this.#cache,
-      project: TEMPLATE_ID,
-      timeline: TEMPLATE_ID,
-    };
-  }
-  #queue(name: string): SerialQueue {
-    let queue = this.#queues.get(name);
-    if (queue === undefined) {
-      queue = new SerialQueue();
-      this.#queues.set(name, queue);
+
+  /** One at a time for each timeline; the queue goes when nobody is in it. */
+  async #queued<T>(name: string, run: () => Promise<T>): Promise<T> {
+    let entry = this.#queues.get(name);
+    if (entry === undefined) this.#queues.set(name, (entry = { queue: new SerialQueue(), users: 0 }));
+    entry.users++;
+    try {
+      return await entry.queue.run(run);
+    } finally {
+      if (--entry.users === 0) this.#queues.delete(name);
     }
-    return queue;
   }
 }
 
-function readBootSet({ index, files }: TimelineStorage): Attached['bootSet'] {
-  return index.bootSet === null ? [] : decodeBootSet(readObject(BOOT_OBJECT_MAGIC, files, index.bootSet));
-}
+/** All that its safekeepers have is here. */
+const caughtUp = ({ timeline, receiver }: Attached): boolean =>
+  timeline.broken === undefined && receiver.connectedTo !== undefined && receiver.senderLsn <= timeline.lastRecordLsn;

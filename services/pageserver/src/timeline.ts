@@ -32,13 +32,15 @@ import {
   SeriesTable,
   encodeKey,
   scanValues,
+  sealObject,
   withRemote,
 } from '@lakebase/layers';
 import { type DecodedRecord, WalDecoder, patchControlFile, rmgrName } from '@lakebase/pg-format';
 import { ABSENT, Catalog } from './catalog.ts';
 import type { PageserverConfig } from './config.ts';
 import { copyDatabase } from './database-copy.ts';
-import { HeatMap } from './heat.ts';
+import { HEAT_OBJECT_MAGIC, HeatMap, type HeatRun, decodeHeat, encodeHeat } from './heat.ts';
+import { readObject } from './bundle.ts';
 import { Ingest } from './ingest.ts';
 import { LsnWaiters } from './lsn-waiters.ts';
 import { type CacheBudget, PageCache } from './page-cache.ts';
@@ -51,6 +53,9 @@ const FROZEN_LAYERS_MAX = 3;
 const SLICE_MS = 8;
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 4_096;
+/** Runs of blocks that were not read before: so many make a heat map worth saving. */
+const HEAT_CHANGES = 16;
+const HEAT_MS = 15 * 60_000;
 /** Asked for of the layer cache when a layer cannot be written because the disk is full. */
 const ROOM_BYTES = 256 << 20;
 
@@ -75,6 +80,7 @@ export class Timeline {
   #broken: LakebaseError | undefined;
   #closed = false;
   #idleTimer: NodeJS.Timeout | undefined;
+  readonly #heatTimer: NodeJS.Timeout;
   #flushing: Promise<void> | undefined;
   /** Of ingest, over calls: a caller that has many small pieces at hand may not turn the event loop between them. */
   #lastTurn = 0;
@@ -110,6 +116,8 @@ export class Timeline {
     this.cache = new PageCache(budget);
     this.reader = new PageReader(this, pageRedo(this.major));
     this.#armIdleFlush();
+    this.#heatTimer = setInterval(() => void this.#saveHeat(), HEAT_MS);
+    this.#heatTimer.unref();
   }
 
   // --- ingest ---------------------------------------------------------------------------------------------------------------------
@@ -274,6 +282,45 @@ export class Timeline {
   async checkpoint(): Promise<void> {
     if (this.storage.diskConsistentLsn < this.#lastRecordLsn || !this.#open.empty) this.freeze();
     await this.flushed();
+    // Goes up with what is uploaded now anyway.
+    await this.#saveHeat();
+  }
+
+  // --- heat -----------------------------------------------------------------------------------------------------------------------
+
+  /** Keeps what was read lately for the next attach, when enough has changed to be worth it. */
+  async #saveHeat(): Promise<void> {
+    const { heat, project, id: timeline } = this;
+    if (this.#closed || this.storage.files.layers?.store === undefined || heat.changes < HEAT_CHANGES) return;
+    heat.changes = 0;
+    const payload = encodeHeat(heat.runs(this.#series));
+    try {
+      await this.storage.putObject(
+        'heat',
+        (name, key) => sealObject(HEAT_OBJECT_MAGIC, { project, timeline, name }, payload, key),
+        (entry) => ({ heat: entry }),
+      );
+    } catch (error) {
+      this.log.warn({ err: errorMessage(error) }, 'the heat map cannot be saved');
+    }
+  }
+
+  /** What was saved, relations that are gone left out; it counts as read lately again. */
+  loadHeat(): HeatRun[] {
+    const entry = this.storage.index.heat;
+    if (entry === null || entry === undefined) return [];
+    const runs = decodeHeat(readObject(HEAT_OBJECT_MAGIC, this.storage.files, entry)).filter((run) => {
+      const id = this.#series.find(run.kind, run.spc, run.db, run.rel, run.fork);
+      return id >= 0 && run.kind === KIND_REL_PAGE && run.block < this.#headBlocks(id);
+    });
+    for (const run of [...runs].reverse()) this.heat.note(this.#series.internSeries(run), run.block);
+    this.heat.changes = 0;
+    return runs;
+  }
+
+  #headBlocks(id: number): number {
+    const blocks = this.catalog.blocks(id);
+    return blocks === ABSENT ? 0 : blocks;
   }
 
   #armIdleFlush(): void {
@@ -488,6 +535,7 @@ export class Timeline {
   async close(locked?: LakebaseError): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#idleTimer);
+    clearInterval(this.#heatTimer);
     const reason = locked ?? new LakebaseError('CLOSED', 'the pageserver is shutting down');
     this.#stop.abort(reason);
     this.#waiters.fail(reason);

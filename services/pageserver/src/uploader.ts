@@ -5,6 +5,7 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode, sleep } from '@lakebase/base';
+import { decodeDekReference } from '@lakebase/envelope';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { type TimelineIndex, namesOf, sealIndex, sealedObjectsOf } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
@@ -57,6 +58,8 @@ export class Uploader {
   #wake: () => void = () => {};
   #waiters: { changes: number; resolve: () => void; reject: (error: unknown) => void }[] = [];
   remoteConsistentLsn: Lsn;
+  /** KEK version of the index in the store; 0: not known. */
+  indexKekVersion = 0;
   /** The store holds a newer state of this timeline than this disk: what is here must be replaced. Uploads nothing then. */
   onStale: () => void = () => {};
 
@@ -93,6 +96,19 @@ export class Uploader {
   hurry(): void {
     this.#urgent = true;
     this.#wake();
+  }
+
+  /** Within this time, not later. */
+  soon(ms: number): void {
+    if (this.clean) return;
+    this.#dirtySince = Math.min(this.#dirtySince ?? performance.now(), performance.now() + ms - this.#policy.uploadMs);
+    this.#wake();
+  }
+
+  /** Resolves when the index in the store is sealed under this version of the KEK or a newer one, and so is all it names. */
+  async rewrapped(kekVersion: number): Promise<void> {
+    if (this.indexKekVersion < kekVersion) this.#uploadedChanges = -1;
+    await this.flush();
   }
 
   /** Resolves when what is on disk now is in the store and confirmed. */
@@ -186,7 +202,7 @@ export class Uploader {
     await failpoint('pageserver.upload.before-index');
     const key = indexObject(this.#project, this.#timeline, generation);
     const name = key.slice(key.lastIndexOf('/') + 1);
-    const { bytes } = await sealIndex({ ...index, generation, remote: null }, name, storage.files.keys);
+    const { bytes, reference } = await sealIndex({ ...index, generation, remote: null }, name, storage.files.keys);
     await store.put(key, bytes);
     counters.puts++;
     counters.indexPuts++;
@@ -200,6 +216,7 @@ export class Uploader {
     await storage.setRemote({ generation, version: index.version, diskConsistentLsn: index.diskConsistentLsn, names });
     this.remoteConsistentLsn = index.diskConsistentLsn as Lsn;
     this.#uploadedChanges = changes;
+    this.indexKekVersion = reference.length === 0 ? Number.MAX_SAFE_INTEGER : decodeDekReference(reference).kekVersion;
     if (!this.clean) this.#dirtySince ??= performance.now();
     try {
       await this.#collectGarbage(named);

@@ -1,6 +1,7 @@
 /** Follows a timeline's WAL: a physical replication client of one of its safekeepers, on to the next one when that fails.
  *  Invariants: WAL is asked for from lastRecordLsn on, so nothing is skipped or ingested twice; a safekeeper shows committed WAL only.
- *  The last record LSN is reported as written, the disk-consistent LSN as flushed and applied: what the safekeeper may forget. */
+ *  The last record LSN is reported as written; as flushed and applied what the safekeepers may forget: what the object store has (remote-consistent),
+ *  or without one what this disk has. While the disk is full nothing is ingested and the connection is kept. */
 import { LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { PeerAddress } from '@lakebase/api';
 import { type Lsn, formatLsn } from '@lakebase/ids';
@@ -15,9 +16,18 @@ const CORRUPT_TRIES = 6;
 /** Ingest counts as behind while the sender has this much more. */
 const BEHIND_BYTES = 4 << 20;
 
+export interface WalReceiverOptions {
+  readonly safekeepers: readonly PeerAddress[];
+  readonly password: string;
+  /** WAL before it is not needed any more, whatever happens to this machine. */
+  readonly durableLsn: () => Lsn;
+  /** A promise to wait for before more is ingested: the disk is full. */
+  readonly room: () => Promise<void> | undefined;
+}
+
 export class WalReceiver {
   readonly #timeline: Timeline;
-  readonly #password: string;
+  readonly #options: WalReceiverOptions;
   readonly #log: Logger;
   readonly #stop = new AbortController();
   readonly #done: Promise<void>;
@@ -27,10 +37,10 @@ export class WalReceiver {
   /** End of WAL at the sender, as last heard. */
   senderLsn = 0 as Lsn;
 
-  constructor(timeline: Timeline, safekeepers: readonly PeerAddress[], password: string) {
+  constructor(timeline: Timeline, options: WalReceiverOptions) {
     this.#timeline = timeline;
-    this.#safekeepers = safekeepers;
-    this.#password = password;
+    this.#safekeepers = options.safekeepers;
+    this.#options = options;
     this.#log = timeline.log;
     this.#done = this.#run();
   }
@@ -76,20 +86,25 @@ export class WalReceiver {
       host: peer.pgHost,
       port: peer.pgPort,
       user: 'pageserver',
-      password: this.#password,
+      password: this.#options.password,
       replication: 'physical',
       parameters: { application_name: 'pageserver', options: `-c lakebase.project=${t.project} -c lakebase.timeline=${t.id}` },
       connectTimeoutMs: 5_000,
       signal: this.#stop.signal,
     });
-    const onAbort = (): void => connection.destroy();
+    let onEnd = (): void => {};
+    const ended = new Promise<void>((resolve) => (onEnd = resolve));
+    const onAbort = (): void => {
+      onEnd();
+      connection.destroy();
+    };
     this.#stop.signal.addEventListener('abort', onAbort, { once: true });
     let heard = performance.now();
     let ticker: NodeJS.Timeout | undefined;
     let stream: ReplicationStream | undefined;
     let ingesting: Promise<void> = Promise.resolve();
     const report = (): void => {
-      const flush = t.storage.diskConsistentLsn;
+      const flush = this.#options.durableLsn();
       stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush });
     };
     const decoder = t.newDecoder();
@@ -107,6 +122,10 @@ export class WalReceiver {
                 'UNAVAILABLE',
                 `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`,
               );
+            for (let room = this.#options.room(); room !== undefined && !this.#stop.signal.aborted; room = this.#options.room()) {
+              await Promise.race([room, ended]);
+            }
+            this.#stop.signal.throwIfAborted();
             expected += message.data.length;
             decoder.push(message.data);
             ingesting = t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
@@ -122,6 +141,8 @@ export class WalReceiver {
       this.connectedTo = peer.id;
       this.#log.info({ safekeeper: peer.id, startLsn: formatLsn(start) }, 'following WAL');
       ticker = setInterval(() => {
+        // Silence of our own making is none.
+        if (this.#options.room() !== undefined) heard = performance.now();
         if (performance.now() - heard > SILENCE_MS) connection.destroy();
         else report();
       }, STATUS_INTERVAL_MS);

@@ -1,0 +1,71 @@
+/** Watches the free space of the data directory. Below twice the reserve what is in the object store too is dropped; below the reserve ingest
+ *  waits, while reads go on; it goes on by itself when there is room again. */
+import { statfs } from 'node:fs/promises';
+import { type Logger, errorMessage } from '@lakebase/base';
+
+export interface DiskSpaceOptions {
+  readonly path: string;
+  readonly reserveBytes: number;
+  readonly everyMs?: number;
+  /** Drops local bytes that are not needed; resolves with how many. */
+  readonly makeRoom: (bytes: number) => Promise<number>;
+  readonly log: Logger;
+  /** For tests. */
+  readonly freeBytes?: () => Promise<number>;
+}
+
+export class DiskSpace {
+  readonly #o: DiskSpaceOptions;
+  #timer: NodeJS.Timeout | undefined;
+  #low: PromiseWithResolvers<void> | undefined;
+  #checking = false;
+  free = Number.POSITIVE_INFINITY;
+
+  constructor(options: DiskSpaceOptions) {
+    this.#o = options;
+  }
+
+  start(): void {
+    this.#timer = setInterval(() => void this.check(), this.#o.everyMs ?? 1_000);
+    this.#timer.unref();
+  }
+  stop(): void {
+    clearInterval(this.#timer);
+    this.#low?.resolve();
+    this.#low = undefined;
+  }
+
+  /** Undefined while there is room; otherwise resolves when there is. */
+  get room(): Promise<void> | undefined {
+    return this.#low?.promise;
+  }
+
+  async check(): Promise<void> {
+    if (this.#checking) return;
+    this.#checking = true;
+    try {
+      const { reserveBytes, makeRoom, log } = this.#o;
+      this.free = await this.#freeBytes();
+      if (this.free < reserveBytes * 2 && (await makeRoom(reserveBytes * 2 - this.free)) > 0) this.free = await this.#freeBytes();
+      const low = this.free < reserveBytes;
+      if (low && this.#low === undefined) {
+        this.#low = Promise.withResolvers<void>();
+        log.error({ freeBytes: this.free, reserveBytes }, 'the disk is nearly full: no WAL is ingested until there is room; reads go on');
+      } else if (!low && this.#low !== undefined) {
+        this.#low.resolve();
+        this.#low = undefined;
+        log.info({ freeBytes: this.free }, 'there is room on the disk again');
+      }
+    } catch (error) {
+      this.#o.log.warn({ err: errorMessage(error) }, 'cannot see how full the disk is');
+    } finally {
+      this.#checking = false;
+    }
+  }
+
+  async #freeBytes(): Promise<number> {
+    if (this.#o.freeBytes !== undefined) return this.#o.freeBytes();
+    const { bavail, bsize } = await statfs(this.#o.path);
+    return bavail * bsize;
+  }
+}
