@@ -146,6 +146,12 @@ export class LayerReader implements LayerView {
     return this.missingFrames(first, last);
   }
 
+  /** What reads of all keys in [from, to] would miss. */
+  missingRange(from: Buffer, to: Buffer): RemoteMiss | undefined {
+    if (from.compare(this.footer.keyMax) > 0 || to.compare(this.footer.keyMin) < 0) return undefined;
+    return this.missingFrames(this.frameAtOrBefore(from), Math.max(0, this.#frameBefore(to, Number.MAX_SAFE_INTEGER as Lsn)));
+  }
+
   /** What reads of the frames [first, last] would miss. */
   missingFrames(first: number, last: number): RemoteMiss | undefined {
     const from = this.#place(first).offset;

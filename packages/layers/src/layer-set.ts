@@ -144,6 +144,14 @@ export class LayerHandle {
     return bothMisses(miss, more);
   }
 
+  missingRange(from: Buffer, to: Buffer): RemoteMiss | undefined {
+    if (this.local) return undefined;
+    return missOf(() => {
+      const miss = this.reader().missingRange(from, to);
+      if (miss !== undefined) throw miss;
+    });
+  }
+
   close(wipe = false): void {
     if (this.#reader === undefined) return;
     this.#reader.close(wipe);
@@ -205,6 +213,26 @@ export class LayerSet {
       left--;
       if (d.kind === 'image') return;
     }
+  }
+
+  /** What reads at the head of the keys in [from, to] would miss: of the newest images and all that came since. Twice what is missing is asked for:
+   *  the first time only the ends of layers may be known. */
+  missingRange(from: Buffer, to: Buffer): RemoteMiss | undefined {
+    let miss: RemoteMiss | undefined;
+    let imageLsn = 0;
+    for (const layer of this.layers) {
+      const d = layer.descriptor;
+      if (d.endLsn < imageLsn || (d.kind === 'delta' && d.endLsn === imageLsn)) break;
+      if (to.compare(layer.keyMin) < 0 || from.compare(layer.keyMax) > 0) continue;
+      if (d.kind === 'image') imageLsn = d.endLsn;
+      miss = bothMisses(miss, layer.missingRange(from, to));
+    }
+    return miss;
+  }
+
+  /** All its bytes are on the local disk. */
+  get local(): boolean {
+    return this.layers.every((l) => l.local);
   }
 
   replaced(remove: readonly LayerHandle[], add: readonly LayerHandle[]): LayerSet {
