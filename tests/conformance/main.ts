@@ -1,8 +1,11 @@
-/** `npm run conformance [-- --major 18 --source DIR --install PREFIX --suites regress,isolation,contrib,pl,NAME --tiny --kill --redo --pages-at-end --output DIR]`:
+/** `npm run conformance [-- --major 18 --source DIR --install PREFIX --fetch --suites regress,isolation,contrib,pl,NAME --tiny --kill --redo --pages-at-end --output DIR]`:
  *  Postgres's own suites through the whole system. Without --major: every supported major whose source tree is on the machine.
  *  Exit code 1 when anything differs, 2 when nothing could be run. */
+import { homedir } from 'node:os';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { failuresOf, formatCampaign, runCampaign } from './campaign.ts';
+import { fetchSource } from './fetch-source.ts';
 import { failures, formatReport } from '../oracle/run.ts';
 import { regressThroughOracle } from './redo-check.ts';
 import { findSourceTree, type SourceTree } from './source-tree.ts';
@@ -10,12 +13,16 @@ import { disposeRunning } from './targets.ts';
 import { isolationSuite, moduleSuites, regressSuite, type Suite } from './suites.ts';
 
 const MAJORS = [18, 17, 16] as const;
+/** Root's home is closed to the account that Postgres runs under. */
+const FETCH_DIRECTORY = process.getuid?.() === 0 ? '/var/tmp/lakebase-conformance' : join(homedir(), '.cache', 'lakebase-conformance');
 
 const { values } = parseArgs({
   options: {
     major: { type: 'string' },
     source: { type: 'string' },
     install: { type: 'string' },
+    fetch: { type: 'boolean' },
+    'fetch-dir': { type: 'string', default: FETCH_DIRECTORY },
     suites: { type: 'string', default: 'regress,isolation,contrib,pl' },
     tiny: { type: 'boolean' },
     kill: { type: 'boolean' },
@@ -55,7 +62,11 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
 
 let [ran, failed] = [0, 0];
 for (const major of values.major === undefined ? MAJORS : [Number(values.major)]) {
-  const tree = findSourceTree(major, { source: values.source, install: values.install });
+  let tree = findSourceTree(major, { source: values.source, install: values.install });
+  if (typeof tree === 'string' && values.fetch === true) {
+    const fetched = fetchSource(major, values['fetch-dir'], say);
+    tree = 'reason' in fetched ? fetched.reason : findSourceTree(major, fetched);
+  }
   if (typeof tree === 'string') {
     say(`Postgres ${major}: not run: ${tree}`);
     continue;
