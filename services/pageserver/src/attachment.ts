@@ -125,6 +125,7 @@ export async function fetchTimeline(c: AttachContext, files: TimelineFiles, atta
     throw new LakebaseError('UNAVAILABLE', `generation ${generation} was in use before; asking for a higher one`);
   }
   // A directory without an index is of an attach that was cut short.
+  c.layers.forgetDirectory(files.directory);
   await rm(files.directory, { recursive: true, force: true });
   await ensureDirectory(dirname(files.directory));
   await ensureDirectory(files.directory);

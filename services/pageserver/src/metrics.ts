@@ -1,6 +1,7 @@
 /** Prometheus series of the pageserver. Names say unit and meaning; labels never grow with data (no relation, no page). */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import { registerCacheMetrics } from './local-cache.ts';
 import type { PageListener, PageMetrics } from './page-listener.ts';
 import type { TimelineStore } from './store.ts';
 
@@ -60,6 +61,7 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
   gauge('lakebase_page_connections', 'Open page service connections', () => listener()?.connections ?? 0);
   gauge('lakebase_frame_cache_bytes', 'Layer frames in memory', () => store.caches.frames.bytes);
   gauge('lakebase_page_cache_bytes', 'Materialised pages in memory', () => store.caches.pages.used);
+  registerCacheMetrics(registry, store.caches.layers);
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();
   gauge('lakebase_event_loop_delay_p99_seconds', '99th percentile of event loop delay since the last scrape', () => {
