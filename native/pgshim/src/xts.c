@@ -2,7 +2,8 @@
  *
  * Invariants
  * - A unit is encrypted under (inode, unit number); a block under its unit's tweak and its place in it, never depending on another block.
- * - Contexts are per thread and keyed once: a call only sets the tweak. A forked child goes on with its copy. */
+ * - Contexts are per thread and keyed once: a call only sets the tweak. A forked child goes on with its copy.
+ * - Where the processor can do it faster (xts_vaes.c) libcrypto is loaded and keyed all the same: a machine without it is told at the start. */
 #define _GNU_SOURCE
 #include "xts.h"
 
@@ -13,6 +14,7 @@
 
 #include "crypto_library.h"
 #include "util.h"
+#include "xts_vaes.h"
 
 #define UNIT_BLOCKS (XTS_UNIT / XTS_BLOCK)
 #define TAIL_TWEAK ((uint64_t)1 << 63)
@@ -34,6 +36,7 @@ struct contexts {
 
 static _Alignas(4096) unsigned char key[XTS_KEY_BYTES];
 static _Thread_local struct contexts contexts;
+static bool vaes;
 
 static void *new_context(const void *cipher, const unsigned char *with, bool encrypt)
 {
@@ -104,7 +107,15 @@ const char *xts_start(const unsigned char given[XTS_KEY_BYTES])
         return "the halves of the key are the same";
     free_contexts(&contexts);
     memcpy(key, given, sizeof key);
+    vaes = xts_vaes_possible();
+    if (vaes)
+        xts_vaes_start(key);
     return make_contexts() ? NULL : "libcrypto does not set up AES-256-XTS";
+}
+
+bool xts_use_vaes(bool use)
+{
+    return vaes = use && xts_vaes_possible();
 }
 
 /* Whole blocks from the start of a unit. */
@@ -157,6 +168,13 @@ static bool in_unit(bool encrypt, uint64_t inode, off_t offset, const unsigned c
 {
     struct block tweak = {inode, (uint64_t)offset / XTS_UNIT};
     size_t first = (uint64_t)offset % XTS_UNIT / XTS_BLOCK;
+    if (likely(vaes)) {
+        if (encrypt)
+            xts_vaes_encrypt(tweak.low, tweak.high, first, from, to, length);
+        else
+            xts_vaes_decrypt(tweak.low, tweak.high, first, from, to, length);
+        return true;
+    }
     return first == 0 ? whole(encrypt, tweak, from, to, length) : part(encrypt, tweak, first, from, to, length);
 }
 
@@ -168,7 +186,7 @@ static size_t length_in_unit(off_t offset, size_t length)
 
 int xts_encrypt(uint64_t inode, off_t offset, const void *from, void *to, size_t length)
 {
-    if (!ready())
+    if (unlikely(!vaes) && !ready())
         return EIO;
     for (size_t at = 0; at < length;) {
         size_t n = length_in_unit(offset + (off_t)at, length - at);
@@ -217,12 +235,12 @@ static bool decrypt_around_zeros(uint64_t inode, off_t offset, unsigned char *by
 
 int xts_decrypt(uint64_t inode, off_t offset, void *bytes, size_t length)
 {
-    if (!ready())
+    if (unlikely(!vaes) && !ready())
         return EIO;
     for (size_t at = 0; at < length;) {
         size_t n = length_in_unit(offset + (off_t)at, length - at);
         unsigned char *unit = (unsigned char *)bytes + at;
-        bool worked = unlikely(may_hold_zeros(unit, n)) ? decrypt_around_zeros(inode, offset + (off_t)at, unit, n)
+        bool worked = !vaes && unlikely(may_hold_zeros(unit, n)) ? decrypt_around_zeros(inode, offset + (off_t)at, unit, n)
                                                         : in_unit(false, inode, offset + (off_t)at, unit, unit, n);
         if (!worked)
             return EIO;

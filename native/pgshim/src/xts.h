@@ -2,6 +2,7 @@
 #ifndef PGSHIM_XTS_H
 #define PGSHIM_XTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -12,6 +13,9 @@
 
 /* NULL, or why the cipher cannot work (static text). Copies the key. */
 const char *xts_start(const unsigned char key[XTS_KEY_BYTES]);
+
+/* For tests: which of two ways with the same result. False when this processor has only the one of libcrypto. */
+bool xts_use_vaes(bool use);
 
 /* Whole blocks: offset and length are multiples of 16. `from` may be `to`. 0, or an errno. */
 int xts_encrypt(uint64_t inode, off_t offset, const void *from, void *to, size_t length);

@@ -45,13 +45,14 @@ static void from_hex(const char *hex, unsigned char to[16])
 }
 
 /* Expected values: node:crypto, aes-256-xts, over the same key, tweak and page. */
-static void known_answers(void)
+static void known_answers(bool use_vaes)
 {
     static unsigned char page[XTS_UNIT], out[XTS_UNIT];
     unsigned char expected[16], tail[16] = {0};
     for (size_t i = 0; i < sizeof page; i++)
         page[i] = (unsigned char)(i * 7);
     CHECK(xts_start(test_key) == NULL);
+    xts_use_vaes(use_vaes);
     CHECK(xts_encrypt(0x123456789, 3 * XTS_UNIT, page, out, sizeof page) == 0);
     from_hex("a72dcc6840644d642aca6809570567f2", expected);
     CHECK(memcmp(out, expected, 16) == 0);
@@ -421,6 +422,37 @@ static void without_key(void)
     CHECK(read(fd, scratch, 10) == 4 && memcmp(scratch, "keep", 4) == 0);
 }
 
+/* VAES and libcrypto give the same bytes, for every offset, length and place of zeros. */
+static void both_ways(int rounds)
+{
+    static unsigned char plain[4 * XTS_UNIT], one[sizeof plain], other[sizeof plain];
+    if (!xts_use_vaes(true)) {
+        printf("crypt: this processor has no VAES; only libcrypto is tested\n");
+        return;
+    }
+    for (int i = 0; i < rounds * 20; i++) {
+        size_t length = XTS_BLOCK * (1 + (size_t)rand_r(&seed) % (i % 2 == 0 ? 40 : sizeof plain / XTS_BLOCK));
+        off_t offset = (off_t)XTS_BLOCK * (rand_r(&seed) % 100000);
+        uint64_t inode = (uint64_t)rand_r(&seed) << 31 | (unsigned)rand_r(&seed);
+        fill(plain, length);
+        xts_use_vaes(false);
+        CHECK(xts_encrypt(inode, offset, plain, one, length) == 0);
+        xts_use_vaes(true);
+        CHECK(xts_encrypt(inode, offset, plain, other, length) == 0 && memcmp(one, other, length) == 0);
+        for (int z = rand_r(&seed) % 4; z > 0; z--)
+            memset(one + XTS_BLOCK * ((size_t)rand_r(&seed) % (length / XTS_BLOCK)), 0, z == 1 ? 8 : XTS_BLOCK);
+        memcpy(other, one, length);
+        CHECK(xts_decrypt(inode, offset, other, length) == 0);
+        xts_use_vaes(false);
+        CHECK(xts_decrypt(inode, offset, one, length) == 0 && memcmp(one, other, length) == 0);
+        unsigned char tail[XTS_BLOCK - 1], again[sizeof tail];
+        memcpy(tail, plain, sizeof tail), memcpy(again, plain, sizeof tail);
+        CHECK(xts_tail(inode, offset, tail, sizeof tail) == 0);
+        xts_use_vaes(true);
+        CHECK(xts_tail(inode, offset, again, sizeof again) == 0 && memcmp(tail, again, sizeof tail) == 0);
+    }
+}
+
 int main(int argc, char **argv)
 {
     int rounds = argc > 1 ? 4 : 40;
@@ -428,8 +460,13 @@ int main(int argc, char **argv)
     seed = (unsigned)now_ms();
     printf("crypt: seed %u\n", seed);
     fflush(stdout); /* children would print it again */
-    known_answers();
+    known_answers(true);
     begin();
+    both_ways(rounds);
+    known_answers(false);
+    against_the_model("libcrypto", rounds / 4);
+    edges();
+    xts_use_vaes(true);
     against_the_model("file", rounds);
     against_the_model("pg_wal/file", rounds);
     edges();
