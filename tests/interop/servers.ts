@@ -25,10 +25,11 @@ export async function startServer(
   program: string,
   args: (port: number) => string[],
   ready: ((url: string) => string) | 'port',
+  env: Readonly<Record<string, string>> = {},
 ): Promise<RunningServer> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const child = spawn(program, args(port), { stdio: ['ignore', 'ignore', 'ignore'] });
+  const child = spawn(program, args(port), { stdio: ['ignore', 'ignore', 'ignore'], env: { ...process.env, ...env } });
   const deadline = Date.now() + START_TIMEOUT_MS;
   while (!(await (ready === 'port' ? isOpen(port) : answers(ready(url))))) {
     if (child.exitCode !== null) throw new Error(`${program} ended with code ${child.exitCode}`);

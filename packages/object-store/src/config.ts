@@ -30,6 +30,8 @@ export interface S3Config extends Remote {
   readonly region?: string;
   /** `http://host/bucket/key` instead of `http://bucket.host/key`. Default: true where an endpoint is named. */
   readonly forcePathStyle?: boolean;
+  /** CRC-32 with every upload and check of every download: default true; false for servers that do not know these headers. */
+  readonly checksums?: boolean;
 }
 export interface AzureConfig extends Remote {
   readonly kind: 'azure';
@@ -83,6 +85,7 @@ const FIELDS: Readonly<Record<ObjectStoreConfig['kind'], Readonly<Record<string,
     bucket: { check: BUCKET, needed: true },
     region: { check: text(/^[a-z0-9-]{2,40}$/, 'the name of a region, like eu-central-1'), query: 'region' },
     forcePathStyle: { check: (value) => (typeof value === 'boolean' ? undefined : 'true or false'), query: 'path-style' },
+    checksums: { check: (value) => (typeof value === 'boolean' ? undefined : 'true or false'), query: 'checksums' },
   },
   azure: {
     ...REMOTE,

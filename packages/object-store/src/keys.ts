@@ -7,10 +7,11 @@ import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 const KEY = /^[A-Za-z0-9][A-Za-z0-9._-]{0,254}(?:\/[A-Za-z0-9][A-Za-z0-9._-]{0,254})*$/;
 const KEY_CHARACTERS_MAX = 512;
 
+export const isObjectKey = (key: string): boolean => key.length <= KEY_CHARACTERS_MAX && KEY.test(key) && !key.includes('..');
+
 /** Throws INVALID_ARGUMENT for anything that could mean another place in a file system or a URL. */
 export function checkObjectKey(key: string): string {
-  if (key.length > KEY_CHARACTERS_MAX || !KEY.test(key) || key.includes('..'))
-    throw new LakebaseError('INVALID_ARGUMENT', `'${key.slice(0, 80)}' cannot be the name of an object`);
+  if (!isObjectKey(key)) throw new LakebaseError('INVALID_ARGUMENT', `'${key.slice(0, 80)}' cannot be the name of an object`);
   return key;
 }
 

@@ -49,6 +49,12 @@ export interface ListOptions extends CallOptions {
 /** What to store: bytes, or a file that nobody changes meanwhile (large ones go up in parts). */
 export type PutSource = Buffer | { readonly path: string; readonly size: number };
 
+/** How files go up where a provider has uploads in parts: larger ones than `singleBytesMax` in parts of `partBytes`. For tests. */
+export interface UploadSizes {
+  readonly singleBytesMax?: number;
+  readonly partBytes?: number;
+}
+
 export interface ListPage {
   readonly objects: readonly ObjectInfo[];
   /** To go on with; undefined at the end. */

@@ -111,7 +111,9 @@ export class RetryingStore extends StoreDecorator {
       for (let offset = 0; offset < size; offset += COMPARE_BYTES) {
         const length = Math.min(COMPARE_BYTES, size - offset);
         const there = await this.inner.get(key, { ...signal, range: { offset, length } });
-        if (there.tag !== tag || there.bytes.length !== length) return undefined;
+        if (there.tag !== tag) return undefined;
+        if (there.bytes.length !== length)
+          throw new LakebaseError('UNAVAILABLE', `get of object ${key}: ${there.bytes.length} bytes came instead of ${length}`);
         const ours = Buffer.isBuffer(source) ? source.subarray(offset, offset + length) : Buffer.allocUnsafe(length);
         if (file !== undefined) await file.read(ours, 0, length, offset);
         if (!there.bytes.equals(ours)) return undefined;

@@ -181,8 +181,8 @@ export function registerStoreConformance(name: string, open: () => Promise<Objec
       await store.put(at('counter'), Buffer.from('0'));
       const increment = async (): Promise<void> => {
         for (;;) {
-          const { bytes, tag } = await store.get(at('counter'));
           try {
+            const { bytes, tag } = await store.get(at('counter'));
             await store.put(at('counter'), Buffer.from(String(Number(bytes.toString()) + 1)), { ifMatch: tag });
             return;
           } catch (error) {
