@@ -208,14 +208,25 @@ describe('wal store', () => {
     const again = open(dir);
     assert.equal(again.damage, undefined);
     assert.throws(() => again.read(START, 100_000), /0000000100000000000000/);
-    assert.ok(again.damage !== undefined);
-    again.discardDamage();
-    fill(again, START + 100_000, 10_000);
-    assert.deepEqual(readAll(again), slice(START, START + 100_000));
+    assert.equal(again.damage, undefined, 'WAL goes on');
+    fill(again, START + 120_000, 10_000);
+    const [hole] = again.holes.keys();
+    assert.equal(hole, 2);
+    assert.throws(() => again.replaceHole(2, slice(START, 3 * WAL_SEGMENT_BYTES - 8)), /ends at/);
+    const other = Buffer.from(slice(START, 3 * WAL_SEGMENT_BYTES));
+    other[20_000] = (other[20_000] as number) ^ 1;
+    assert.throws(() => again.replaceHole(2, other), /checksum/);
+    assert.throws(() => again.read(START, 100_000), { code: 'CORRUPT' });
+    again.replaceHole(2, slice(again.holeStart(2), 3 * WAL_SEGMENT_BYTES));
+    assert.deepEqual(readAll(again), slice(START, START + 120_000));
     void again.close();
+    const last = open(dir);
+    assert.deepEqual(readAll(last), slice(START, START + 120_000));
+    expectBoundaries(last);
+    void last.close();
   });
 
-  test('a missing segment is damage', () => {
+  test('a missing segment is a hole, to be filled or left behind', () => {
     const dir = newDir();
     const big = syntheticWal(START, 2 * WAL_SEGMENT_BYTES, 3);
     const store = open(dir);
@@ -226,8 +237,20 @@ describe('wal store', () => {
     assert.ok(names.length >= 3);
     rmSync(join(dir, names[1] as string));
     const again = open(dir);
-    assert.match(again.damage?.message ?? '', /missing/);
+    assert.match([...again.holes.values()][0]?.message ?? '', /missing/);
+    const [number] = again.holes.keys() as Iterable<number>;
+    const from = again.holeStart(number as number);
+    assert.throws(() => again.read(from, 10), { code: 'CORRUPT' });
+    again.replaceHole(number as number, big.bytes.subarray(from - START, from - START + WAL_SEGMENT_BYTES));
+    assert.ok(again.read(from, 100_000).equals(big.bytes.subarray(from - START, from - START + 100_000)));
     void again.close();
+    rmSync(join(dir, names[1] as string));
+    const left = open(dir);
+    left.leaveHole(number as number);
+    assert.equal(left.firstLsn, from + WAL_SEGMENT_BYTES);
+    assert.equal(left.holes.size, 0);
+    assert.ok(left.read(left.firstLsn, 1_000).equals(big.bytes.subarray(left.firstLsn - START, left.firstLsn - START + 1_000)));
+    void left.close();
     rmSync(dir, { recursive: true });
   });
 
@@ -262,7 +285,7 @@ describe('wal store', () => {
     void store.close();
   });
 
-  test('after a failed fdatasync nothing is written until it is opened again', () => {
+  test('after a failed fdatasync nothing is written until the segment was rebuilt from what had been durable', () => {
     const dir = newDir();
     let fail = false;
     const io: SegmentIo = {
@@ -279,8 +302,58 @@ describe('wal store', () => {
     assert.throws(() => store.sync(), /EIO/);
     fail = false;
     assert.equal(store.flushLsn, START + 5_000);
-    assert.throws(() => store.append(store.appendLsn, slice(START + 5_000, START + 6_000)), /restart this member/);
+    assert.throws(() => store.append(store.appendLsn, slice(START + 5_000, START + 6_000)), /rebuilt/);
+    fail = true;
+    assert.throws(() => store.heal(), { code: 'CORRUPT' });
+    assert.ok(store.broken);
+    fail = false;
+    store.heal();
+    assert.equal(store.broken, false);
+    assert.equal(store.flushLsn, START + 5_000);
+    expectBoundaries(store);
+    fill(store, START + 60_000, 3_000);
+    assert.deepEqual(readAll(store), slice(START, START + 60_000));
+    // In a segment that has no durable frame yet.
+    store.append(store.appendLsn, slice(store.appendLsn, store.appendLsn + 100));
     void store.close();
+    const again = open(dir);
+    assert.deepEqual(readAll(again), slice(START, START + 60_000));
+    expectBoundaries(again);
+    void again.close();
+  });
+
+  test('a failed fdatasync, a full disk or an abort in the first write of a segment: it still begins with its context', () => {
+    for (const how of ['abort', 'full', 'sync'] as const) {
+      const dir = newDir();
+      let fail = '';
+      const io: SegmentIo = {
+        write: (...args) => {
+          if (fail === 'full') throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' });
+          nodeIo.write(...args);
+        },
+        sync: (fd) => {
+          if (fail === 'sync') throw Object.assign(new Error('EIO: i/o error, fdatasync'), { code: 'EIO' });
+          nodeIo.sync(fd);
+        },
+      };
+      const store = open(dir, { io });
+      const edge = 3 * WAL_SEGMENT_BYTES;
+      fill(store, edge, 10_000);
+      // The first byte behind the edge makes the next segment.
+      store.append(lsn(edge), slice(edge, edge + 100));
+      fail = how;
+      if (how === 'abort') store.abort();
+      else assert.throws(() => store.sync());
+      fail = '';
+      store.heal();
+      fill(store, edge + 20_000, 6_000);
+      assert.deepEqual(readAll(store), slice(START, edge + 20_000));
+      void store.close();
+      const again = open(dir, { flushHint: lsn(edge + 20_000) });
+      assert.equal(again.damage, undefined, how);
+      assert.deepEqual(readAll(again), slice(START, edge + 20_000));
+      void again.close();
+    }
   });
 
   test('bytes that are not WAL are refused and leave no trace', () => {

@@ -8,11 +8,9 @@
  *  Invariants: flushLsn only covers bytes whose fdatasync returned; bytes are contiguous from firstLsn to flushLsn; after a failed append
  *  the store stands at flushLsn again with no trace of the failed bytes. After a failed fdatasync nothing more is written until the
  *  directory is opened again, because the kernel may have dropped the dirty pages. All methods but prepareNext are synchronous. */
-import { copyFileSync, mkdirSync, openSync, readFileSync, readdirSync, renameSync, unlinkSync } from 'node:fs';
-import { open as openAsync } from 'node:fs/promises';
-import { join } from 'node:path';
-import { LakebaseError, type Logger, errorMessage, silentLogger } from '@lakebase/base';
-import type { CipherProvider, ObjectKey } from '@lakebase/envelope';
+import { mkdirSync } from 'node:fs';
+import { LakebaseError, type Logger, errorMessage, failpointSync, silentLogger } from '@lakebase/base';
+import type { CipherProvider } from '@lakebase/envelope';
 import {
   type Lsn,
   type ProjectUid,
@@ -24,31 +22,14 @@ import {
   segmentNumber,
   walFileName,
 } from '@lakebase/ids';
-import { BOUNDARY_STATE_BYTES, RecordBoundary } from './record-boundary.ts';
-import {
-  FRAME_CONTEXT,
-  FRAME_DATA,
-  FRAME_HEADER_BYTES,
-  FRAME_PAYLOAD_MAX,
-  FRAME_TRUNCATE,
-  SEGMENT_HEADER_BYTES,
-  type SegmentHeader,
-  alignFrame,
-  encodeSegmentHeader,
-} from './segment-format.ts';
-import { SEGMENT_FILE_BYTES, SegmentFile, ZEROS, newSegmentHeader } from './segment-file.ts';
-import { type SegmentIo, ioError, isDiskFull, nodeIo, syncDirectory } from './segment-io.ts';
-import {
-  DAMAGED_SUFFIX,
-  QUARANTINE,
-  SEGMENT_NAME,
-  SegmentReferences,
-  isWithoutKey,
-  saltName,
-  storedSegments,
-} from './segment-references.ts';
+import { FrameStage } from './frame-stage.ts';
+import { RecordBoundary } from './record-boundary.ts';
+import { SegmentDir, isUnused, removeIfThere, writeTruncation } from './segment-dir.ts';
+import { SEGMENT_FILE_BYTES, type SegmentFile } from './segment-file.ts';
+import { type SegmentIo, ioError, isDiskFull, nodeIo } from './segment-io.ts';
+import { isWithoutKey, saltName, storedSegments } from './segment-references.ts';
 import { indexSegment, recoverSegment } from './segment-recovery.ts';
-import { lastNonZero } from './segment-scan.ts';
+import { buildSegment, rescueSegment } from './segment-repair.ts';
 import { WalRing } from './wal-ring.ts';
 
 export interface WalStoreOptions {
@@ -66,6 +47,8 @@ export interface WalStoreOptions {
   /** Recent WAL kept in memory for readers; 0 turns it off. */
   readonly ringBytes?: number;
   readonly io?: SegmentIo;
+  /** Asked before a segment file is begun; throws when the disk's budget does not allow it. */
+  readonly mayGrow?: () => void;
 }
 
 export interface Damage {
@@ -80,16 +63,18 @@ const PREPARE_AFTER = WAL_SEGMENT_BYTES / 4;
 const PREPARE_RETRY_MS = 1_000;
 /** Read handles kept on older segments. */
 const READ_HANDLES = 3;
-const CONTEXT_FRAME_BYTES = alignFrame(FRAME_HEADER_BYTES + BOUNDARY_STATE_BYTES);
+/** More missing segments in a row than this are not a few damaged files. */
+const HOLES_MAX = 64;
+/** A complete segment on disk: its WAL and some of frame headers. */
+const FULL_SEGMENT_BYTES = WAL_SEGMENT_BYTES + WAL_SEGMENT_BYTES / 64;
 
 export class WalStore {
   readonly dir: string;
   readonly #options: WalStoreOptions;
   readonly #io: SegmentIo;
   readonly #log: Logger;
-  readonly #ciphers: CipherProvider;
   readonly #ring: WalRing;
-  readonly #references: SegmentReferences;
+  readonly #files: SegmentDir;
 
   #current!: SegmentFile;
   #prepared: SegmentFile | undefined;
@@ -102,17 +87,14 @@ export class WalStore {
   #firstLsn = lsn(0);
   #adoptedFirstLsn = lsn(0);
   #damage: Damage | undefined;
+  readonly #holes = new Map<number, Damage>();
   #broken: string | undefined;
   #closed = false;
 
   /** Boundary state including what is appended but not yet durable, and as of flushLsn. */
   #boundary!: RecordBoundary;
   #durable!: RecordBoundary;
-  /** Bytes of the open frame in `#stage`, after its header. */
-  #stage = Buffer.allocUnsafe(0);
-  #stageBase = 0;
-  #framePayload = 0;
-  #frameLsn = 0;
+  readonly #stage = new FrameStage();
   #position = 0;
   #unsynced = false;
   #syncedOffset = 0;
@@ -123,8 +105,8 @@ export class WalStore {
     this.dir = options.dir;
     this.#io = options.io ?? nodeIo;
     this.#log = options.log ?? silentLogger;
-    this.#ciphers = options.ciphers;
-    this.#references = SegmentReferences.read(options.dir, this.#log);
+    const { dir, project, timeline, ciphers } = options;
+    this.#files = new SegmentDir({ dir, project, timeline, ciphers, io: this.#io, log: this.#log });
     this.#ring = new WalRing(options.ringBytes ?? 4 * 1024 * 1024);
   }
 
@@ -172,22 +154,21 @@ export class WalStore {
    *  everything since the last sync is dropped. `bytes` may be reused on return. */
   append(at: Lsn, bytes: Buffer): void {
     this.#checkUsable();
+    failpointSync('safekeeper.wal.before-write');
     if (at !== this.#position)
       throw new LakebaseError('CONFLICT', `WAL arrived at ${formatLsn(at)}, expected ${formatLsn(this.appendLsn)}`);
     try {
       if (!this.#unsynced) this.#clearAbandoned();
       for (let offset = 0; offset < bytes.length; ) {
         if (segmentNumber(this.#position) !== this.#current.header.segment) this.#roll();
-        const n = Math.min(
-          bytes.length - offset,
-          WAL_SEGMENT_BYTES - (this.#position % WAL_SEGMENT_BYTES),
-          FRAME_PAYLOAD_MAX - this.#framePayload,
-        );
+        const n = Math.min(bytes.length - offset, WAL_SEGMENT_BYTES - (this.#position % WAL_SEGMENT_BYTES), this.#stage.room);
         const piece = bytes.subarray(offset, offset + n);
         this.#boundary.push(piece, this.appendLsn);
-        this.#stageBytes(piece);
+        this.#stage.add(this.appendLsn, piece);
+        this.#ring.write(this.appendLsn, piece);
+        this.#position += n;
         offset += n;
-        if (this.#framePayload === FRAME_PAYLOAD_MAX) this.#writeFrame();
+        if (this.#stage.room === 0) this.#writeFrame();
       }
     } catch (error) {
       this.abort();
@@ -197,7 +178,7 @@ export class WalStore {
 
   /** Makes everything appended durable and returns the flush LSN. Throws like {@link append}. */
   sync(): Lsn {
-    if (this.#framePayload === 0 && !this.#unsynced) return this.flushLsn;
+    if (this.#stage.payload === 0 && !this.#unsynced) return this.flushLsn;
     this.#checkUsable();
     try {
       this.#syncAppended();
@@ -217,8 +198,7 @@ export class WalStore {
 
   /** Drops what was appended since the last sync. */
   abort(): void {
-    this.#stageBase = 0;
-    this.#framePayload = 0;
+    this.#stage.drop();
     this.#unsynced = false;
     this.#position = this.#durable.position;
     this.#boundary.restore(this.#durable);
@@ -229,12 +209,13 @@ export class WalStore {
     current.sequence = this.#syncedSequence;
     current.batchStart = this.#syncedSequence;
     current.newEpoch();
-    if (this.#broken === undefined) {
-      try {
-        this.#clearAbandoned();
-      } catch {
-        // Tried again before the next append.
-      }
+    if (this.#broken !== undefined) return;
+    // A segment that has no frame yet must begin with its context.
+    if (this.#syncedSequence === 0) this.#stage.addContext(current, this.#boundary);
+    try {
+      this.#clearAbandoned();
+    } catch {
+      // Tried again before the next append.
     }
   }
 
@@ -244,40 +225,20 @@ export class WalStore {
     if (current.attempted > current.offset) current.clear(current.offset, current.attempted);
   }
 
-  #stageBytes(piece: Buffer): void {
-    if (this.#framePayload === 0) this.#frameLsn = this.#position;
-    const need = this.#stageBase + FRAME_HEADER_BYTES + this.#framePayload + piece.length;
-    if (need + 8 > this.#stage.length) {
-      const grown = Buffer.allocUnsafeSlow(Math.min(Math.max(need + 8, 2 * this.#stage.length, 32 * 1024), need + 8 + FRAME_PAYLOAD_MAX));
-      this.#stage.copy(grown, 0, 0, this.#stageBase + FRAME_HEADER_BYTES + this.#framePayload);
-      this.#stage = grown;
-    }
-    piece.copy(this.#stage, this.#stageBase + FRAME_HEADER_BYTES + this.#framePayload);
-    this.#framePayload += piece.length;
-    this.#ring.write(this.appendLsn, piece);
-    this.#position += piece.length;
-  }
-
-  /** Seals and writes the open frame, and a context frame staged before it. */
   #writeFrame(): void {
-    if (this.#framePayload === 0) return;
-    const current = this.#current;
-    const frameOffset = current.offset + this.#stageBase;
-    const size = current.seal(this.#stage, this.#stageBase, FRAME_DATA, this.#frameLsn as Lsn, this.#framePayload);
+    if (this.#stage.payload === 0) return;
     this.#unsynced = true;
-    const length = this.#stageBase + size;
-    current.write(this.#stage, length);
-    current.addToIndex(this.#frameLsn as Lsn, frameOffset);
-    this.#stageBase = 0;
-    this.#framePayload = 0;
+    this.#stage.write(this.#current);
   }
 
   #syncAppended(): void {
     this.#writeFrame();
     try {
+      failpointSync('safekeeper.wal.before-sync');
       this.#current.sync();
     } catch (error) {
-      this.#broken = `${this.#current.path}: fdatasync failed: ${errorMessage(error)}; restart this member`;
+      // Final for this file: the kernel may have dropped what it could not write, and will not say so again.
+      this.#broken = `${this.#current.path}: fdatasync failed: ${errorMessage(error)}; the segment is rebuilt from what was durable before`;
       throw error;
     }
     this.#unsynced = false;
@@ -289,40 +250,22 @@ export class WalStore {
 
   /** Moves on to the next segment; the current one is complete and gets synced first. */
   #roll(): void {
-    if (this.#framePayload > 0 || this.#unsynced) this.#syncAppended();
+    if (this.#stage.payload > 0 || this.#unsynced) this.#syncAppended();
     const number = segmentNumber(this.#position);
     const full = this.#current;
     let next = this.#prepared;
     this.#prepared = undefined;
     if (next === undefined || next.header.segment !== number) {
       next?.close();
-      next = this.#createSegment(number);
+      this.#options.mayGrow?.();
+      next = this.#files.create(number);
     }
     full.shrink();
     this.#keepReader(full);
     this.#current = next;
     this.#syncedOffset = next.offset;
     this.#syncedSequence = 0;
-    this.#stageContext();
-  }
-
-  #stageContext(): void {
-    if (this.#stage.length < CONTEXT_FRAME_BYTES) this.#stage = Buffer.allocUnsafeSlow(32 * 1024);
-    const state = this.#boundary.serialize();
-    state.copy(this.#stage, FRAME_HEADER_BYTES);
-    this.#stageBase = this.#current.seal(this.#stage, 0, FRAME_CONTEXT, this.#boundary.position, state.length);
-  }
-
-  #path(number: number): string {
-    return join(this.dir, walFileName(number));
-  }
-
-  #createSegment(number: number): SegmentFile {
-    const path = this.#path(number);
-    removeIfThere(path);
-    const key = this.#ciphers.create();
-    const header = newSegmentHeader(this.#options.project, this.#options.timeline, number, key);
-    return SegmentFile.create(this.dir, path, header, key, this.#io);
+    this.#stage.addContext(next, this.#boundary);
   }
 
   /** Writes the next segment's header and zeros in the background. Never rejects: without it the appender makes a small file itself. */
@@ -334,28 +277,15 @@ export class WalStore {
   }
 
   async #prepare(number: number): Promise<void> {
-    const path = this.#path(number);
-    const temporary = `${path}.tmp`;
     try {
-      const key = this.#ciphers.create();
-      const header = newSegmentHeader(this.#options.project, this.#options.timeline, number, key);
-      const handle = await openAsync(temporary, 'w', 0o600);
-      try {
-        for (let at = 0; at < SEGMENT_FILE_BYTES && !this.#closed; at += ZEROS.length)
-          await handle.write(ZEROS, 0, Math.min(ZEROS.length, SEGMENT_FILE_BYTES - at), at);
-        await handle.write(encodeSegmentHeader(header), 0, SEGMENT_HEADER_BYTES, 0);
-        await handle.sync();
-      } finally {
-        await handle.close();
-      }
-      // A roll or a truncation may have changed which segment is next; from here to the end is one turn.
-      if (this.#closed || this.#current.header.segment + 1 !== number) return removeIfThere(temporary);
-      renameSync(temporary, path);
-      syncDirectory(this.dir);
-      this.#prepared = new SegmentFile(path, openSync(path, 'r+'), header, key, this.#io);
+      this.#options.mayGrow?.();
+      const wanted = (): boolean => !this.#closed && this.#current.header.segment + 1 === number;
+      const file = await this.#files.prepare(number, wanted);
+      if (wanted()) this.#prepared = file;
+      else file?.close();
     } catch (error) {
-      removeIfThere(temporary);
       this.#prepareAgainAt = performance.now() + PREPARE_RETRY_MS;
+      const path = this.#files.path(number);
       this.#log.warn({ path, err: errorMessage(error), diskFull: isDiskFull(error) }, 'cannot prepare the next WAL segment');
     }
   }
@@ -376,17 +306,18 @@ export class WalStore {
     const last = this.#current.header.segment;
     this.#dropPrepared();
     this.#closeReaders();
+    for (const hole of this.#holes.keys()) if (hole > target) this.#holes.delete(hole);
     if (target < last) {
       this.#current.close();
-      for (let n = last; n > target; n--) removeIfThere(this.#path(n));
-      syncDirectory(this.dir);
+      for (let n = last; n > target; n--) this.#files.remove(n);
+      this.#files.sync();
       this.#adopt(target);
     }
     if (at < this.flushLsn) {
       try {
         writeTruncation(this.#current, at);
       } catch (error) {
-        this.#broken = `${this.#current.path}: ${errorMessage(error)}; restart this member`;
+        this.#broken = `${this.#current.path}: ${errorMessage(error)}; the segment is rebuilt from what was durable before`;
         throw ioError(error, this.#current.path, 'cannot truncate');
       }
       this.#current.close();
@@ -408,13 +339,16 @@ export class WalStore {
     const recent = this.#ring.read(from, max, end);
     if (recent !== undefined) return recent;
     const number = segmentNumber(from);
+    const hole = this.#holes.get(number);
+    if (hole !== undefined) throw new LakebaseError('CORRUPT', `${hole.path}: ${hole.message}`);
     try {
       return this.#reader(number).read(from, max, Math.min(end, (number + 1) * WAL_SEGMENT_BYTES));
     } catch (error) {
       if (isWithoutKey(error)) throw error;
-      const damage = { path: this.#path(number), lsn: from, message: errorMessage(error) };
-      this.#damage ??= damage;
+      const damage = { path: this.#files.path(number), lsn: from, message: errorMessage(error) };
       this.#log.error({ ...damage, lsn: formatLsn(from) }, 'WAL on disk is damaged');
+      if (number < this.#current.header.segment) this.#holes.set(number, damage);
+      else this.#damage ??= damage;
       throw ioError(error, damage.path, 'cannot read');
     }
   }
@@ -423,7 +357,7 @@ export class WalStore {
     if (number === this.#current.header.segment) return this.#current;
     const open = this.#readers.get(number);
     if (open !== undefined) return open;
-    const file = this.#openSegment(number);
+    const file = this.#files.open(number);
     const { scan } = indexSegment(file, number);
     if (scan.damage !== undefined || scan.endLsn !== (number + 1) * WAL_SEGMENT_BYTES) {
       file.close();
@@ -475,14 +409,132 @@ export class WalStore {
   trim(before: Lsn): void {
     let removed = 0;
     while (this.#firstSegment < this.#current.header.segment && (this.#firstSegment + 1) * WAL_SEGMENT_BYTES <= before) {
-      this.#readers.get(this.#firstSegment)?.close();
-      this.#readers.delete(this.#firstSegment);
-      removeIfThere(this.#path(this.#firstSegment));
-      this.#firstSegment++;
-      this.#firstLsn = lsn(this.#firstSegment * WAL_SEGMENT_BYTES);
+      failpointSync('safekeeper.trim.before-unlink');
+      this.#files.remove(this.#firstSegment);
+      this.#passFirst();
       removed++;
     }
-    if (removed > 0) syncDirectory(this.dir);
+    if (removed > 0) this.#files.sync();
+  }
+
+  /** The first segment's file is not this store's any more. */
+  #passFirst(): void {
+    this.#readers.get(this.#firstSegment)?.close();
+    this.#readers.delete(this.#firstSegment);
+    this.#holes.delete(this.#firstSegment);
+    this.#firstSegment++;
+    this.#firstLsn = lsn(this.#firstSegment * WAL_SEGMENT_BYTES);
+  }
+
+  /** Segments before the last that failed their checks: WAL goes on, but none of theirs is served until they are {@link replaceHole}d or
+   *  {@link leaveHole}d. */
+  get holes(): ReadonlyMap<number, Damage> {
+    return this.#holes;
+  }
+
+  /** The WAL of a hole and before it is elsewhere: the store begins behind it. The file is kept aside. */
+  leaveHole(number: number): void {
+    if (!this.#holes.has(number)) return;
+    while (this.#firstSegment < number) {
+      this.#files.remove(this.#firstSegment);
+      this.#passFirst();
+    }
+    this.#files.setAside(number);
+    this.#passFirst();
+    this.#files.sync();
+  }
+
+  /** First byte of WAL that a replacement of the hole needs. */
+  holeStart(number: number): Lsn {
+    return lsn(number === this.#firstSegment ? this.#firstLsn : number * WAL_SEGMENT_BYTES);
+  }
+
+  /** Writes the segment anew from `bytes`, all of its WAL as somebody else has it. Throws CORRUPT when they do not fit what is around them. */
+  replaceHole(number: number, bytes: Buffer): void {
+    if (!this.#holes.has(number)) return;
+    const start = this.holeStart(number);
+    const boundary = this.#boundaryAt(number, start);
+    const path = `${this.#files.path(number)}.tmp`;
+    const next = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
+    try {
+      buildSegment(this.#files.create(number, path), boundary, bytes, next.context());
+    } catch (error) {
+      removeIfThere(path);
+      throw error;
+    } finally {
+      if (next !== this.#current) next.close();
+    }
+    this.#readers.get(number)?.close();
+    this.#readers.delete(number);
+    this.#files.setAside(number);
+    this.#files.rename(path, number);
+    this.#holes.delete(number);
+    this.#log.info({ path: this.#files.path(number) }, 'a damaged WAL segment was written anew');
+  }
+
+  /** Record boundaries where a segment begins: its own word, or that of the segment before, or the timeline's start. */
+  #boundaryAt(number: number, start: Lsn): RecordBoundary {
+    const { startLsn, prevRecordLsn } = this.#options;
+    try {
+      const file = this.#files.open(number);
+      try {
+        return file.context();
+      } finally {
+        file.close();
+      }
+    } catch (error) {
+      if (isWithoutKey(error)) throw error;
+    }
+    if (start === startLsn) return new RecordBoundary(startLsn, prevRecordLsn);
+    if (number > this.#firstSegment && !this.#holes.has(number - 1)) {
+      const before = this.#files.open(number - 1);
+      try {
+        const { state } = recoverSegment(before, number - 1);
+        if (state?.endLsn === start) return state.boundary;
+      } finally {
+        before.close();
+      }
+    }
+    throw new LakebaseError('UNAVAILABLE', `it is not known where records begin in ${this.#files.path(number)}`);
+  }
+
+  /** After a failed fdatasync ({@link broken}): the current segment's durable part is written to a new file, whose pages the kernel has no opinion of,
+   *  and WAL goes on there. Throws when that fails too; may be called again. */
+  heal(): void {
+    if (this.#broken === undefined || this.#closed) return;
+    const number = this.#current.header.segment;
+    const expected = this.flushLsn;
+    const path = this.#files.path(number);
+    try {
+      if (this.#syncedSequence === 0) {
+        this.#current.close();
+        this.#current = this.#files.create(number);
+        this.#stage.drop();
+        this.#syncedOffset = this.#current.offset;
+      } else {
+        rescueSegment(path, `${path}.tmp`, this.#syncedOffset, this.#io);
+        this.#files.rename(`${path}.tmp`, number);
+        this.#current.close();
+        this.#adopt(number);
+      }
+    } catch (error) {
+      throw ioError(error, path, 'cannot rebuild');
+    }
+    this.#broken = undefined;
+    this.abort();
+    if (this.flushLsn !== expected)
+      this.#damage = {
+        path,
+        lsn: this.flushLsn,
+        message: `WAL ends at ${formatLsn(this.flushLsn)}, but ${formatLsn(expected)} had been durable`,
+      };
+    this.#log.warn({ path, flushLsn: formatLsn(this.flushLsn) }, 'the WAL segment was rebuilt after a failed fdatasync');
+  }
+
+  /** Disk used, to a few percent. */
+  get diskBytes(): number {
+    const full = this.#current.header.segment - this.#firstSegment;
+    return full * FULL_SEGMENT_BYTES + this.#current.allocated + (this.#prepared === undefined ? 0 : SEGMENT_FILE_BYTES);
   }
 
   /** Gives up everything at or beyond the damage, so that it can be appended again from a peer. */
@@ -490,17 +542,9 @@ export class WalStore {
     if (this.#damage === undefined) return;
     const keep = this.#damage.lsn;
     // What is cut off is kept aside for a person; nothing reads it again.
-    const quarantine = join(this.dir, QUARANTINE);
-    mkdirSync(quarantine, { recursive: true });
     this.#closeAll();
     this.#ring.release();
-    for (const name of readdirSync(this.dir)) {
-      const path = join(this.dir, name);
-      if (name.endsWith(DAMAGED_SUFFIX)) renameSync(path, join(quarantine, name));
-      else if (SEGMENT_NAME.test(name) && segmentOfName(name) * WAL_SEGMENT_BYTES >= keep) renameSync(path, join(quarantine, name));
-      else if (SEGMENT_NAME.test(name) && segmentOfName(name) === segmentNumber(keep)) copyFileSync(path, join(quarantine, name));
-    }
-    syncDirectory(this.dir);
+    this.#files.setAsideFrom(keep);
     this.#damage = undefined;
     this.#broken = undefined;
     this.#recover(true);
@@ -509,8 +553,7 @@ export class WalStore {
   /** Throws everything away and begins at `at` with the record before it at `lastRecordLsn`. */
   restartAt(at: Lsn, lastRecordLsn: Lsn): void {
     this.#closeAll();
-    for (const name of readdirSync(this.dir)) if (SEGMENT_NAME.test(name)) removeIfThere(join(this.dir, name));
-    syncDirectory(this.dir);
+    this.#files.removeAll();
     this.#damage = undefined;
     this.#broken = undefined;
     this.#ring.release();
@@ -525,24 +568,24 @@ export class WalStore {
   ): Promise<number> {
     // A segment that is being prepared got its key before; afterwards it has a name.
     await this.#preparing;
-    const old = storedSegments(this.dir, this.#references).filter((s) => s.reference.length > 0 && isOld(s.reference));
+    const old = storedSegments(this.dir, this.#files.references).filter((s) => s.reference.length > 0 && isOld(s.reference));
     if (old.length === 0) return 0;
     const fresh = await rewrap(old.map((s) => s.reference));
     if (this.#closed) throw new LakebaseError('CLOSED', 'the WAL store is closed');
-    this.#references.replace(new Map(old.map((s, i) => [saltName(s.header), fresh[i] as Buffer])));
+    this.#files.references.replace(new Map(old.map((s, i) => [saltName(s.header), fresh[i] as Buffer])));
     return old.length;
   }
 
   /** Gives back the memory of an idle timeline. */
   releaseMemory(): void {
-    if (this.#framePayload > 0 || this.#stageBase > 0) return;
+    if (!this.#stage.empty) return;
     this.#ring.release();
-    this.#stage = Buffer.allocUnsafe(0);
+    this.#stage.release();
   }
 
   /** {@link close}, and nothing of the WAL stays in this process's buffers. */
   wipe(): Promise<void> {
-    this.#stage.fill(0);
+    this.#stage.wipe();
     this.#ring.wipe();
     return this.close();
   }
@@ -573,25 +616,20 @@ export class WalStore {
   #begin(at: Lsn, lastRecordLsn: Lsn): void {
     this.#boundary = new RecordBoundary(at, lastRecordLsn);
     this.#durable = this.#boundary.clone();
-    this.#current = this.#createSegment(segmentNumber(at));
     this.#firstSegment = segmentNumber(at);
     this.#firstLsn = at;
     this.#position = at;
-    this.#framePayload = 0;
-    this.#stageContext();
-    this.#current.write(this.#stage, this.#stageBase);
-    this.#stageBase = 0;
+    this.#holes.clear();
+    this.#stage.drop();
+    this.#current = this.#files.create(segmentNumber(at));
+    this.#syncedOffset = this.#current.offset;
+    this.#syncedSequence = 0;
+    this.#stage.addContext(this.#current, this.#boundary);
+    this.#stage.write(this.#current);
     this.#current.sync();
     this.#current.attempted = this.#current.offset;
     this.#syncedOffset = this.#current.offset;
     this.#syncedSequence = this.#current.sequence;
-  }
-
-  #segments(): number[] {
-    return readdirSync(this.dir)
-      .filter((name) => SEGMENT_NAME.test(name))
-      .map(segmentOfName)
-      .sort((a, b) => a - b);
   }
 
   /** Finds the end of WAL. With `repair`, what is damaged is cut off instead of reported. */
@@ -601,16 +639,14 @@ export class WalStore {
     const note = (path: string, at: number, message: string): void => {
       damage = { path, lsn: lsn(at), message };
     };
-    for (const name of readdirSync(this.dir)) {
-      if (name.endsWith('.tmp')) removeIfThere(join(this.dir, name));
-      if (name.endsWith(DAMAGED_SUFFIX)) note(join(this.dir, name), startLsn, 'this WAL segment was found damaged earlier');
-    }
-    const segments = this.#segments();
+    this.#holes.clear();
+    for (const path of this.#files.sweep()) note(path, startLsn, 'this WAL segment was found damaged earlier');
+    const segments = this.#files.numbers();
     // From the newest down: files without a frame were only prepared; the first with frames is where WAL ends.
     let last = segments.length - 1;
     for (; last >= 0; last--) {
       const number = segments[last] as number;
-      const path = this.#path(number);
+      const path = this.#files.path(number);
       try {
         const found = this.#adopt(number, repair);
         if (found === undefined) {
@@ -627,7 +663,7 @@ export class WalStore {
     }
     if (last < 0) {
       // Keep what cannot be read for a person to look at; its name keeps this member from voting.
-      for (const number of this.#segments()) renameSync(this.#path(number), this.#path(number) + DAMAGED_SUFFIX);
+      this.#files.markAllDamaged();
       this.#begin(startLsn, prevRecordLsn);
       if (!repair && damage === undefined && flushHint !== undefined && flushHint > startLsn)
         note(this.dir, startLsn, `no WAL file is there, but WAL up to ${formatLsn(flushHint)} had been durable`);
@@ -636,8 +672,12 @@ export class WalStore {
       for (let i = 1; i <= last; i++) {
         if ((segments[i] as number) === (segments[i - 1] as number) + 1) continue;
         const hole = (segments[i - 1] as number) + 1;
-        note(this.#path(hole), hole * WAL_SEGMENT_BYTES, 'this WAL segment is missing');
-        break;
+        if ((segments[i] as number) - hole > HOLES_MAX || repair) {
+          note(this.#files.path(hole), hole * WAL_SEGMENT_BYTES, 'this WAL segment is missing');
+          break;
+        }
+        for (let n = hole; n < (segments[i] as number); n++)
+          this.#holes.set(n, { path: this.#files.path(n), lsn: lsn(n * WAL_SEGMENT_BYTES), message: 'this WAL segment is missing' });
       }
       this.#firstLsn = lsn(Math.max(this.#firstSegment * WAL_SEGMENT_BYTES, segmentNumber(startLsn) === this.#firstSegment ? startLsn : 0));
       // A member that was re-copied may begin in the middle of a segment: its context frame says where.
@@ -651,7 +691,7 @@ export class WalStore {
 
   #contextLsn(number: number): Lsn | undefined {
     try {
-      const file = this.#openSegment(number);
+      const file = this.#files.open(number);
       try {
         return file.context().position;
       } finally {
@@ -663,19 +703,10 @@ export class WalStore {
     }
   }
 
-  #openSegment(number: number): SegmentFile {
-    const { project, timeline } = this.#options;
-    return SegmentFile.open(this.#path(number), project, timeline, number, (header) => this.#keyOf(header), this.#io);
-  }
-
-  #keyOf(header: SegmentHeader): ObjectKey {
-    return this.#ciphers.restore(header.algorithm, this.#references.of(header));
-  }
-
   /** Makes segment `number` the current one, from its file. undefined when it is prepared but unused. Throws CORRUPT. */
   #adopt(number: number, repair = false): { damage: string | undefined } | undefined {
-    if (isUnused(this.#path(number))) return undefined;
-    const file = this.#openSegment(number);
+    if (isUnused(this.#files.path(number))) return undefined;
+    const file = this.#files.open(number);
     try {
       const { scan, state } = recoverSegment(file, number);
       if (state === undefined) throw new LakebaseError('CORRUPT', `${file.path}: ${scan.damage ?? 'its first frame is damaged'}`);
@@ -691,41 +722,12 @@ export class WalStore {
       this.#position = state.endLsn;
       this.#syncedOffset = file.offset;
       this.#syncedSequence = file.sequence;
-      this.#stageBase = 0;
-      this.#framePayload = 0;
+      this.#stage.drop();
       this.#unsynced = false;
       return { damage: repair ? undefined : state.damage };
     } catch (error) {
       file.close();
       throw error;
     }
-  }
-}
-
-/** Seals, writes and syncs a TRUNCATE frame. */
-function writeTruncation(file: SegmentFile, at: Lsn): void {
-  const frame = Buffer.alloc(FRAME_HEADER_BYTES);
-  file.write(frame, file.seal(frame, 0, FRAME_TRUNCATE, at, 0));
-  file.sync();
-  file.attempted = file.offset;
-  file.cutIndex(at);
-}
-
-/** True when nothing was ever appended: frames follow a durable header, so only zeros behind it mean that there were none. */
-function isUnused(path: string): boolean {
-  const file = readFileSync(path);
-  return lastNonZero(file, Math.min(SEGMENT_HEADER_BYTES, file.length)) <= SEGMENT_HEADER_BYTES;
-}
-
-/** Inverse of walFileName. */
-function segmentOfName(name: string): number {
-  return Number.parseInt(name.slice(8, 16), 16) * (0x1_0000_0000 / WAL_SEGMENT_BYTES) + Number.parseInt(name.slice(16, 24), 16);
-}
-
-function removeIfThere(path: string): void {
-  try {
-    unlinkSync(path);
-  } catch (error) {
-    if ((error as { code?: unknown }).code !== 'ENOENT') throw error;
   }
 }
