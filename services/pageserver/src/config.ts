@@ -32,6 +32,8 @@ export const configSchema = Type.Object(
     validateMs: Type.Integer({ default: 5_000, minimum: 10 }),
     /** With less free space than this no WAL is ingested; with less than twice this, layers that are in the object store too leave the disk. */
     diskReserveBytes: Type.Integer({ default: 256 * MIB, minimum: 0 }),
+    /** Old objects are encrypted anew at this rate at most, when that is asked for. */
+    reEncryptBytesPerSecond: Type.Integer({ default: 32 * MIB, minimum: 1024 }),
     /** A timeline that nobody has used for this long leaves memory. */
     detachAfterMs: Type.Integer({ default: 300_000, minimum: 10 }),
     /** Size at which merged and image layer files are cut. */

@@ -16,7 +16,7 @@ import {
 } from '@lakebase/api';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { FrameCache, type LayerCache, sealObject, syncDirectory } from '@lakebase/layers';
-import { KeyRotation, type ServiceKeys } from '@lakebase/service-kit';
+import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys } from '@lakebase/service-kit';
 import { type AttachContext, attachLocal, detach, fetchTimeline, hasIndex, readIdleNote, writeIdleNote } from './attachment.ts';
 import { BOOT_OBJECT_MAGIC, SUSPEND_OBJECT_MAGIC, buildStartBundle } from './bundle.ts';
 import { BundleCache } from './bundle-cache.ts';
@@ -27,6 +27,7 @@ import { forgetLockedProject } from './locked-memory.ts';
 import { openLayerCache } from './local-cache.ts';
 import { CacheBudget } from './page-cache.ts';
 import { removeObjects } from './remote-removal.ts';
+import { reEncrypt } from './re-encryption.ts';
 import { type TimelineFiles, ensureDirectory } from './storage.ts';
 import { TEMPLATE_ID } from './template.ts';
 import { Templates } from './templates.ts';
@@ -53,6 +54,7 @@ export class TimelineStore {
   readonly #timelines = new Map<string, Entry>();
   readonly #keys: ServiceKeys;
   readonly #rotation: KeyRotation;
+  readonly #reEncryption: KeyReEncryption;
   readonly #root: string;
   /** Under way, by project: their keys may be of any version until they are done. */
   readonly #creations = new Map<string, Set<Promise<unknown>>>();
@@ -65,6 +67,12 @@ export class TimelineStore {
   constructor(config: PageserverConfig, secret: string, log: Logger, keys: ServiceKeys, remote?: UploadTarget) {
     this.#keys = keys;
     this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
+    this.#reEncryption = new KeyReEncryption({
+      source: keys.source,
+      report: keys.reportReEncryption,
+      log,
+      run: (project, below, progress, signal) => this.#reEncrypt(project as ProjectUid, below, progress, signal),
+    });
     keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
     this.#config = config;
     this.#log = log;
@@ -120,6 +128,7 @@ export class TimelineStore {
     await Promise.all(Array.from({ length: ATTACHED_AT_ONCE }, attachSome));
     this.#context.disk.start();
     this.#rotation.start();
+    this.#reEncryption.start();
     this.#sweeper = setInterval(() => this.#sweep(), Math.min(10_000, this.#config.detachAfterMs));
     this.#sweeper.unref();
   }
@@ -128,6 +137,7 @@ export class TimelineStore {
     this.#closed = true;
     clearInterval(this.#sweeper);
     this.#context.disk.stop();
+    await this.#reEncryption.close();
     await this.#rotation.close();
     await this.remote?.generations.stop();
     const attached = [...this.#timelines.values()].filter(isAttached);
@@ -528,6 +538,27 @@ export class TimelineStore {
       await uploader?.rewrapped(kekVersion);
     }
     return references;
+  }
+
+  /** Every object of the project whose data key was made under a KEK older than `below`, here and in the store. */
+  async #reEncrypt(
+    project: ProjectUid,
+    below: number,
+    progress: (count: ReEncryptionCount) => void,
+    signal: AbortSignal,
+  ): Promise<ReEncryptionCount> {
+    await Promise.allSettled([...(this.#creations.get(project) ?? [])]);
+    let sum: ReEncryptionCount = { done: 0, total: 0, bytes: 0 };
+    for (const timeline of await this.#allTimelines(project)) {
+      const { timeline: t, uploader } = await this.#use(project, timeline);
+      const before = sum;
+      const add = (c: ReEncryptionCount): ReEncryptionCount =>
+        (sum = { done: before.done + c.done, total: before.done + c.total, bytes: before.bytes + c.bytes });
+      const bytesPerSecond = this.#config.reEncryptBytesPerSecond;
+      add(await reEncrypt([t.storage], { below, bytesPerSecond, progress: (c) => progress(add(c)), signal }));
+      await uploader?.flush();
+    }
+    return sum;
   }
 
   /** Also those that are not on this disk: what is not known here would lose its key. */
