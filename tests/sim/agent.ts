@@ -1,15 +1,25 @@
 /** A simulated compute host: campaigns with the real Election class, then plays Postgres. The compute writes records in its term, sends
- *  byte ranges to whoever replicates from it, and tells its client that a commit is durable once two members report a flush beyond it.
+ *  byte ranges to whoever replicates from it, and tells its client that a commit is durable once the members that `synchronous_standby_names` asks for
+ *  report a flush beyond it. When a member says that there is a newer configuration, all streams end before it counts by that one.
  *
  *  One agent reuses its address for all its computes, so messages of an old compute's connections reach a newer one, as a reused port would. */
 import type { Lsn, Term } from '@lakebase/ids';
-import { Election, type ElectionAction, planCandidacy } from '@lakebase/wal-quorum';
+import {
+  type Configuration,
+  Election,
+  type ElectionAction,
+  type StandbyRule,
+  majorityOf,
+  planCandidacy,
+  standbyRules,
+  votersOf,
+} from '@lakebase/wal-quorum';
 import type { Leader } from './checker.ts';
 import { type SimRecord, countUpTo, overlapping } from './log.ts';
 import type { Message, Process } from './messages.ts';
-import { MEMBERS, type World } from './world.ts';
+import { FIRST_CONFIGURATION, NODES, type World, nodeOf } from './world.ts';
 
-/** A candidacy is given up after this long: rebuilt members rely on it (docs/protocols/election.md, Damaged). */
+/** A candidacy is given up after this long: members do not wait for it. */
 export const ELECTION_MS_MAX = 500;
 const STATUS_WAIT_MS = 25;
 
@@ -25,6 +35,8 @@ interface Session {
   sent: number;
 }
 interface Compute {
+  configuration: Configuration;
+  rule: StandbyRule;
   readonly term: number;
   readonly startLsn: number;
   /** The leader's log, shared with the checker. */
@@ -44,6 +56,8 @@ export class Agent implements Process {
   #life = 0;
   #highestTerm = 0;
   #persistent = false;
+  /** The newest it has heard of; what it campaigns by. */
+  #configuration: Configuration = FIRST_CONFIGURATION;
 
   constructor(id: string, world: World) {
     this.id = id;
@@ -63,6 +77,9 @@ export class Agent implements Process {
   get startLsn(): number {
     return this.#compute?.startLsn ?? 0;
   }
+  get generation(): number {
+    return this.#compute?.configuration.generation ?? 0;
+  }
   get acknowledged(): number {
     return this.#compute?.acknowledged ?? 0;
   }
@@ -81,7 +98,9 @@ export class Agent implements Process {
     this.#persistent = persistent;
     const candidacy: Candidacy = { attempt: this.#world.id(), statuses: new Map(), logs: new Map(), election: null };
     this.#candidacy = candidacy;
-    for (const to of MEMBERS) this.#send(to, { kind: 'statusRequest', attempt: candidacy.attempt });
+    // The compute host asks the Manager, which may be away; then it goes by what it knows.
+    this.#send('register', { kind: 'registerRead' });
+    for (const to of NODES) this.#send(to, { kind: 'statusRequest', attempt: candidacy.attempt });
     this.#after(STATUS_WAIT_MS, () => this.#askForVotes(candidacy));
     this.#after(ELECTION_MS_MAX, () => {
       if (this.#candidacy === candidacy && this.#compute === null) this.#lost();
@@ -96,20 +115,23 @@ export class Agent implements Process {
 
   #askForVotes(candidacy: Candidacy): void {
     if (this.#candidacy !== candidacy || candidacy.election !== null) return;
-    const plan = planCandidacy(MEMBERS, candidacy.statuses);
+    const configuration = this.#configuration;
+    const plan = planCandidacy(votersOf(configuration), candidacy.statuses);
     const term = Math.max(plan.term, this.#highestTerm + 1) as Term;
-    candidacy.election = new Election({ members: MEMBERS, term, commitFloor: plan.commitFloor });
-    for (const to of MEMBERS) this.#send(to, { kind: 'voteRequest', attempt: candidacy.attempt, term });
+    candidacy.election = new Election({ configuration, term, commitFloor: plan.commitFloor });
+    for (const to of votersOf(configuration))
+      this.#send(nodeOf(to), { kind: 'voteRequest', attempt: candidacy.attempt, term, configuration });
   }
 
   #act(candidacy: Candidacy, actions: readonly ElectionAction[]): void {
     for (const action of actions) {
       if (action.kind === 'elected') {
         this.#registerLeader(candidacy, action.request.donor, action.request.termStartLsn, action.request.term);
-        this.#send(action.to, { kind: 'elected', attempt: candidacy.attempt, request: action.request });
+        this.#send(nodeOf(action.to), { kind: 'elected', attempt: candidacy.attempt, request: action.request });
       } else if (action.kind === 'won') this.#startCompute(candidacy, action.result.term, action.result.startLsn);
       else if (action.kind === 'lost' || (this.#persistent && this.#world.random.chance(0.1))) {
         this.#highestTerm = Math.max(this.#highestTerm, action.highestTerm);
+        if (action.kind === 'lost') this.#heardOf(action.configuration);
         return this.#lost();
       }
     }
@@ -131,12 +153,12 @@ export class Agent implements Process {
     this.#after(40, () => {
       const { election } = candidacy;
       if (this.#candidacy !== candidacy || election === null) return;
-      for (const member of MEMBERS) {
+      for (const member of votersOf(election.configuration)) {
         for (const action of election.retry(member)) {
-          if (action.kind === 'elected') this.#send(member, { kind: 'elected', attempt: candidacy.attempt, request: action.request });
+          if (action.kind === 'elected')
+            this.#send(nodeOf(member), { kind: 'elected', attempt: candidacy.attempt, request: action.request });
         }
       }
-      if (this.#compute !== null) for (const to of election.adopted) this.#send(to, { kind: 'subscribe', term: election.term });
       this.#retry(candidacy);
     });
   }
@@ -145,10 +167,52 @@ export class Agent implements Process {
 
   #startCompute(candidacy: Candidacy, term: number, startLsn: number): void {
     const leader = this.#world.checker.leaders.get(term) as Leader;
-    this.#compute = { term, startLsn, log: leader.log, end: startLsn, acknowledged: startLsn, reports: new Map(), sessions: new Map() };
-    for (const to of candidacy.election?.adopted ?? []) this.#send(to, { kind: 'subscribe', term });
+    const { configuration } = candidacy.election as Election;
+    const rule = this.#world.random.pick(standbyRules(configuration));
+    this.#compute = {
+      configuration,
+      rule,
+      term,
+      startLsn,
+      log: leader.log,
+      end: startLsn,
+      acknowledged: startLsn,
+      reports: new Map(),
+      sessions: new Map(),
+    };
+    this.#poll(this.#compute);
     this.#write(this.#compute);
     this.#work(this.#compute);
+  }
+
+  #poll(compute: Compute): void {
+    if (this.#compute !== compute) return;
+    this.#subscribe(compute);
+    const complete = votersOf(compute.configuration).every((id) => compute.sessions.has(id));
+    this.#after(complete ? this.#world.pollMs : 40, () => this.#poll(compute));
+  }
+
+  /** Every member is told again and again; one that missed `elected` is pointed at one that did not. */
+  #subscribe({ configuration, term, sessions }: Compute): void {
+    for (const member of votersOf(configuration)) {
+      this.#send(nodeOf(member), { kind: 'subscribe', term, configuration });
+      if (sessions.has(member) || sessions.size === 0) continue;
+      this.#send(nodeOf(member), { kind: 'catchUp', donor: nodeOf(this.#world.random.pick([...sessions.keys()])) });
+    }
+  }
+
+  #heardOf(configuration: Configuration): void {
+    if (configuration.generation > this.#configuration.generation) this.#configuration = configuration;
+    const compute = this.#compute;
+    if (compute === null || configuration.generation <= compute.configuration.generation) return;
+    if (configuration.newMembers === null && !this.#world.random.chance(0.7)) return;
+    this.#world.note(() => `${this.id} goes by configuration ${configuration.generation}`);
+    // Settings are reloaded and all streams of members ended before the first of the new generation is let in.
+    compute.configuration = configuration;
+    compute.rule = this.#world.random.pick(standbyRules(configuration));
+    compute.reports.clear();
+    compute.sessions.clear();
+    this.#subscribe(compute);
   }
 
   #work(compute: Compute): void {
@@ -174,26 +238,43 @@ export class Agent implements Process {
     if (session === undefined) return;
     while (session.sent < compute.end) {
       const from = session.sent;
-      const to = Math.min(compute.end, from + 8 * this.#world.random.between(1, 40));
+      // Far behind: what comes out of order is sent again, so a backlog goes in few pieces.
+      const backlog = 8 * Math.floor((compute.end - from) / 32);
+      const to = Math.min(compute.end, from + Math.max(backlog, 8 * this.#world.random.between(1, 40)));
       session.sent = to;
       const records = overlapping(compute.log, from, to);
-      this.#send(member, { kind: 'wal', term: compute.term, session: session.session, from, to, records });
+      this.#send(nodeOf(member), { kind: 'wal', term: compute.term, session: session.session, from, to, records });
     }
   }
 
   #reported(compute: Compute, member: string, lsn: number): void {
     compute.reports.set(member, Math.max(lsn, compute.reports.get(member) ?? 0));
-    const [, second] = [...compute.reports.values()].sort((a, b) => b - a);
-    if (second === undefined || second <= compute.acknowledged) return;
+    const acknowledged = this.#counted(compute);
+    if (acknowledged === undefined || acknowledged <= compute.acknowledged) return;
     let last = 0;
     for (let i = countUpTo(compute.log, compute.acknowledged); i < compute.log.length; i++) {
       const record = compute.log[i] as SimRecord;
-      if (record.end > second) break;
+      if (record.end > acknowledged) break;
       if (record.commit) last = record.end;
       if (record.commit) this.#world.checker.counts.acknowledged++;
     }
-    compute.acknowledged = Math.max(compute.acknowledged, second);
+    compute.acknowledged = Math.max(compute.acknowledged, acknowledged);
     if (last > 0) this.#world.checker.claim(compute.log, last, compute.term, `client of ${this.id} in term ${compute.term}`);
+  }
+
+  /** What Postgres does with `ANY count (names)`. In a change the agent may choose between two rules at any time. */
+  #counted(compute: Compute): number | undefined {
+    const { configuration, reports } = compute;
+    if (configuration.newMembers !== null && this.#world.random.chance(0.2))
+      compute.rule = this.#world.random.pick(standbyRules(configuration));
+    const lax = configuration.newMembers !== null && this.#world.has('commit-by-new-majority');
+    const { count, names } = lax
+      ? { count: majorityOf(configuration.newMembers ?? []), names: configuration.newMembers ?? [] }
+      : this.#world.has('any-two-of-the-union')
+        ? { count: majorityOf(configuration.members), names: votersOf(configuration) }
+        : compute.rule;
+    const lsns = names.map((id) => reports.get(id)).filter((lsn) => lsn !== undefined);
+    return lsns.sort((a, b) => b - a)[count - 1];
   }
 
   receive(from: string, message: Message): void {
@@ -201,32 +282,52 @@ export class Agent implements Process {
     const election = candidacy?.election ?? null;
     const compute = this.#compute;
     switch (message.kind) {
+      case 'registerValue':
+        return this.#heardOf(message.value.configuration);
+      case 'newerConfiguration':
+        return this.#heardOf(message.configuration);
       case 'status':
+        this.#heardOf(message.configuration);
         if (candidacy === null || message.attempt !== candidacy.attempt || election !== null) return;
-        candidacy.statuses.set(from, { term: message.term as Term, commitLsn: message.commitLsn as Lsn });
-        if (candidacy.statuses.size === MEMBERS.length) this.#askForVotes(candidacy);
+        candidacy.statuses.set(message.member, { term: message.term as Term, commitLsn: message.commitLsn as Lsn });
+        if (votersOf(this.#configuration).every((id) => candidacy.statuses.has(id)) && this.#world.random.chance(0.5))
+          this.#askForVotes(candidacy);
         return;
       case 'vote':
         if (candidacy === null || election === null || message.attempt !== candidacy.attempt) return;
-        candidacy.logs.set(from, message.log);
+        if (!votersOf(election.configuration).includes(message.vote.voter)) return;
+        candidacy.logs.set(message.vote.voter, message.log);
         return this.#act(candidacy, election.onVote(message.vote));
       case 'refused':
         if (candidacy === null || election === null || message.attempt !== candidacy.attempt) return;
-        return this.#act(candidacy, election.onRefusal(from, { term: message.term as Term, reason: message.reason }));
+        if (!votersOf(election.configuration).includes(message.member)) return this.#heardOf(message.configuration ?? this.#configuration);
+        return this.#act(candidacy, this.#refused(election, message));
       case 'adopted':
         if (candidacy === null || election === null || message.attempt !== candidacy.attempt) return;
-        this.#act(candidacy, election.onElected(from, { term: message.term as Term, flushRecordLsn: message.flushRecordLsn as Lsn }));
-        if (this.#compute !== null) this.#send(from, { kind: 'subscribe', term: this.#compute.term });
+        if (!votersOf(election.configuration).includes(message.member)) return;
+        this.#act(
+          candidacy,
+          election.onElected(message.member, { term: message.term as Term, flushRecordLsn: message.flushRecordLsn as Lsn }),
+        );
+        if (this.#compute !== null) this.#subscribe(this.#compute);
         return;
       case 'startReplication':
         if (compute === null || (message.term !== compute.term && !this.#world.has('stream-without-term-check'))) return;
+        if (message.generation !== compute.configuration.generation) return;
         if (message.from < compute.startLsn || message.from > compute.end) return;
-        compute.sessions.set(from, { session: message.session, sent: message.from });
-        return this.#ship(compute, from);
+        compute.sessions.set(message.member, { session: message.session, sent: message.from });
+        return this.#ship(compute, message.member);
       case 'flushed':
         if (compute === null || message.term !== compute.term) return;
-        return this.#reported(compute, from, message.lsn);
+        if (message.generation !== compute.configuration.generation) return;
+        return this.#reported(compute, message.member, message.lsn);
     }
+  }
+
+  #refused(election: Election, message: Extract<Message, { kind: 'refused' }>): readonly ElectionAction[] {
+    const { term, reason, configuration } = message;
+    if (configuration !== undefined) this.#heardOf(configuration);
+    return election.onRefusal(message.member, { term: term as Term, reason, ...(configuration === undefined ? {} : { configuration }) });
   }
 
   #send(to: string, message: Message): void {

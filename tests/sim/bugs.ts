@@ -20,5 +20,31 @@ export const BUGS = [
   'commit-without-log-check',
   /** A member that lost WAL votes. */
   'damaged-votes',
+  /** While the configuration is joint, a majority of the new members is enough to commit. */
+  'commit-by-new-majority',
+  /** A member votes and adopts for computes that go by an older configuration. */
+  'vote-ignores-generation',
+  /** A stream from before the change goes on after it. */
+  'stream-across-generations',
+  /** The commit LSN counts reports made under any configuration. */
+  'count-any-generation',
+  /** A node that lost its disk answers as the member it was. */
+  'lost-votes-under-old-identity',
+  /** The driver leaves the joint configuration before the old members hold it. */
+  'finish-without-old-majority',
+  /** The driver leaves the joint configuration before the new members have the WAL. */
+  'finish-without-catching-up',
+  /** The driver takes a member that lost WAL as a witness of what the old members have committed. */
+  'damaged-witness',
+  /** The driver does not ask for the terms that the old members have granted. */
+  'finish-without-terms',
+  /** In a change, the compute waits for a majority of one set's size among all. */
+  'any-two-of-the-union',
+  /** The driver goes from the old members to the new ones in one step. */
+  'no-joint',
+  /** Two drivers write the configuration without comparing. */
+  'no-compare-and-swap',
 ] as const;
+/** Those that need a change of membership to do harm. */
+export const MEMBERSHIP_BUGS: ReadonlySet<Bug> = new Set(BUGS.slice(BUGS.indexOf('commit-by-new-majority')));
 export type Bug = (typeof BUGS)[number];

@@ -2,18 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { BUGS } from './bugs.ts';
-import { run } from './scenario.ts';
+import { findBug } from './mutants.ts';
 
 const SEEDS_MAX = 1_000;
 
 for (const bug of BUGS) {
   test(`found: ${bug}`, (t) => {
-    for (let seed = 1; seed <= SEEDS_MAX; seed++) {
-      const { failure } = run(seed, { bug });
-      if (failure === null) continue;
-      t.diagnostic(`seed ${seed}: ${failure}`);
-      return;
-    }
-    assert.fail(`${SEEDS_MAX} seeds did not find it`);
+    const found = findBug(bug, SEEDS_MAX, true);
+    assert.ok(found !== null, `${SEEDS_MAX} seeds did not find it`);
+    t.diagnostic(`seed ${found.seed}: ${found.failure}`);
   });
 }

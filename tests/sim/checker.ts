@@ -2,6 +2,7 @@
  *
  *  `committed` is the union of all claims: what a client was told, what a member or reader computed as committed. All claims must be prefixes
  *  of one log. Record ids stand for whole prefixes (log.ts), so comparing one record compares everything before it. */
+import { type Configuration, describeConfiguration, sameConfiguration } from '@lakebase/wal-quorum';
 import { type SimRecord, countUpTo } from './log.ts';
 
 export class InvariantBroken extends Error {
@@ -25,7 +26,20 @@ export class Checker {
   readonly leaders = new Map<number, Leader>();
   /** Term -> number of records acknowledged in it. A leader owes what lower terms committed; one elected late owes nothing to higher ones. */
   readonly #claims = new Map<number, number>();
-  readonly counts = { acknowledged: 0, leaders: 0, truncations: 0, divergentTruncations: 0, served: 0, copied: 0, damages: 0, crashes: 0 };
+  readonly #configurations = new Map<number, Configuration>();
+  readonly counts = {
+    acknowledged: 0,
+    leaders: 0,
+    truncations: 0,
+    divergentTruncations: 0,
+    served: 0,
+    copied: 0,
+    damages: 0,
+    wipes: 0,
+    crashes: 0,
+    replacements: 0,
+    aborts: 0,
+  };
 
   get committedEnd(): number {
     return this.committed.at(-1)?.end ?? 0;
@@ -39,6 +53,14 @@ export class Checker {
     this.counts.leaders++;
     for (const [term, n] of this.#claims)
       if (term < leader.term) this.#holds(leader.log, n, `leader of term ${leader.term}, after term ${term}`);
+  }
+
+  /** Somebody goes by this configuration. */
+  configured(configuration: Configuration, who: string): void {
+    const known = this.#configurations.get(configuration.generation);
+    if (known === undefined) this.#configurations.set(configuration.generation, configuration);
+    else if (known !== configuration && !sameConfiguration(known, configuration))
+      this.#broken(`${who}: configuration ${describeConfiguration(configuration)}, and there is ${describeConfiguration(known)}`);
   }
 
   /** Everything in `log` that ends at or before `position` is committed, says `who`, by what was acknowledged in `term`. */

@@ -1,12 +1,14 @@
-/** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--trace]`: thousands of seeds, or one with its trace. A failure prints the seed and the commit that replay it. */
+/** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--membership] [--trace]`: thousands of seeds, or one with its trace; `--mutants` looks for every mistake of bugs.ts. A failure prints the seed and the commit that replay it. */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { errorMessage } from '@lakebase/base';
 import { BUGS, type Bug } from './bugs.ts';
+import { findBug } from './mutants.ts';
 import { run } from './scenario.ts';
 
 const SEEDS_DEFAULT = 5_000;
 const FAILURES_SHOWN = 5;
+const MUTANT_SEEDS_DEFAULT = 5_000;
 
 const { values } = parseArgs({
   options: {
@@ -15,6 +17,8 @@ const { values } = parseArgs({
     first: { type: 'string' },
     bug: { type: 'string' },
     trace: { type: 'boolean' },
+    membership: { type: 'boolean' },
+    mutants: { type: 'boolean' },
   },
 });
 
@@ -33,7 +37,22 @@ function commitHash(): string {
   }
 }
 
+/** Every mistake must do harm that an invariant notices. */
+function mutants(): number {
+  const seedsMax = number(values.seeds, MUTANT_SEEDS_DEFAULT, 'seeds');
+  let missed = 0;
+  for (const bug of BUGS) {
+    const found = findBug(bug, seedsMax, false);
+    if (found?.harm !== true) missed++;
+    const text = found === null ? `not found in ${seedsMax} seeds` : `seed ${found.seed}: ${found.failure}`;
+    console.log(`${found?.harm === true ? 'killed' : 'MISSED'}  ${bug.padEnd(32)} ${text}`);
+  }
+  console.log(`${BUGS.length} mutants, ${missed} missed (commit ${commitHash()})`);
+  return missed === 0 ? 0 : 1;
+}
+
 function main(): number {
+  if (values.mutants === true) return mutants();
   const bug = values.bug ?? null;
   if (bug !== null && !BUGS.includes(bug as Bug)) throw new Error(`--bug takes one of: ${BUGS.join(', ')}`);
   const single = values.seed !== undefined;
@@ -45,7 +64,7 @@ function main(): number {
   let failures = 0;
   let tried = 0;
   for (let seed = first; seed < first + seeds && failures < FAILURES_SHOWN; seed++) {
-    const result = run(seed, { bug: bug as Bug | null, trace: values.trace ?? false });
+    const result = run(seed, { bug: bug as Bug | null, trace: values.trace ?? false, membership: values.membership ?? false });
     tried++;
     events += result.events;
     for (const [name, count] of Object.entries(result.counts)) totals[name] = (totals[name] ?? 0) + count;

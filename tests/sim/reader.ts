@@ -1,11 +1,11 @@
 /** A simulated pageserver: computes the commit LSN from the members' reports, and reads WAL from any of them. What it was served must never change,
  *  also when it restarts and reads a stretch again. */
 import type { Lsn } from '@lakebase/ids';
-import { type MemberPosition, commitLsn, quorumCommit } from '@lakebase/wal-quorum';
+import { type Configuration, type MemberPosition, commitLsn, quorumCommit } from '@lakebase/wal-quorum';
 import { InvariantBroken } from './checker.ts';
 import { GENESIS_LSN, SimLog, type SimRecord, countUpTo } from './log.ts';
 import type { Message, Process } from './messages.ts';
-import { MEMBERS, type World } from './world.ts';
+import { FIRST_CONFIGURATION, NODES, type World } from './world.ts';
 
 export class Reader implements Process {
   readonly id = 'reader';
@@ -15,6 +15,8 @@ export class Reader implements Process {
   position = GENESIS_LSN;
   commitLsn: Lsn = GENESIS_LSN as Lsn;
   readonly #positions = new Map<string, MemberPosition>();
+  /** The newest a member told. */
+  #configuration: Configuration = FIRST_CONFIGURATION;
 
   constructor(world: World) {
     this.#world = world;
@@ -31,20 +33,21 @@ export class Reader implements Process {
 
   #poll(): void {
     this.#world.clock.after(this.#world.random.between(5, 20), () => {
-      this.#world.send(this.id, this.#world.random.pick(MEMBERS), { kind: 'readRequest', from: this.position });
+      this.#world.send(this.id, this.#world.random.pick(NODES), { kind: 'readRequest', from: this.position });
       this.#poll();
     });
   }
 
   receive(from: string, message: Message): void {
     if (message.kind === 'position') {
-      const position = this.#world.has('count-older-term') ? { ...message.position, term: message.position.lastLogTerm } : message.position;
-      this.#positions.set(from, position);
-      const positions = [...this.#positions.values()];
-      const known = commitLsn(positions, this.commitLsn);
+      this.#positions.set(message.member, message.position);
+      if (message.configuration.generation > this.#configuration.generation) this.#configuration = message.configuration;
+      const configuration = this.#world.counted(this.#configuration);
+      const positions = new Map([...this.#positions].map(([id, p]) => [id, this.#world.seen(p, configuration)] as const));
+      const known = commitLsn(positions, this.commitLsn, configuration);
       if (known <= this.commitLsn) return;
       this.commitLsn = known;
-      this.#world.checker.claimOfTerm(quorumCommit(positions, 2).term, known, 'reader (commit LSN)');
+      this.#world.checker.claimOfTerm(quorumCommit(positions, configuration).term, known, 'reader (commit LSN)');
     } else if (message.kind === 'readAnswer' && message.from === this.position) this.#served(message.records, message.to, from);
   }
 

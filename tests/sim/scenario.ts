@@ -1,22 +1,26 @@
 /** One run: a seed chooses the faults, then everything is healed and must make progress.
  *
- *  The fault model: any number of crashes, restarts, partitions and competing computes; at most one member at a time is damaged (loses durable bytes
- *  or its control file), and a rebuilt one comes back only after every election of before has ended. */
+ *  The fault model: any number of crashes, restarts, partitions, competing computes, changes of membership and deaths of the two drivers that make
+ *  them; of each set of members in force at most one is without its data at a time (lost durable bytes, or its whole disk). */
 import { AssertionFailed, LakebaseError } from '@lakebase/base';
-import { Agent, ELECTION_MS_MAX } from './agent.ts';
+import { isQuorum, votersOf } from '@lakebase/wal-quorum';
+import { Agent } from './agent.ts';
 import type { Bug } from './bugs.ts';
 import { type Checker, InvariantBroken } from './checker.ts';
 import { Member } from './member.ts';
+import { Driver } from './driver.ts';
 import { Reader } from './reader.ts';
-import { DELAY_MS_MAX, MEMBERS, World } from './world.ts';
+import { Register } from './register.ts';
+import { NODES, World, nodeOf } from './world.ts';
 
-const REBUILD_AFTER_MS = ELECTION_MS_MAX + 3 * DELAY_MS_MAX;
 const HEAL_MS_MAX = 6_000;
 
 export interface RunOptions {
   readonly bug?: Bug | null;
   readonly faultMs?: number;
   readonly trace?: boolean;
+  /** Changes of membership in every run, with members that nobody tells and computes that ask late. */
+  readonly membership?: boolean;
 }
 export interface RunResult {
   readonly seed: number;
@@ -30,15 +34,15 @@ export interface RunResult {
 
 export function run(seed: number, options: RunOptions = {}): RunResult {
   const world = new World(seed, options.bug ?? null, options.trace ?? false);
-  const failure = attempt(world, options.faultMs ?? 2_500);
+  const failure = attempt(world, options.faultMs ?? 2_500, options.membership ?? false);
   const { clock, checker, digest, trace } = world;
   return { seed, failure, digest, events: clock.events, virtualMs: clock.now, counts: checker.counts, trace: trace ?? [] };
 }
 
 /** A finding is a broken invariant, or an assertion or CORRUPT error of the core itself. Anything else is a defect of the simulator. */
-function attempt(world: World, faultMs: number): string | null {
+function attempt(world: World, faultMs: number, membership: boolean): string | null {
   try {
-    new Scenario(world).play(faultMs);
+    new Scenario(world, membership).play(faultMs);
     return null;
   } catch (error) {
     if (error instanceof InvariantBroken || error instanceof AssertionFailed || error instanceof LakebaseError)
@@ -47,13 +51,15 @@ function attempt(world: World, faultMs: number): string | null {
   }
 }
 
-type Fault = 'crash' | 'isolate' | 'block' | 'heal' | 'stop' | 'reread' | 'campaign';
+type Fault = 'crash' | 'isolate' | 'block' | 'flap' | 'heal' | 'stop' | 'reread' | 'campaign' | 'replace' | 'stopDriver';
 
-/** What a run is mostly about: broken members, a broken network, or computes that come and go. One entry is one share. */
+/** What a run is mostly about: broken members, a broken network, computes that come and go, or members that do. One entry is one share. */
 const MIXES: readonly (readonly Fault[])[] = [
   ['crash', 'crash', 'crash', 'isolate', 'heal', 'stop', 'reread', 'campaign', 'campaign'],
   ['crash', 'isolate', 'isolate', 'block', 'heal', 'heal', 'heal', 'stop', 'reread', 'campaign', 'campaign'],
   ['crash', 'block', 'heal', 'stop', 'stop', 'campaign', 'campaign', 'campaign', 'campaign', 'campaign'],
+  ['crash', 'crash', 'isolate', 'block', 'heal', 'heal', 'campaign', 'replace', 'replace', 'replace', 'stopDriver'],
+  ['crash', 'flap', 'flap', 'isolate', 'heal', 'stop', 'campaign', 'campaign', 'replace', 'replace', 'replace', 'reread'],
 ];
 
 class Scenario {
@@ -66,19 +72,27 @@ class Scenario {
   readonly #pace: number;
   readonly #mix: readonly Fault[];
   readonly #damage: boolean;
+  readonly #register: Register;
+  readonly #drivers: readonly Driver[];
 
-  constructor(world: World) {
+  constructor(world: World, membership: boolean) {
     this.#world = world;
     const { random } = world;
-    this.#members = MEMBERS.map((id) => new Member(id, world));
+    this.#register = new Register(world);
+    this.#members = NODES.map((id) => new Member(id, world));
+    this.#drivers = ['driver1', 'driver2'].map((id) => new Driver(id, world));
     this.#agents = ['compute1', 'compute2', 'compute3'].slice(0, random.between(1, 3)).map((id) => new Agent(id, world));
     this.#reader = new Reader(world);
     this.#pace = random.pick([20, 50, 120]);
-    this.#mix = random.pick(MIXES);
+    this.#mix = random.pick(membership ? MIXES.slice(-2) : MIXES);
     this.#damage = random.chance(0.4);
+    const abortChance = random.pick([0, 0.02, 0.2]);
+    for (const driver of this.#drivers) driver.abortChance = abortChance;
     world.writeCrashChance = random.pick([0, 0.01, 0.03]);
     world.onWriteCrash = (id) => this.#crash(this.#members.find((member) => member.id === id) as Member);
     world.leaderDeathChance = random.pick([0, 0.3, 0.7]);
+    world.pollMs = random.pick(membership ? [1_500] : [40, 300, 1_500]);
+    world.leavingChance = random.pick(membership ? [0.02] : [1, 0.2, 0.02]);
     world.copyBytesMax = random.pick([48, 400]);
     world.lossChance = random.pick([0, 0, 0.02, 0.1]);
     world.duplicateChance = random.pick([0, 0.02, 0.1]);
@@ -109,9 +123,11 @@ class Scenario {
     const { random } = this.#world;
     const choice = random.pick(this.#mix);
     if (choice === 'crash') this.#crash(random.pick(this.#members));
-    else if (choice === 'isolate')
-      this.#world.isolate(random.pick([...MEMBERS, ...this.#agents.map((agent) => agent.id)]), random.chance(0.3));
-    else if (choice === 'block') this.#world.block(random.pick(MEMBERS), random.pick(this.#agents).id);
+    else if (choice === 'isolate') this.#world.isolate(this.#anyone(), random.chance(0.3));
+    else if (choice === 'block') this.#world.block(random.pick(NODES), random.pick([...this.#agents, ...this.#drivers]).id);
+    else if (choice === 'flap') this.#flap(this.#anyone(), random.between(2, 6));
+    else if (choice === 'replace') random.pick(this.#drivers).ordered = true;
+    else if (choice === 'stopDriver') this.#stopDriver(random.pick(this.#drivers));
     else if (choice === 'heal') this.#world.heal();
     else if (choice === 'stop') random.pick(this.#agents).stop();
     else if (choice === 'reread') this.#reader.restart();
@@ -121,14 +137,46 @@ class Scenario {
     }
   }
 
+  #anyone(): string {
+    const { random } = this.#world;
+    return random.pick([...NODES, ...NODES, ...this.#agents.map((agent) => agent.id), ...this.#drivers.map((driver) => driver.id)]);
+  }
+
+  /** Away and back, again and again. */
+  #flap(id: string, times: number): void {
+    const { clock, random } = this.#world;
+    if (times === 0 || !this.#faults) return;
+    this.#world.isolate(id, random.chance(0.3));
+    clock.after(random.between(5, 60), () => {
+      this.#world.heal(id);
+      clock.after(random.between(5, 60), () => this.#flap(id, times - 1));
+    });
+  }
+
+  #stopDriver(driver: Driver): void {
+    driver.stop();
+    this.#world.clock.after(this.#world.random.between(10, 400), () => driver.start());
+  }
+
+  /** Without `member`'s data: would a quorum of what is in force still be sound? */
+  #maySpare(member: Member): boolean {
+    if (member.self === null) return true;
+    const { configuration } = this.#register.value;
+    const sound = votersOf(configuration).filter((id) => {
+      const home = this.#members.find((m) => m.id === nodeOf(id));
+      return home !== member && home?.self === id && !home.damaged;
+    });
+    return isQuorum(configuration, sound);
+  }
+
   #crash(member: Member): void {
     const { clock, random } = this.#world;
     if (!member.up) return;
-    const mayDamage = this.#damage && random.chance(0.15) && this.#members.every((m) => m === member || !m.damaged);
-    const damage = mayDamage ? random.pick(['lost', 'rebuilt'] as const) : 'none';
+    const mayDamage = this.#damage && random.chance(0.15) && this.#maySpare(member);
+    const damage = mayDamage ? random.pick(['lost', 'wiped'] as const) : 'none';
     this.#world.note(() => `${member.id} crashes, ${damage}`);
     member.crash(damage);
-    clock.after(damage === 'rebuilt' ? REBUILD_AFTER_MS : random.between(5, random.pick([40, 400])), () => {
+    clock.after(random.between(5, random.pick([40, 400])), () => {
       this.#world.note(() => `${member.id} restarts`);
       member.restart();
     });
@@ -143,19 +191,34 @@ class Scenario {
     world.slowChance = 0;
     world.writeCrashChance = 0;
     world.leaderDeathChance = 0;
+    world.pollMs = 40;
+    world.leavingChance = 1;
     world.heal();
+    for (const driver of this.#drivers) {
+      driver.start();
+      driver.ordered = false;
+      driver.abortChance = 0;
+    }
     for (const agent of this.#agents) agent.stop();
     this.#agents[0]?.campaign(true);
   }
 
-  /** A compute runs, wrote and acknowledged something new; all members are up, sound and streaming it; the reader has it. */
+  /** A compute runs, wrote and acknowledged something new; no change of membership is under way and nobody is missing; all members are up, sound
+   *  and streaming it; the reader has it. */
   #recovered(): boolean {
     const agent = this.#agents[0];
     if (agent === undefined || !agent.running) return false;
     // A member that was damaged in this very term is repaired by the next start.
     if (this.#members.some((m) => m.up && (m.state.damage?.term ?? 0) >= agent.term)) agent.campaign(true);
     const end = this.#world.checker.committedEnd;
-    const all = this.#members.every((m) => m.up && !m.damaged && m.state.commitLsn >= agent.startLsn && m.state.term === agent.term);
+    const { configuration } = this.#register.value;
+    const { generation } = configuration;
+    if (configuration.newMembers !== null || agent.generation !== generation) return false;
+    const all = configuration.members.every((id) => {
+      const m = this.#members.find((home) => home.self === id);
+      if (m === undefined || !m.up || m.damaged || m.configuration.generation !== generation) return false;
+      return m.state.commitLsn >= agent.startLsn && m.state.term === agent.term;
+    });
     return all && agent.acknowledged > agent.startLsn && this.#reader.position > agent.startLsn && end > agent.startLsn;
   }
 }

@@ -6,7 +6,18 @@ import { run } from './scenario.ts';
 const SEEDS = 200;
 
 test(`${SEEDS} seeds keep every invariant and recover`, () => {
-  const totals = { acknowledged: 0, leaders: 0, divergentTruncations: 0, served: 0, copied: 0, damages: 0, crashes: 0 };
+  const totals = {
+    acknowledged: 0,
+    leaders: 0,
+    divergentTruncations: 0,
+    served: 0,
+    copied: 0,
+    damages: 0,
+    wipes: 0,
+    crashes: 0,
+    replacements: 0,
+    aborts: 0,
+  };
   for (let seed = 1; seed <= SEEDS; seed++) {
     const { failure, counts } = run(seed);
     assert.equal(failure, null, `seed ${seed}; replay: npm run sim -- --seed ${seed} --trace`);

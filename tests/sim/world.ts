@@ -1,13 +1,18 @@
 /** The world of one run: clock, chance, network and checker. Everything that happens goes through it, so one seed is one history.
  *
  *  The network loses, duplicates, delays and reorders messages and knows one-way partitions. A message is delayed at most DELAY_MS_MAX. */
+import type { Configuration, MemberPosition } from '@lakebase/wal-quorum';
 import type { Bug } from './bugs.ts';
 import { Checker } from './checker.ts';
 import { Clock } from './clock.ts';
 import type { Message, Process } from './messages.ts';
 import { Random } from './random.ts';
 
-export const MEMBERS = ['sk1', 'sk2', 'sk3'] as const;
+/** Machines. The first three hold the first members; the others stand ready. */
+export const NODES = ['sk1', 'sk2', 'sk3', 'sk4', 'sk5'] as const;
+export const FIRST_CONFIGURATION: Configuration = { generation: 1, members: ['sk1', 'sk2', 'sk3'], newMembers: null };
+/** Where a member lives: `sk3`, and `sk3_g7` once that machine has joined anew in generation 7. */
+export const nodeOf = (member: string): string => member.replace(/_g\d+$/, '');
 export const DELAY_MS_MAX = 250;
 
 export class World {
@@ -27,6 +32,10 @@ export class World {
   leaderDeathChance = 0;
   /** Small pieces make long copies. */
   copyBytesMax = 400;
+  /** How often a running compute asks the members whether they still follow it. */
+  pollMs = 40;
+  /** A member that is being replaced is told, and retired, this often only: it may be out of the driver's reach. */
+  leavingChance = 1;
   onWriteCrash: (member: string) => void = () => {};
   #nextId = 1;
   /** Rolling hash of every delivery: two runs of a seed must agree on it. */
@@ -48,6 +57,19 @@ export class World {
     return this.bug === bug;
   }
 
+  /** A report as whoever counts by `configuration` sees it. */
+  seen(position: MemberPosition, { generation }: Configuration): MemberPosition {
+    const term = this.has('count-older-term') ? position.lastLogTerm : position.term;
+    return { ...position, term, generation: this.has('count-any-generation') ? generation : position.generation };
+  }
+  /** The configuration by which commits are counted. */
+  counted(configuration: Configuration): Configuration {
+    const { newMembers } = configuration;
+    return newMembers !== null && this.has('commit-by-new-majority')
+      ? { ...configuration, members: newMembers, newMembers: null }
+      : configuration;
+  }
+
   block(from: string, to: string): void {
     this.#blocked.add(`${from}>${to}`);
   }
@@ -58,8 +80,10 @@ export class World {
       if (!oneWay) this.block(other, id);
     }
   }
-  heal(): void {
-    this.#blocked.clear();
+  /** Everything, or what was cut around one process. */
+  heal(id?: string): void {
+    if (id === undefined) return this.#blocked.clear();
+    for (const pair of this.#blocked) if (pair.split('>').includes(id)) this.#blocked.delete(pair);
   }
 
   send(from: string, to: string, message: Message): void {

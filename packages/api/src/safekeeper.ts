@@ -113,6 +113,8 @@ export interface PeerStatus {
   readonly offloadedLsn?: string;
   readonly tailLsn?: string;
   readonly pagesLsn?: string;
+  /** Of the configuration the member holds (docs/protocols/membership.md). */
+  readonly generation?: number;
 }
 
 export class SafekeeperClient {

@@ -5,6 +5,7 @@
  *  replace. Once a majority has adopted (n, X), everything up to X is committed with it. */
 import type { Lsn } from '@lakebase/ids';
 import { type AcceptorState, positionOf } from './acceptor.ts';
+import { type Configuration, quorumLsn } from './configuration.ts';
 import { lastLogTerm } from './history.ts';
 import type { MemberPosition } from './types.ts';
 
@@ -14,27 +15,30 @@ export interface QuorumCommit {
   readonly lsn: Lsn;
 }
 
-/** What a quorum has acknowledged in the highest term that a quorum has adopted. Reports may be of different ages. */
-export function quorumCommit(positions: readonly MemberPosition[], quorum: number): QuorumCommit {
+/** What a quorum has acknowledged in the highest term that a quorum has adopted. Reports may be of different ages, but only those made under this
+ *  very configuration count: an older one may come from before a vote that this configuration no longer asks about, a newer one belongs to a
+ *  quorum of its own (docs/protocols/membership.md). */
+export function quorumCommit(positions: ReadonlyMap<string, MemberPosition>, configuration: Configuration): QuorumCommit {
   let best: QuorumCommit = { term: 0, lsn: 0 as Lsn };
-  for (const { term } of positions) {
+  for (const { term } of positions.values()) {
     if (term <= best.term) continue;
-    const acknowledged = positions.filter((p) => p.term === term && p.lastLogTerm === term).map((p) => p.flushRecordLsn);
-    if (acknowledged.length < quorum) continue;
-    acknowledged.sort((a, b) => b - a);
-    best = { term, lsn: acknowledged[quorum - 1] as Lsn };
+    const acknowledged = new Map<string, number>();
+    for (const [id, p] of positions)
+      if (p.term === term && p.lastLogTerm === term && p.generation === configuration.generation) acknowledged.set(id, p.flushRecordLsn);
+    const lsn = quorumLsn(configuration, acknowledged);
+    if (lsn !== undefined) best = { term, lsn: lsn as Lsn };
   }
   return best;
 }
 
 /** For readers of the log (pageserver, offload): the commit LSN now known, never below `previous`. */
-export function commitLsn(positions: readonly MemberPosition[], previous: Lsn, quorum = 2): Lsn {
-  return Math.max(previous, quorumCommit(positions, quorum).lsn) as Lsn;
+export function commitLsn(positions: ReadonlyMap<string, MemberPosition>, previous: Lsn, configuration: Configuration): Lsn {
+  return Math.max(previous, quorumCommit(positions, configuration).lsn) as Lsn;
 }
 
 /** For a member: how far its *own* bytes are committed. A log whose last term is older than the quorum's may diverge, so it learns nothing. */
-export function memberCommitLsn(state: AcceptorState, peers: readonly MemberPosition[], quorum = 2): Lsn {
-  const { term, lsn } = quorumCommit([positionOf(state), ...peers], quorum);
+export function memberCommitLsn(state: AcceptorState, peers: ReadonlyMap<string, MemberPosition>): Lsn {
+  const { term, lsn } = quorumCommit(new Map(peers).set(state.self, positionOf(state)), state.configuration);
   if (term === 0 || lastLogTerm(state.history, state.flushRecordLsn) < term) return state.commitLsn;
   return Math.max(state.commitLsn, Math.min(lsn, state.flushRecordLsn)) as Lsn;
 }

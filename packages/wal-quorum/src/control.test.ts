@@ -22,21 +22,23 @@ const SAMPLE: ControlFile = {
   damage: { kind: 'lost', term: 6 as Term, reason: 'é' },
   offloadedLsn: 0x300_0000 as Lsn,
   pagesLsn: 0x200_0010 as Lsn,
+  membership: { self: 'sk3_g4', configuration: { generation: 5, members: ['sk1', 'sk3_g4'], newMembers: null } },
 };
 
 test('the bytes are those of docs/formats/control-file.md', () => {
   const bytes = encodeControlFile(SAMPLE);
   const expected = [
-    '4c424346 0002 0001 fedcba9876543210 00000012 00000002 0000000000000007',
+    '4c424346 0003 0001 fedcba9876543210 00000012 00000002 0000000000000007',
     '0000000001000028 0000000000ffffb0 0000000100000100 0000000100000200 0000000000000006',
     '00112233445566778899aabbccddeeff ffeeddccbbaa99887766554433221100',
     '0000000000000001 0000000001000028 0000000000000007 0000000100000050',
     '0002 c3a9 0000000003000000 0000000002000010',
+    '06 736b335f6734 0000000000000005 0002 03 736b31 06 736b335f6734 ffff',
   ]
     .join('')
     .replaceAll(' ', '');
   assert.equal(bytes.subarray(0, -4).toString('hex'), expected);
-  assert.equal(bytes.length, CONTROL_HEADER_BYTES + 2 * 16 + 2 + 2 + 16 + 4);
+  assert.equal(bytes.length, CONTROL_HEADER_BYTES + 2 * 16 + 2 + 2 + 16 + 7 + 8 + 2 + 4 + 7 + 2 + 4);
   assert.deepEqual(decodeControlFile(bytes, 'control'), SAMPLE);
 });
 
@@ -71,10 +73,24 @@ test('every flipped bit and every cut is found, and the error names the file', (
   assert.throws(() => decodeControlFile(Buffer.concat([bytes, Buffer.alloc(1)]), '/x/control'), named);
 });
 
-test('a file of version 1 is read: nothing is offloaded', () => {
+test('files of earlier versions are read', () => {
   const now = encodeControlFile(SAMPLE);
-  const old = Buffer.concat([now.subarray(0, -20), Buffer.alloc(4)]);
-  old.writeUInt16BE(1, 4);
-  old.writeUInt32BE(crc32c(old.subarray(0, -4)), old.length - 4);
-  assert.deepEqual(decodeControlFile(old, 'control'), { ...SAMPLE, offloadedLsn: SAMPLE.startLsn, pagesLsn: SAMPLE.startLsn });
+  const old = (version: number, cut: number): Buffer => {
+    const bytes = Buffer.concat([now.subarray(0, -cut - 4), Buffer.alloc(4)]);
+    bytes.writeUInt16BE(version, 4);
+    bytes.writeUInt32BE(crc32c(bytes.subarray(0, -4)), bytes.length - 4);
+    return bytes;
+  };
+  assert.deepEqual(decodeControlFile(old(2, 30), 'control'), { ...SAMPLE, membership: null });
+  const first = { ...SAMPLE, offloadedLsn: SAMPLE.startLsn, pagesLsn: SAMPLE.startLsn, membership: null };
+  assert.deepEqual(decodeControlFile(old(1, 46), 'control'), first);
+});
+
+test('a joint configuration, and none, survive the round trip', () => {
+  const members = ['sk1', 'sk2', 'sk3'];
+  const configuration = { generation: 2 ** 40, members, newMembers: ['sk1', 'sk2', 'sk4_g7'] };
+  for (const membership of [null, { self: 'sk2', configuration }]) {
+    const control = { ...SAMPLE, membership };
+    assert.deepEqual(decodeControlFile(encodeControlFile(control), 'control'), control);
+  }
 });

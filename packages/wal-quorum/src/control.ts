@@ -6,21 +6,27 @@ import { LakebaseError, errorMessage } from '@lakebase/base';
 import { ByteReader, ByteWriter, crc32c } from '@lakebase/bytes';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, lsnFromHalves, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import type { Damage } from './acceptor.ts';
+import { type Configuration, MEMBERS_MAX, validateConfiguration } from './configuration.ts';
 import { HISTORY_ENTRIES_MAX, validateHistory } from './history.ts';
 import type { TermHistory } from './types.ts';
 
 export const CONTROL_FILE_MAGIC = 0x4c424346; // 'LBCF'
-/** 2 added what is behind the damage reason; files of version 1 are read and written again as the present version. */
-export const CONTROL_FILE_VERSION = 2;
+/** 2 added two positions behind the damage reason, 3 the member's identity and its configuration behind those; older files are read and written
+ *  again as the present version. */
+export const CONTROL_FILE_VERSION = 3;
 /** Everything before the history entries. */
 export const CONTROL_HEADER_BYTES = 104;
 const ENTRY_BYTES = 16;
 const REASON_BYTES_MAX = 1024;
 /** offloadedLsn and pagesLsn. */
 const POSITIONS_BYTES = 16;
+/** Identity, generation, and two sets of ids with their counts. */
+const MEMBERSHIP_BYTES_MAX = 64 + 8 + 2 * (2 + MEMBERS_MAX * 64);
+/** Stands for "no new members" in place of their number. */
+const NO_SET = 0xffff;
 /** Refuse to read more: a file of this size is not ours. */
 export const CONTROL_FILE_BYTES_MAX: number =
-  CONTROL_HEADER_BYTES + HISTORY_ENTRIES_MAX * ENTRY_BYTES + 2 + REASON_BYTES_MAX + POSITIONS_BYTES + 4;
+  CONTROL_HEADER_BYTES + HISTORY_ENTRIES_MAX * ENTRY_BYTES + 2 + REASON_BYTES_MAX + POSITIONS_BYTES + MEMBERSHIP_BYTES_MAX + 4;
 /** Index is the code in the file. */
 const DAMAGE_KINDS = ['none', 'lost', 'rebuilt'] as const;
 
@@ -45,13 +51,23 @@ export interface ControlFile {
   readonly offloadedLsn: Lsn;
   /** The pageserver has what WAL up to here made, where it outlives it. Written lazily, never too high. */
   readonly pagesLsn: Lsn;
+  /** Who this member is and whom it knows as the others; null in a file from before there were configurations. */
+  readonly membership: Membership | null;
+}
+
+export interface Membership {
+  readonly self: string;
+  readonly configuration: Configuration;
 }
 
 export function encodeControlFile(control: ControlFile): Buffer {
   validateHistory(control.history);
   const { damage } = control;
   const reason = Buffer.from(damage?.reason ?? '', 'utf8').subarray(0, REASON_BYTES_MAX);
-  const w = new ByteWriter(CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + POSITIONS_BYTES + 4);
+  const membership = encodeMembership(control.membership);
+  const w = new ByteWriter(
+    CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + POSITIONS_BYTES + membership.length + 4,
+  );
   w.u32be(CONTROL_FILE_MAGIC)
     .u16be(CONTROL_FILE_VERSION)
     .u16be(DAMAGE_KINDS.indexOf(damage?.kind ?? 'none'));
@@ -61,8 +77,40 @@ export function encodeControlFile(control: ControlFile): Buffer {
   w.u64be(damage?.term ?? 0);
   w.bytes(Buffer.from(control.project, 'hex')).bytes(Buffer.from(control.timeline, 'hex'));
   for (const entry of control.history) w.u64be(entry.term).u64be(entry.startLsn);
-  w.u16be(reason.length).bytes(reason).u64be(control.offloadedLsn).u64be(control.pagesLsn);
+  w.u16be(reason.length).bytes(reason).u64be(control.offloadedLsn).u64be(control.pagesLsn).bytes(membership);
   return w.u32be(crc32c(w.view())).finish();
+}
+
+/** An empty identity stands for no membership. */
+function encodeMembership(membership: Membership | null): Buffer {
+  const w = new ByteWriter(256);
+  const text = (value: string): void => {
+    const bytes = Buffer.from(value, 'latin1');
+    w.u8(bytes.length).bytes(bytes);
+  };
+  text(membership?.self ?? '');
+  if (membership === null) return w.finish();
+  const { generation, members, newMembers } = validateConfiguration(membership.configuration);
+  w.u64be(generation);
+  for (const set of [members, newMembers]) {
+    w.u16be(set?.length ?? NO_SET);
+    for (const id of set ?? []) text(id);
+  }
+  return w.finish();
+}
+
+function decodeMembership(r: ByteReader): Membership | null {
+  const text = (): string => r.bytes(r.u8()).toString('latin1');
+  const set = (): string[] | null => {
+    const count = r.u16be();
+    if (count === NO_SET) return null;
+    if (count > MEMBERS_MAX) throw new Error(`${count} members, at most ${MEMBERS_MAX} expected`);
+    return Array.from({ length: count }, text);
+  };
+  const self = text();
+  if (self === '') return null;
+  const generation = r.u64be();
+  return { self, configuration: validateConfiguration({ generation, members: set() ?? [], newMembers: set() }) };
 }
 
 /** `name` is the file's path, for the message. */
@@ -103,6 +151,7 @@ function decode(bytes: Uint8Array): ControlFile {
   if (reasonBytes > REASON_BYTES_MAX) throw new Error('damage reason too long');
   const reason = r.bytes(reasonBytes).toString('utf8');
   const [offloadedLsn, pagesLsn] = version === 1 ? [startLsn, startLsn] : [r.lsnBe(), r.lsnBe()];
+  const membership = version < 3 ? null : decodeMembership(r);
   if (r.remaining !== 0) throw new Error(`${r.remaining} bytes too many`);
   const damage: Damage | null = kind === 'none' ? null : { kind, term: damageTerm, reason };
   return {
@@ -119,5 +168,6 @@ function decode(bytes: Uint8Array): ControlFile {
     damage,
     offloadedLsn,
     pagesLsn,
+    membership,
   };
 }

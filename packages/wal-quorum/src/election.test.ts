@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Lsn, Term } from '@lakebase/ids';
+import { staticConfiguration } from './configuration.ts';
 import { Election, type ElectionAction, chooseDonor, planCandidacy } from './election.ts';
 import { lastLogTerm } from './history.ts';
 import type { TermHistory, Vote } from './types.ts';
@@ -22,7 +23,11 @@ function vote(voter: string, term: number, termHistory: TermHistory, flush: numb
   };
 }
 const candidate = (term: number, commitFloor?: number): Election =>
-  new Election({ members: MEMBERS, term: term as Term, ...(commitFloor === undefined ? {} : { commitFloor: commitFloor as Lsn }) });
+  new Election({
+    configuration: staticConfiguration(MEMBERS),
+    term: term as Term,
+    ...(commitFloor === undefined ? {} : { commitFloor: commitFloor as Lsn }),
+  });
 const kinds = (actions: readonly ElectionAction[]): string[] => actions.map((action) => action.kind);
 const done = (term: number, lsn: number): { term: Term; flushRecordLsn: Lsn } => ({ term: term as Term, flushRecordLsn: lsn as Lsn });
 
@@ -42,6 +47,7 @@ test('a whole election', () => {
     termStartLsn: 300,
     lastRecordLsn: 292,
     termHistory: h([1, 100], [3, 200], [6, 300]),
+    configuration: staticConfiguration(MEMBERS),
     donor: 'b',
     voters: ['b', 'a'],
   });
@@ -101,7 +107,7 @@ test('answers of other terms, strangers and lies', () => {
   for (const id of ['a', 'b']) election.onVote(vote(id, 6, [], 100));
   assert.deepEqual(election.onElected('a', done(5, 100)), []);
   assert.throws(() => election.onElected('a', done(6, 90)), { code: 'CORRUPT' });
-  assert.throws(() => new Election({ members: ['a', 'a', 'b'], term: 1 as Term }), { code: 'INVALID_ARGUMENT' });
+  assert.throws(() => new Election({ configuration: staticConfiguration(['a', 'a', 'b']), term: 1 as Term }), { code: 'INVALID_ARGUMENT' });
 });
 
 test('candidacy: above every term seen, pruned only below what all have committed', () => {

@@ -5,6 +5,7 @@
  *  may still arrive and are counted. An Election is used for one term only: losing means a new one with a higher term. */
 import { LakebaseError, assert } from '@lakebase/base';
 import type { Lsn, Term } from '@lakebase/ids';
+import { type Configuration, describeConfiguration, isQuorum, validateConfiguration, votersOf } from './configuration.ts';
 import { appendTerm, historyUpTo, lastLogTerm, pruneHistory, validateHistory } from './history.ts';
 import type { Elected, TermHistory, Vote } from './types.ts';
 
@@ -22,17 +23,17 @@ export interface ElectionWon {
 export type ElectionAction =
   | { readonly kind: 'elected'; readonly to: string; readonly request: Elected }
   | { readonly kind: 'won'; readonly result: ElectionWon }
-  /** Not won: a member is at a higher term, or no majority is left. `highestTerm` is what the next attempt must exceed. */
-  | { readonly kind: 'lost'; readonly highestTerm: Term; readonly reason: string }
+  /** Not won: a member is at a higher term or holds a newer configuration, or no majority is left. `highestTerm` is what the next attempt must
+   *  exceed, `configuration` what it must go by. */
+  | { readonly kind: 'lost'; readonly highestTerm: Term; readonly configuration: Configuration; readonly reason: string }
   /** After winning: `member` is at a higher term and can never join this one. A compute that has not started yet should campaign again; a running one
    *  is safe but one member short until its next start, or about to be fenced. */
   | { readonly kind: 'outpaced'; readonly member: string; readonly highestTerm: Term };
 
 export interface ElectionOptions {
-  readonly members: readonly string[];
+  /** Whom to ask; while it is joint a majority of both sets must grant, and adopt. */
+  readonly configuration: Configuration;
   readonly term: Term;
-  /** Default: majority. */
-  readonly quorum?: number;
   /** Lowest commit LSN of *all* members, when all of them told theirs: the history is pruned below it. */
   readonly commitFloor?: Lsn;
 }
@@ -64,26 +65,24 @@ const isAhead = (a: Vote, b: Vote): boolean =>
 
 export class Election {
   readonly term: Term;
-  readonly quorum: number;
+  readonly configuration: Configuration;
   readonly #members: readonly string[];
   readonly #commitFloor: Lsn;
   readonly #votes = new Map<string, Vote>();
   readonly #refused = new Map<string, string>();
   readonly #adopted = new Set<string>();
   #highestTerm: Term;
+  #newest: Configuration;
   #request: Elected | undefined;
   #phase: ElectionPhase = 'voting';
 
   constructor(options: ElectionOptions) {
-    const { members, term, quorum = Math.floor(members.length / 2) + 1 } = options;
-    if (members.length === 0 || new Set(members).size !== members.length) {
-      throw new LakebaseError('INVALID_ARGUMENT', 'an election needs distinct members');
-    }
-    assert(quorum * 2 > members.length && quorum <= members.length, 'two quorums must share a member');
+    const { term } = options;
+    this.configuration = validateConfiguration(options.configuration);
+    this.#newest = this.configuration;
     assert(term > 0, 'term 0 is before the first election');
     this.term = term;
-    this.quorum = quorum;
-    this.#members = [...members];
+    this.#members = votersOf(this.configuration);
     this.#commitFloor = options.commitFloor ?? (0 as Lsn);
     this.#highestTerm = term;
   }
@@ -110,7 +109,7 @@ export class Election {
     }
     this.#refused.delete(vote.voter);
     this.#votes.set(vote.voter, vote);
-    if (this.#votes.size < this.quorum) return [];
+    if (!isQuorum(this.configuration, this.#votes.keys())) return [];
     this.#phase = 'electing';
     const request = this.#elect([...this.#votes.values()]);
     this.#request = request;
@@ -118,19 +117,26 @@ export class Election {
   }
 
   /** A refusal of the vote or of `elected`, or an answer given up on (pass no term). */
-  onRefusal(member: string, refusal: { readonly term?: Term; readonly reason: string }): readonly ElectionAction[] {
+  onRefusal(
+    member: string,
+    refusal: { readonly term?: Term; readonly configuration?: Configuration; readonly reason: string },
+  ): readonly ElectionAction[] {
     this.#known(member);
+    const changed = refusal.configuration !== undefined && refusal.configuration.generation > this.configuration.generation;
+    if (refusal.configuration !== undefined && refusal.configuration.generation > this.#newest.generation)
+      this.#newest = refusal.configuration;
     if (refusal.term !== undefined && refusal.term > this.#highestTerm) this.#highestTerm = refusal.term;
     const outpaced = refusal.term !== undefined && refusal.term > this.term;
     if (this.#phase === 'lost') return [];
     if (this.#phase === 'won') return outpaced ? [{ kind: 'outpaced', member, highestTerm: this.#highestTerm }] : [];
     // A duplicate of a request of ours that was already granted.
-    if (!outpaced && (this.#adopted.has(member) || (this.#phase === 'voting' && this.#votes.has(member)))) return [];
+    if (!outpaced && !changed && (this.#adopted.has(member) || (this.#phase === 'voting' && this.#votes.has(member)))) return [];
     this.#refused.set(member, refusal.reason);
-    if (!outpaced && this.#members.length - this.#refused.size >= this.quorum) return [];
+    const left = this.#members.filter((id) => !this.#refused.has(id));
+    if (!outpaced && !changed && isQuorum(this.configuration, left)) return [];
     this.#phase = 'lost';
     const why = [...this.#refused].map(([id, reason]) => `${id}: ${reason}`).join('; ');
-    return [{ kind: 'lost', highestTerm: this.#highestTerm, reason: why }];
+    return [{ kind: 'lost', highestTerm: this.#highestTerm, configuration: this.#newest, reason: why }];
   }
 
   /** A member has adopted the term: its log is complete up to the start LSN and durable. */
@@ -143,7 +149,7 @@ export class Election {
     }
     this.#refused.delete(member);
     this.#adopted.add(member);
-    if (this.#phase !== 'electing' || this.#adopted.size < this.quorum) return [];
+    if (this.#phase !== 'electing' || !isQuorum(this.configuration, this.#adopted)) return [];
     this.#phase = 'won';
     const { termStartLsn: startLsn, lastRecordLsn, termHistory: history, donor, voters } = request;
     return [{ kind: 'won', result: { term: this.term, startLsn, lastRecordLsn, history, donor, voters, adopted: this.adopted } }];
@@ -163,10 +169,12 @@ export class Election {
     const log = historyUpTo(donor.termHistory, termStartLsn);
     const termHistory = pruneHistory(appendTerm(log, this.term, termStartLsn), this.#commitFloor);
     const voters = votes.map((vote) => vote.voter);
-    return { term: this.term, termStartLsn, lastRecordLsn: donor.lastRecordLsn, termHistory, donor: donor.voter, voters };
+    const { term, configuration } = this;
+    return { term, termStartLsn, lastRecordLsn: donor.lastRecordLsn, termHistory, configuration, donor: donor.voter, voters };
   }
 
   #known(member: string): void {
-    if (!this.#members.includes(member)) throw new LakebaseError('INVALID_ARGUMENT', `${member} is not a member of this timeline`);
+    if (!this.#members.includes(member))
+      throw new LakebaseError('INVALID_ARGUMENT', `${member} is not in configuration ${describeConfiguration(this.configuration)}`);
   }
 }

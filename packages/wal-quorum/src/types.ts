@@ -1,6 +1,7 @@
 /** Values of the election protocol (docs/protocols/election.md).
  *  Invariant: every LSN here that names a position in a log is the end of a complete record, except `flushLsn`. */
 import type { Lsn, Term } from '@lakebase/ids';
+import type { Configuration } from './configuration.ts';
 
 /** Term `term` begins at `startLsn`; entries have rising terms and non-falling LSNs. */
 export interface TermHistoryEntry {
@@ -23,11 +24,13 @@ export interface Vote {
 }
 
 /** What a member reports of itself; the commit LSN is computed from these. One report is a fact that never becomes false:
- *  "while `term` was my term, my durable log ended at `flushRecordLsn` and its last entry was of `lastLogTerm`". */
+ *  "while `term` was my term and `generation` my configuration's, my durable log ended at `flushRecordLsn` and its last entry was of `lastLogTerm`". */
 export interface MemberPosition {
   readonly term: Term;
   readonly lastLogTerm: Term;
   readonly flushRecordLsn: Lsn;
+  /** Generation of the configuration the member held then. */
+  readonly generation: number;
 }
 
 /** What the winner of a vote tells every member: the log of `term` is `termHistory`, copied from `donor` up to `termStartLsn`. */
@@ -38,6 +41,8 @@ export interface Elected {
   readonly lastRecordLsn: Lsn;
   /** Ends with (term, termStartLsn). */
   readonly termHistory: TermHistory;
+  /** Under which the term was granted: a member that holds a later one refuses. */
+  readonly configuration: Configuration;
   readonly donor: string;
   /** Who granted the term. A rebuilt member accepts only a term that all the others granted. */
   readonly voters: readonly string[];

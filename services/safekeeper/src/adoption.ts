@@ -2,7 +2,7 @@
 import type { ElectedRequest, PeerAddress, SafekeeperClient } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage } from '@lakebase/base';
 import { type Term, formatLsn, parseLsn, parseTerm } from '@lakebase/ids';
-import { type Elected, finishElected, historyFromJson, planElected } from '@lakebase/wal-quorum';
+import { type Configuration, type Elected, finishElected, historyFromJson, planElected } from '@lakebase/wal-quorum';
 import { copyFromPeer, describeCopy } from './peer-copy.ts';
 import type { WalTimeline } from './wal-timeline.ts';
 
@@ -12,12 +12,13 @@ export interface AdoptionOptions {
   readonly log: Logger;
 }
 
-export function electedFromJson(request: ElectedRequest): Elected {
+export function electedFromJson(request: ElectedRequest, configuration: Configuration): Elected {
   return {
     term: parseTerm(request.term),
     termStartLsn: parseLsn(request.termStartLsn),
     lastRecordLsn: parseLsn(request.lastRecordLsn),
     termHistory: historyFromJson(request.termHistory),
+    configuration,
     donor: request.donor.id,
     voters: request.voters,
   };
@@ -30,7 +31,7 @@ export function adopt(timeline: WalTimeline, request: Elected, donor: PeerAddres
 
 async function adoptNow(timeline: WalTimeline, request: Elected, donor: PeerAddress, options: AdoptionOptions): Promise<void> {
   timeline.flush();
-  const plan = planElected(timeline.state, request, timeline.memberId, timeline.memberCount);
+  const plan = planElected(timeline.state, request);
   if (plan.kind === 'refused') throw new LakebaseError(plan.term > request.term ? 'FENCED' : 'CONFLICT', plan.reason);
   if (plan.kind === 'adopt') {
     // A vote given just before the disk was lost may still be on its way to a candidate.
@@ -77,8 +78,9 @@ export async function adoptFromPeers(
         termStartLsn: last.startLsn,
         lastRecordLsn: parseLsn(status.lastRecordLsn),
         termHistory,
+        configuration: timeline.configuration,
         donor: address.id,
-        voters: [timeline.memberId],
+        voters: [timeline.self],
       };
       return await adopt(timeline, request, address, options);
     } catch (error) {

@@ -130,7 +130,8 @@ export class ComputeReceiver implements Feeder {
     if (identity?.rows[0]?.[0] !== timeline.control.systemId.toString())
       throw new LakebaseError('CONFLICT', `the server there is system ${identity?.rows[0]?.[0]}, not ${timeline.control.systemId}`);
     this.#stop.signal.throwIfAborted();
-    if (!mayStream(timeline.state, this.term)) throw new LakebaseError('FENCED', `term ${this.term} is not current here`);
+    if (!mayStream(timeline.state, this.term, timeline.configuration.generation))
+      throw new LakebaseError('FENCED', `term ${this.term} is not current here`);
     timeline.flush();
     const startLsn = timeline.flushLsn;
     const stream = await connection.startReplication(
@@ -154,7 +155,7 @@ export class ComputeReceiver implements Feeder {
   /** The compute recycled what we lack: take what is committed from whichever peer has most. */
   async #catchUp(): Promise<void> {
     const positions = this.#timeline.peers;
-    const to = quorumCommit([this.#timeline.position, ...positions.values()], this.#timeline.quorum).lsn;
+    const to = quorumCommit(new Map(positions).set(this.#timeline.self, this.#timeline.position), this.#timeline.configuration).lsn;
     const donors = this.#options.peers
       .filter((p) => positions.get(p.id)?.term === this.term && (positions.get(p.id)?.flushRecordLsn ?? 0) >= to)
       .sort((a, b) => (positions.get(b.id)?.flushRecordLsn ?? 0) - (positions.get(a.id)?.flushRecordLsn ?? 0));

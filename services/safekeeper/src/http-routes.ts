@@ -108,7 +108,7 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
   app.post(`${path}/elected`, options, async (request): Promise<ElectedResponse> => {
     const timeline = find(request);
     const wanted = body<ElectedRequest>(electedSchema, request);
-    await timelines.elected(timeline, electedFromJson(wanted), wanted.donor);
+    await timelines.elected(timeline, electedFromJson(wanted, timeline.configuration), wanted.donor);
     return { term: timeline.term, flushRecordLsn: formatLsn(timeline.state.flushRecordLsn) };
   });
   app.post(`${path}/subscribe`, options, async (request) =>

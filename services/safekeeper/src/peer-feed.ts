@@ -87,6 +87,7 @@ export class PeerFeed {
       term,
       lastLogTerm,
       flushRecordLsn: formatLsn(flushRecordLsn),
+      generation: timeline.configuration.generation,
       commitLsn: formatLsn(commitLsn),
       offloadedLsn: formatLsn(timeline.offloadedLsn),
       tailLsn: formatLsn(timeline.tailLsn),
@@ -203,6 +204,7 @@ export class PeerListener {
       term: parseTerm(raw.term),
       lastLogTerm: parseTerm(raw.lastLogTerm),
       flushRecordLsn: parseLsn(raw.flushRecordLsn),
+      generation: raw.generation ?? 0,
     });
   }
 }

@@ -106,6 +106,11 @@ export class Timelines {
     return this.#broken.size;
   }
 
+  /** Those that are not open, by `project/timeline`, with the reason. */
+  *unusable(): Generator<{ readonly name: string; readonly error: LakebaseError }> {
+    for (const [name, error] of [...this.#locked, ...this.#broken]) yield { name, error };
+  }
+
   get(project: ProjectUid, timeline: TimelineId): WalTimeline {
     const key = keyOf(project, timeline);
     const found = this.#open.get(key);
@@ -211,6 +216,7 @@ export class Timelines {
         commitLsn: startLsn,
         flushHint: startLsn,
         damage: null,
+        membership: null,
         offloadedLsn: startLsn,
         pagesLsn: startLsn,
       };
@@ -259,6 +265,7 @@ export class Timelines {
       commitLsn: startLsn,
       flushHint: startLsn,
       damage: { kind: 'rebuilt', term, reason: `the data of this timeline was lost on ${this.#options.config.id}` },
+      membership: null,
       offloadedLsn: startLsn,
       pagesLsn: startLsn,
     });
@@ -299,7 +306,8 @@ export class Timelines {
   async #subscribe(timeline: WalTimeline, request: SubscribeRequest): Promise<WalTimelineStatus> {
     const term = parseTerm(request.term);
     if (timeline.term > term) throw new LakebaseError('FENCED', `term ${timeline.term} is newer than ${term}`);
-    if (!mayStream(timeline.state, term)) await adoptFromPeers(timeline, term, this.#peers, this.#adoption);
+    if (!mayStream(timeline.state, term, timeline.configuration.generation))
+      await adoptFromPeers(timeline, term, this.#peers, this.#adoption);
     const running = this.#receivers.get(timeline);
     if (running !== undefined && !running.stopped && JSON.stringify(running.request) === JSON.stringify(request)) return timeline.status();
     await running?.stop();
@@ -328,8 +336,7 @@ export class Timelines {
       if (status.offloadedLsn !== undefined) timeline.noteOffloaded(parseLsn(status.offloadedLsn));
       if (status.tailLsn !== undefined) timeline.noteTail(parseLsn(status.tailLsn));
       if (status.pagesLsn !== undefined) timeline.notePages(parseLsn(status.pagesLsn));
-    }
-    else if (this.#locked.has(key)) return;
+    } else if (this.#locked.has(key)) return;
     else if (position.term > 0) this.#unknown(status.project, status.timeline);
   }
 
@@ -430,7 +437,8 @@ export class Timelines {
       if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
     const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < kekVersion;
     let references = 0;
-    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) references += await timeline.rewrap(kekVersion, isOld);
+    for (const timeline of [...this.#open.values()].filter((t) => t.project === project))
+      references += await timeline.rewrap(kekVersion, isOld);
     return references;
   }
 

@@ -15,6 +15,7 @@ import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn }
 import type { ProjectKeys } from '@lakebase/keys';
 import {
   type AcceptorState,
+  type Configuration,
   type ControlFile,
   type MemberPosition,
   type Vote,
@@ -26,6 +27,7 @@ import {
   memberCommitLsn,
   positionOf,
   readableLsn,
+  staticConfiguration,
   voteOf,
 } from '@lakebase/wal-quorum';
 import type { ObjectStore } from '@lakebase/object-store';
@@ -88,6 +90,8 @@ export class WalTimeline {
   readonly #options: TimelineOptions;
   readonly #store: WalStore;
   #control: ControlFile;
+  /** For a timeline that nobody has configured yet. */
+  readonly #static: Configuration;
   #commitLsn: Lsn;
   #peers: ReadonlyMap<string, MemberPosition> = new Map();
   #flushScheduled: NodeJS.Immediate | undefined;
@@ -124,12 +128,21 @@ export class WalTimeline {
     this.#isReserve = reserveOf(control.timeline, options.memberIds) === options.memberId;
     this.#log = options.log.child({ project: control.project, timeline: control.timeline });
     this.#control = control;
+    this.#static = staticConfiguration(options.memberIds);
     this.#commitLsn = control.commitLsn;
     this.#offloadedLsn = control.offloadedLsn;
     this.#pagesLsn = control.pagesLsn;
     const { project, timeline, startLsn } = control;
     if (options.objectStore !== undefined)
-      this.archive = new WalArchive({ store: options.objectStore, project, timeline, startLsn, keys: options.keys, scratchDir: dir, log: this.#log });
+      this.archive = new WalArchive({
+        store: options.objectStore,
+        project,
+        timeline,
+        startLsn,
+        keys: options.keys,
+        scratchDir: dir,
+        log: this.#log,
+      });
     if (control.damage?.kind === 'rebuilt') this.rebuiltAt = performance.now();
     this.#store = WalStore.open({
       dir: join(dir, WAL_DIR),
@@ -149,6 +162,8 @@ export class WalTimeline {
   get state(): AcceptorState {
     const store = this.#store;
     return {
+      self: this.self,
+      configuration: this.configuration,
       term: this.#control.term,
       history: this.#control.history,
       flushLsn: store.flushLsn,
@@ -160,6 +175,13 @@ export class WalTimeline {
   }
   get control(): ControlFile {
     return this.#control;
+  }
+  /** Who this member is in the configuration: its identity, which a machine that lost its disk does not get back. */
+  get self(): string {
+    return this.#control.membership?.self ?? this.memberId;
+  }
+  get configuration(): Configuration {
+    return this.#control.membership?.configuration ?? this.#static;
   }
   get term(): Term {
     return this.#control.term;
@@ -226,8 +248,9 @@ export class WalTimeline {
   // --- receiving -----------------------------------------------------------------------------------------------------------
 
   /** WAL of the compute of `term`; made durable at the end of this turn, then the feeder is told. */
-  appendFromCompute(term: Term, at: Lsn, bytes: Buffer): void {
-    if (!mayStream(this.state, term)) throw new LakebaseError('FENCED', `term ${term} may not write here: the term is ${this.term}`);
+  appendFromCompute(term: Term, at: Lsn, bytes: Buffer, generation: number = this.configuration.generation): void {
+    if (!mayStream(this.state, term, generation))
+      throw new LakebaseError('FENCED', `term ${term} may not write here: the term is ${this.term}`);
     this.#append(at, bytes);
   }
 
@@ -298,7 +321,7 @@ export class WalTimeline {
   // --- election ------------------------------------------------------------------------------------------------------------
 
   /** Flush, persist, drop lower streams: in one turn. */
-  vote(term: Term): { granted: boolean; vote: Vote } {
+  vote(term: Term, configuration: Configuration = this.configuration): { granted: boolean; vote: Vote } {
     this.checkOpen();
     try {
       this.flush();
@@ -307,14 +330,14 @@ export class WalTimeline {
       this.#writeFailed(error);
       if (!(error instanceof LakebaseError) || error.code !== 'RESOURCE_EXHAUSTED') throw error;
     }
-    const decision = handleVote(this.state, term);
+    const decision = handleVote(this.state, term, configuration);
     if (!decision.granted) {
       this.#log.info({ term, own: this.term, reason: decision.reason }, 'vote refused');
-      return { granted: false, vote: voteOf(this.state, this.memberId) };
+      return { granted: false, vote: voteOf(this.state) };
     }
     this.raiseTerm(term);
     this.#log.info({ term, flushRecordLsn: formatLsn(this.#store.flushRecordLsn) }, 'vote granted');
-    return { granted: true, vote: voteOf(this.state, this.memberId) };
+    return { granted: true, vote: voteOf(this.state) };
   }
 
   /** Persists a higher term, then ends streams of lower ones. */
@@ -425,7 +448,7 @@ export class WalTimeline {
   // --- inside --------------------------------------------------------------------------------------------------------------
 
   #refreshCommit(): boolean {
-    const next = memberCommitLsn(this.state, [...this.#peers.values()], this.quorum);
+    const next = memberCommitLsn(this.state, this.#peers);
     if (next === this.#commitLsn) return false;
     this.#commitLsn = next;
     return true;

@@ -4,7 +4,15 @@
 import type { ElectedRequest, PeerAddress, SafekeeperClient } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, parseLsn, parseTerm } from '@lakebase/ids';
-import { Election, type ElectionAction, type ElectionWon, historyFromJson, historyToJson, planCandidacy } from '@lakebase/wal-quorum';
+import {
+  Election,
+  type ElectionAction,
+  type ElectionWon,
+  historyFromJson,
+  historyToJson,
+  planCandidacy,
+  staticConfiguration,
+} from '@lakebase/wal-quorum';
 
 export interface ElectionMember {
   readonly peer: PeerAddress;
@@ -78,7 +86,7 @@ function campaign(
   log: Logger,
 ): Promise<ElectionResult | { lostTo: number; reason: string }> {
   return new Promise((resolve, reject) => {
-    const election = new Election({ members: members.map((m) => m.peer.id), ...options });
+    const election = new Election({ configuration: staticConfiguration(members.map((m) => m.peer.id)), ...options });
     const { term } = options;
     const step = (actions: () => readonly ElectionAction[]): void => {
       try {

@@ -10,7 +10,7 @@ import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, newPr
 import { LocalKeys } from '@lakebase/keys';
 import { PgConnection, unixSocketPath } from '@lakebase/pg-wire';
 import { findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
-import { Election, type ElectionAction, historyFromJson, historyToJson } from '@lakebase/wal-quorum';
+import { Election, type ElectionAction, historyFromJson, historyToJson, staticConfiguration } from '@lakebase/wal-quorum';
 import type { SafekeeperConfig } from '../config.ts';
 import { type Safekeeper, startSafekeeper } from '../service.ts';
 
@@ -194,6 +194,9 @@ export class Quorum implements AsyncDisposable {
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,
         lostAfterMs: 200,
+        scrubIntervalMs: 0,
+        scrubBytesPerSecond: 1 << 30,
+        scrubOrphanAgeMs: 0,
         ...all(root),
         ...(i === 0 ? first : {}),
       };
@@ -230,7 +233,7 @@ export class Quorum implements AsyncDisposable {
 
   /** An election over whoever is up. */
   async elect(term: number, members: readonly Member[] = this.members.filter((m) => m.running !== undefined)): Promise<Lsn> {
-    const election = new Election({ members: this.members.map((m) => m.config.id), term: term as Term });
+    const election = new Election({ configuration: staticConfiguration(this.members.map((m) => m.config.id)), term: term as Term });
     let startLsn: Lsn | undefined;
     const perform = async (actions: readonly ElectionAction[]): Promise<void> => {
       for (const action of actions) {

@@ -1,0 +1,23 @@
+/** Looks for each protocol mistake of bugs.ts: what the simulator does not find, it does not test. */
+import { type Bug, MEMBERSHIP_BUGS } from './bugs.ts';
+import { run } from './scenario.ts';
+
+export interface Finding {
+  readonly seed: number;
+  readonly failure: string;
+  /** False: nothing was lost or changed, the run only made no progress any more. */
+  readonly harm: boolean;
+}
+
+/** The first seed that shows harm, or the first that shows anything when `anything` is enough. */
+export function findBug(bug: Bug, seedsMax: number, anything: boolean): Finding | null {
+  let stalled: Finding | null = null;
+  for (let seed = 1; seed <= seedsMax; seed++) {
+    const { failure } = run(seed, { bug, membership: MEMBERSHIP_BUGS.has(bug) });
+    if (failure === null) continue;
+    const finding = { seed, failure, harm: !failure.includes('no progress') };
+    if (finding.harm || anything) return finding;
+    stalled ??= finding;
+  }
+  return stalled;
+}
