@@ -1,7 +1,7 @@
 /** Ends every single request after a while. A request that ignores its signal is left behind, not waited for; what it answers later is dropped. */
-import { LakebaseError } from '@lakebase/base';
+import { type FailpointName, LakebaseError, failpoint } from '@lakebase/base';
 import type { CallOptions, ObjectStore } from './object-store.ts';
-import { type StoreCall, StoreDecorator } from './store-decorator.ts';
+import { type StoreCall, StoreDecorator, type StoreOperation } from './store-decorator.ts';
 
 /** Slower than this over its whole length, and a transfer counts as stalled. */
 const BYTES_PER_MS_MIN = 1_000;
@@ -24,9 +24,24 @@ export class DeadlineStore extends StoreDecorator {
 
   protected around<T, O extends CallOptions>(call: StoreCall, options: O, run: (options: O) => Promise<T>): Promise<T> {
     const bytes = call.bytes ?? (call.operation === 'get' ? BYTES_UNKNOWN : 0);
-    return withAbort(this.#attemptTimeoutMs + transferMs(bytes), call, options, run);
+    return withAbort(this.#attemptTimeoutMs + transferMs(bytes), call, options, async (o) => {
+      // Within the deadline: a place that is held is a store that does not answer.
+      await failpoint(PLACES[call.operation]);
+      const result = await run(o);
+      if (call.operation === 'put') await failpoint('object-store.put-applied');
+      return result;
+    });
   }
 }
+
+const PLACES: Readonly<Record<StoreOperation, FailpointName>> = {
+  get: 'object-store.get',
+  stream: 'object-store.get',
+  head: 'object-store.get',
+  put: 'object-store.put',
+  list: 'object-store.list',
+  delete: 'object-store.delete',
+};
 
 /** Runs `run` with a signal that fires after `ms` or with the caller's; rejects with UNAVAILABLE then, whether `run` listens or not. */
 export async function withAbort<T, O extends CallOptions>(

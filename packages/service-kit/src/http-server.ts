@@ -6,6 +6,7 @@ import { addFailpointRoutes } from './failpoints.ts';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { guardMissing } from './memory.ts';
 import { Registry, collectDefaultMetrics } from 'prom-client';
+import { registerObjectStoreMetrics } from './object-store.ts';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -39,6 +40,7 @@ export function createHttpServer(options: HttpServerOptions): HttpServer {
   });
   const metrics = new Registry();
   collectDefaultMetrics({ register: metrics });
+  registerObjectStoreMetrics(metrics);
   const unguarded = guardMissing();
   if (unguarded !== undefined) options.log.warn({}, unguarded);
   app.get('/healthz', async () => ({

@@ -7,7 +7,7 @@ import { isCode, silentLogger } from '@lakebase/base';
 import { Registry } from 'prom-client';
 import { Type } from 'typebox';
 import { parseConfig } from './config.ts';
-import { objectStoreConfig, openObjectStore } from './object-store.ts';
+import { objectStoreConfig, openObjectStore, registerObjectStoreMetrics } from './object-store.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'lb-objectstore-kit-'));
 after(() => rmSync(dir, { recursive: true, force: true }));
@@ -19,7 +19,8 @@ test('a service may have no store, or one, and every request of it is counted', 
   const { objectStore } = parseConfig(schema, { objectStore: { kind: 'directory', path: join(dir, 'objects') } }, 'x');
   assert.ok(objectStore !== null);
   const metrics = new Registry();
-  const store = await openObjectStore(objectStore, { log: silentLogger, metrics });
+  registerObjectStoreMetrics(metrics);
+  const store = await openObjectStore(objectStore, { log: silentLogger });
   await store.put('a', Buffer.alloc(1_000));
   await store.get('a', { range: { suffix: 10 } });
   await assert.rejects(store.head('b'), (e: unknown) => isCode(e, 'NOT_FOUND'));
