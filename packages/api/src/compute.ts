@@ -43,7 +43,10 @@ export interface ComputeSpec {
   /** postgresql.conf settings asked for by the user; agent-owned ones are refused by the Manager. */
   readonly settings: Readonly<Record<string, string>>;
 }
-export type ComputeChange = Partial<Pick<ComputeSpec, 'roles' | 'databases' | 'droppedRoles' | 'droppedDatabases' | 'settings'>>;
+/** `pageserver`: the project was moved; reads go there from now on. */
+export type ComputeChange = Partial<
+  Pick<ComputeSpec, 'roles' | 'databases' | 'droppedRoles' | 'droppedDatabases' | 'settings' | 'pageserver'>
+>;
 
 export type ComputeState = 'STARTING' | 'RUNNING' | 'STOPPING' | 'STOPPED' | 'FAILED';
 
@@ -78,6 +81,8 @@ export interface ComputeDisk {
   readonly cleanBudgetBytes: number | null;
   readonly droppedBytes: number;
   readonly prefetchedBytes: number;
+  /** Of the hot set; null: there was none. `full`: the bound of the disk was reached. */
+  readonly prefetch: 'running' | 'complete' | 'full' | 'stopped' | 'failed' | null;
   /** Writes that found the disk full and went on after pages were dropped; and those for which there was nothing to drop. */
   readonly roomsMade: number;
   readonly roomsDenied: number;

@@ -10,9 +10,11 @@
  *    PUT    /v1/timelines/:project/:timeline/boot-set        body: boot set binary (docs/formats/start-bundle.md)       (T)
  *    POST   /v1/timelines/:project/:timeline/checkpoint      flush the open layer and publish the index -> PageTimelineStatus
  *
+ *  Whole projects, for the Manager: placement.ts.
  *  Pages and the start bundle travel on `pagePort` in the binary page service protocol: page-service.ts. */
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
+import type { AttachedProject, ProjectReadiness } from './placement.ts';
 import type { PeerAddress } from './safekeeper.ts';
 
 export interface TemplateInfo {
@@ -68,6 +70,18 @@ export class PageserverClient {
   }
   remove(p: ProjectUid, t: TimelineId): Promise<void> {
     return this.http.call('DELETE', this.#path(p, t));
+  }
+  takeOver(given: AttachedProject, timeoutMs: number): Promise<ProjectReadiness> {
+    return this.http.call('PUT', `/v1/projects/${given.project}`, given, { timeoutMs });
+  }
+  readiness(p: ProjectUid): Promise<ProjectReadiness> {
+    return this.http.call('GET', `/v1/projects/${p}`, undefined, { timeoutMs: 5_000 });
+  }
+  upload(p: ProjectUid, timeoutMs: number): Promise<void> {
+    return this.http.call('POST', `/v1/projects/${p}/upload`, {}, { timeoutMs });
+  }
+  letGo(p: ProjectUid): Promise<void> {
+    return this.http.call('DELETE', `/v1/projects/${p}`);
   }
   checkpoint(p: ProjectUid, t: TimelineId): Promise<PageTimelineStatus> {
     return this.http.call('POST', this.#path(p, t, '/checkpoint'), {});

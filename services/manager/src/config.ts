@@ -7,6 +7,11 @@ const peer = Type.Object(
   { additionalProperties: false },
 );
 
+const pageserver = Type.Object(
+  { id: Type.String({ default: 'pageserver' }), httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() },
+  { additionalProperties: false },
+);
+
 export const managerConfig = Type.Object(
   {
     /** `httpPort` is the port of the public API; the internal surface is on the same listener behind the service token. */
@@ -19,7 +24,9 @@ export const managerConfig = Type.Object(
     /** Prefix of a Postgres installation for the embedded database; null: the npm package of this platform. */
     postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
     computeHostUrl: Type.String(),
-    pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }, { additionalProperties: false }),
+    /** The one that new projects go to, and the others. Ids are those of the pageservers' own configurations. */
+    pageserver,
+    morePageservers: Type.Array(pageserver, { default: [] }),
     safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),
     /** The key manager; null only where nothing asks for keys (tests). */
     keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),

@@ -1,19 +1,33 @@
 /** The services the Manager drives, as typed clients. */
 import { ComputeHostClient, KeyManagerClient, PageserverClient, type PeerAddress, SafekeeperClient, internalToken } from '@lakebase/api';
-import { isCode } from '@lakebase/base';
+import { LakebaseError, isCode } from '@lakebase/base';
 
 export interface FarEnd {
   readonly computeHost: ComputeHostClient;
-  readonly pageserver: PageserverClient;
-  readonly pageserverAddress: { readonly httpUrl: string; readonly pageHost: string; readonly pagePort: number };
+  /** Where new projects go: an id for {@link pageserverOf}. */
+  readonly newProjectsOn: string;
   readonly safekeepers: readonly PeerAddress[];
   readonly keys: KeyManagerClient;
+  /** Throws NOT_FOUND for one that is not in the configuration. */
+  pageserverOf(id: string): FarPageserver;
   safekeeper(id: string): SafekeeperClient | undefined;
+}
+
+export interface PageserverAddress {
+  readonly httpUrl: string;
+  readonly pageHost: string;
+  readonly pagePort: number;
+}
+export interface FarPageserver {
+  readonly id: string;
+  readonly client: PageserverClient;
+  readonly address: PageserverAddress;
 }
 
 export interface FarEndAddresses {
   readonly computeHostUrl: string;
-  readonly pageserver: FarEnd['pageserverAddress'];
+  readonly pageserver: PageserverAddress & { readonly id: string };
+  readonly morePageservers: readonly (PageserverAddress & { readonly id: string })[];
   readonly safekeepers: readonly PeerAddress[];
   readonly keyManagerUrl: string | null;
 }
@@ -21,10 +35,21 @@ export interface FarEndAddresses {
 export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
   const token = internalToken(secret, 'service');
   const members = new Map(a.safekeepers.map((s) => [s.id, new SafekeeperClient({ baseUrl: s.httpUrl, token, timeoutMs: 10_000 })]));
+  const pageservers = new Map(
+    [a.pageserver, ...a.morePageservers].map(({ id, ...address }): [string, FarPageserver] => [
+      id,
+      { id, address, client: new PageserverClient({ baseUrl: address.httpUrl, token }) },
+    ]),
+  );
   return {
     computeHost: new ComputeHostClient({ baseUrl: a.computeHostUrl, token }),
-    pageserver: new PageserverClient({ baseUrl: a.pageserver.httpUrl, token }),
-    pageserverAddress: a.pageserver,
+    newProjectsOn: a.pageserver.id,
+    pageserverOf: (id) => {
+      const found = pageservers.get(id);
+      if (found === undefined)
+        throw new LakebaseError('NOT_FOUND', `there is no pageserver ${id}; there are ${[...pageservers.keys()].join(', ')}`);
+      return found;
+    },
     safekeepers: a.safekeepers,
     keys: new KeyManagerClient({ baseUrl: a.keyManagerUrl ?? 'http://127.0.0.1:1', token }),
     safekeeper: (id) => members.get(id),

@@ -14,6 +14,7 @@ import { encryptionRoutes } from './http/encryption.ts';
 import { endpointRoutes } from './http/endpoints.ts';
 import { internalRoutes } from './http/internal.ts';
 import { miscRoutes } from './http/misc.ts';
+import { placementRoutes } from './http/placements.ts';
 import { createProject, projectRoutes } from './http/projects.ts';
 import { roleRoutes } from './http/roles.ts';
 import { createManagerServer } from './http/server.ts';
@@ -23,6 +24,7 @@ import { DEFAULT_ACCOUNT, DEFAULT_PROJECT, DEFAULT_WORKSPACE } from './model/nam
 import { Endpoints } from './reconcile/endpoints.ts';
 import { KeyStates } from './reconcile/key-states.ts';
 import { NO_KEYRING, projectKeyring } from './reconcile/project-keyring.ts';
+import { Placements } from './reconcile/placements.ts';
 import { ProjectReconciler } from './reconcile/project-reconciler.ts';
 
 /** A client that connects while its project is being made waits this long. */
@@ -46,10 +48,12 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
   const db = await openDatabase(config, secret, log, teardown, fail);
   const far: FarEnd = connectFarEnd(config, secret);
   let endpoints: Endpoints | undefined = undefined;
+  const placements = new Placements({ db, far, log });
   const projects: ProjectReconciler = new ProjectReconciler({
     db,
     far,
     log,
+    placements,
     keys: config.keyManagerUrl === null ? NO_KEYRING : projectKeyring({ db, keys: far.keys, secret }),
     stopComputes: async (uid) => (endpoints as Endpoints).stopProject(uid),
   });
@@ -77,12 +81,14 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
       if (config.keyManagerUrl !== null) keyStates.requireUsable(uid);
     },
     whenReady: (uid) => projects.whenReady(uid, READY_MS_MAX),
+    pageserver: async (uid) => (await placements.serving(uid)).address,
   });
   const context: ApiContext = {
     workspace: DEFAULT_WORKSPACE,
     in: (request) => ({ ...context, workspace: request.workspace }),
     keys: far.keys,
     keyStates,
+    placements,
     secret,
     serviceToken: internalToken(secret, 'service'),
     db,
@@ -109,7 +115,16 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     metrics,
     health: () => ({ service: 'manager', active: endpoints.activeCount }),
   });
-  for (const routes of [projectRoutes, endpointRoutes, roleRoutes, databaseRoutes, miscRoutes, accountRoutes, encryptionRoutes])
+  for (const routes of [
+    projectRoutes,
+    endpointRoutes,
+    roleRoutes,
+    databaseRoutes,
+    miscRoutes,
+    accountRoutes,
+    encryptionRoutes,
+    placementRoutes,
+  ])
     routes(app, context);
   internalRoutes(app, context);
 
@@ -118,6 +133,8 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     teardown.add('key states', () => keyStates.stop());
   }
   await firstStart(context);
+  placements.start();
+  teardown.add('placements', () => placements.stop());
   await projects.start();
   teardown.add('projects', () => projects.stop());
   endpoints.start();

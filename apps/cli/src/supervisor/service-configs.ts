@@ -132,6 +132,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       ...common('pageserver', ports.pageserverHttp),
       dataDir: join(home.data, 'pageserver'),
       keyManagerUrl,
+      managerUrl: `http://${reachable(s.listenHost)}:${s.httpPort}`,
       objectStore,
       testPlaintext: s.testPlaintext,
       pageHost: LOOPBACK,

@@ -1,6 +1,7 @@
 /** Client of the page service: one connection, pipelined requests, reconnect with back-off.
  *  Invariants: every request ends in exactly one answer or error; a request is sent again after a reconnect (reads are idempotent)
- *  until its deadline passes; answers are matched by id, so a stale connection's answer can never reach a newer request. */
+ *  until its deadline passes, also at another pageserver when the project was moved; answers are matched by id, so a stale connection's answer can
+ *  never reach a newer request. The connection is kept also while nothing is asked: it keeps the timeline in the pageserver's memory. */
 import { type Socket, connect } from 'node:net';
 import {
   ANSWER_FRAME_BYTES_MAX,
@@ -35,6 +36,10 @@ interface Pending {
   readonly reject: (error: unknown) => void;
 }
 
+const IDLE_RETRY_MS = 2_000;
+/** Of this connection's timeline, not of the request: it is asked again. */
+const mayPass = (error: LakebaseError): boolean => error.code === 'FENCED' || error.code === 'CLOSED';
+
 export class PageClient {
   readonly #options: PageClientOptions;
   readonly #pending = new Map<number, Pending>();
@@ -44,9 +49,28 @@ export class PageClient {
   #attempt = 0;
   #retryTimer: NodeJS.Timeout | undefined;
   #closed = false;
+  #host: string;
+  #port: number;
 
   constructor(options: PageClientOptions) {
     this.#options = options;
+    this.#host = options.host;
+    this.#port = options.port;
+  }
+
+  /** The project is on another pageserver now; what is under way is asked there again. */
+  moveTo(host: string, port: number): void {
+    if (host === this.#host && port === this.#port) return;
+    this.#host = host;
+    this.#port = port;
+    this.#attempt = 0;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = undefined;
+    const socket = this.#socket;
+    this.#socket = undefined;
+    this.#ready = false;
+    socket?.destroy();
+    this.#connect();
   }
 
   /** Up to `count` pages of one run, as one buffer; shorter when the relation ends. */
@@ -83,20 +107,29 @@ export class PageClient {
       const extra = request.type === 'getStartBundle' ? request.waitMs : 0;
       this.#pending.set(request.id, { request, resolve, reject, deadline: performance.now() + extra + (this.#options.retryMs ?? 60_000) });
       if (this.#ready) this.#socket?.write(encodeRequest(request));
-      else this.#connect();
+      else {
+        // A wait of an idle connection's is too long for a read.
+        if (this.#pending.size === 1) {
+          clearTimeout(this.#retryTimer);
+          this.#retryTimer = undefined;
+        }
+        this.#connect();
+      }
     });
   }
 
   #connect(): void {
     if (this.#socket !== undefined || this.#closed || this.#retryTimer !== undefined) return;
-    const { host, port, token, project, timeline } = this.#options;
-    const socket = connect({ host, port, noDelay: true });
+    const { token, project, timeline } = this.#options;
+    const socket = connect({ host: this.#host, port: this.#port, noDelay: true });
     const parser = new FrameParser(ANSWER_FRAME_BYTES_MAX);
     this.#socket = socket;
     socket.on('connect', () => socket.write(encodeHello({ token, project, timeline })));
     socket.on('data', (chunk) => {
       try {
-        parser.push(chunk, (frame) => this.#onFrame(frame));
+        parser.push(chunk, (frame) => {
+          if (this.#socket === socket) this.#onFrame(frame);
+        });
       } catch (error) {
         socket.destroy(error as Error);
       }
@@ -112,14 +145,17 @@ export class PageClient {
       for (const pending of this.#pending.values()) this.#socket?.write(encodeRequest(pending.request));
       return;
     }
-    if (frame.type === MSG.ERROR && !this.#ready) {
-      this.#failAll(decodeErrorFrame(frame));
+    const error = frame.type === MSG.ERROR ? decodeErrorFrame(frame) : undefined;
+    if (error !== undefined && !this.#ready) {
+      // The server closes after it: then again, here or where the project has gone.
+      if (!mayPass(error) && error.code !== 'UNAVAILABLE') this.#failAll(error);
       return;
     }
     const pending = this.#pending.get(frame.id);
     if (pending === undefined) return;
+    if (error !== undefined && mayPass(error) && pending.deadline > performance.now()) return void this.#socket?.destroy();
     this.#pending.delete(frame.id);
-    if (frame.type === MSG.ERROR) pending.reject(decodeErrorFrame(frame));
+    if (error !== undefined) pending.reject(error);
     else pending.resolve(frame);
   }
 
@@ -133,14 +169,15 @@ export class PageClient {
       this.#pending.delete(id);
       pending.reject(new LakebaseError('UNAVAILABLE', 'the pageserver does not answer'));
     }
-    if (this.#closed || this.#pending.size === 0) return;
+    if (this.#closed) return;
     this.#retryTimer = setTimeout(
       () => {
         this.#retryTimer = undefined;
         this.#connect();
       },
-      backoffDelay(this.#attempt++, { baseMs: 10, maxMs: 500 }),
+      backoffDelay(this.#attempt++, { baseMs: 10, maxMs: this.#pending.size > 0 ? 500 : IDLE_RETRY_MS }),
     );
+    if (this.#pending.size === 0) this.#retryTimer.unref();
   }
 
   #failAll(error: LakebaseError): void {

@@ -22,6 +22,7 @@ const change = {
   droppedDatabases: Type.Optional(Type.Array(Type.String())),
   settings: Type.Record(Type.String(), Type.String()),
 };
+const pageserver = Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() });
 const spec = Type.Object({
   projectUid: Type.String(),
   timelineId: Type.String(),
@@ -29,7 +30,7 @@ const spec = Type.Object({
   pgVersion: Type.Integer(),
   systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
   safekeepers: Type.Array(peer, { minItems: 1, maxItems: 7 }),
-  pageserver: Type.Object({ httpUrl: Type.String(), pageHost: Type.String(), pagePort: Type.Integer() }),
+  pageserver,
   ...change,
 });
 
@@ -43,7 +44,7 @@ export function routes(app: FastifyInstance, computes: Computes): void {
   app.put('/v1/computes/:id', { schema: { params: id, body: spec } }, async (r) =>
     computes.start((r.params as { id: string }).id, r.body as ComputeSpec),
   );
-  app.patch('/v1/computes/:id', { schema: { params: id, body: Type.Partial(Type.Object(change)) } }, async (r) =>
+  app.patch('/v1/computes/:id', { schema: { params: id, body: Type.Partial(Type.Object({ ...change, pageserver })) } }, async (r) =>
     computes.change((r.params as { id: string }).id, r.body as ComputeChange),
   );
   app.post(

@@ -8,6 +8,7 @@ import type { Database } from '../metadata/database.ts';
 import { invalid, notFound } from '../model/api-error.ts';
 import type { Endpoints } from '../reconcile/endpoints.ts';
 import type { KeyStates } from '../reconcile/key-states.ts';
+import type { Placements } from '../reconcile/placements.ts';
 import type { ProjectReconciler } from '../reconcile/project-reconciler.ts';
 import * as catalog from '../store/catalog.ts';
 import { type EndpointRow, endpointById } from '../store/endpoints.ts';
@@ -25,6 +26,7 @@ export interface ApiContext extends ViewContext {
   readonly credentials: Credentials;
   readonly keys: KeyManagerClient;
   readonly keyStates: KeyStates;
+  readonly placements: Placements;
   /** The installation's secret, hex. */
   readonly secret: string;
   readonly serviceToken: string;

@@ -209,4 +209,20 @@ CREATE TABLE shred_reports (
   create_time timestamptz NOT NULL DEFAULT now()
 );`,
   },
+  {
+    number: 3,
+    name: 'placements',
+    sql: `
+CREATE TABLE placements (
+  project_uid text PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+  -- Pageserver that was given the newest generation.
+  owner text NOT NULL,
+  -- Pageserver that computes ask; another than the owner while a move is under way.
+  serving text NOT NULL,
+  generation bigint NOT NULL DEFAULT 0
+);
+ALTER TABLE branches
+  -- The highest generation whose index is known to be in the object store.
+  ADD COLUMN published_generation bigint NOT NULL DEFAULT 0;`,
+  },
 ];

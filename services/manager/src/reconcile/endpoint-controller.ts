@@ -4,7 +4,7 @@
 import type { ComputeSpec, ComputeStatus, WokenEndpoint } from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
-import type { FarEnd } from '../far-end.ts';
+import type { FarEnd, PageserverAddress } from '../far-end.ts';
 import { ignoreNotFound, isTransient } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { newComputeId } from '../model/names.ts';
@@ -17,6 +17,8 @@ export type Phase = 'IDLE' | 'STARTING' | 'ACTIVE' | 'STOPPING';
 export interface ControllerContext {
   readonly db: Database;
   readonly far: FarEnd;
+  /** Whom computes of the project ask for pages. */
+  readonly pageserver: (project: ProjectUid) => Promise<PageserverAddress>;
   readonly log: Logger;
   /** Throws KEY_REVOKED when the project's data may not be used. */
   requireKey(project: ProjectUid): void;
@@ -179,7 +181,8 @@ export class EndpointController {
     this.#computeId = computeId;
     await setStarting(this.#c.db, this.uid, computeId);
     const pending = await pendingCatalog(this.#c.db, row.timeline_id);
-    const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending));
+    const pageserver = await this.#c.pageserver(row.project_uid);
+    const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending, pageserver));
     if (status.state !== 'RUNNING' || status.socketDir === null)
       throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
     this.#setRunning(status);
@@ -189,6 +192,9 @@ export class EndpointController {
       .run(async () => {
         if (this.#computeId !== computeId) return;
         await setActive(this.#c.db, this.uid, computeId);
+        // The project may have moved while it started.
+        const now = await this.#c.pageserver(row.project_uid);
+        if (now.httpUrl !== pageserver.httpUrl) await this.#c.far.computeHost.change(computeId, { pageserver: now });
         await this.#markApplied(row, pending);
         this.#c.started(row);
       })
@@ -196,7 +202,7 @@ export class EndpointController {
     return this.#woken();
   }
 
-  #spec(row: EndpointRow, pending: Pending): ComputeSpec {
+  #spec(row: EndpointRow, pending: Pending, pageserver: PageserverAddress): ComputeSpec {
     return {
       projectUid: row.project_uid,
       timelineId: row.timeline_id,
@@ -204,7 +210,7 @@ export class EndpointController {
       pgVersion: row.pg_version,
       systemId: row.system_id,
       safekeepers: this.#c.far.safekeepers,
-      pageserver: this.#c.far.pageserverAddress,
+      pageserver,
       // Only what no compute has carried out yet: SQL may have changed the rest since. Drops go through a running compute, where a
       // refusal (the role owns objects) can be reported instead of failing the start.
       roles: pending.roles.filter((r) => !r.deleting).map(roleSpec),

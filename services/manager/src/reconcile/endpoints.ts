@@ -3,7 +3,7 @@
 import { LakebaseError, type Logger, backoffDelay, errorMessage, sleep } from '@lakebase/base';
 import type { ComputeStatus, RoleSecret } from '@lakebase/api';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
-import { type FarEnd, ignoreNotFound, isTransient } from '../far-end.ts';
+import { type FarEnd, type PageserverAddress, ignoreNotFound, isTransient } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { publicError } from '../model/api-error.ts';
 import type { CatalogKind } from '../store/catalog.ts';
@@ -22,6 +22,7 @@ export interface EndpointsOptions {
   readonly log: Logger;
   readonly whenReady: (project: ProjectUid) => Promise<void>;
   readonly requireKey: (project: ProjectUid) => void;
+  readonly pageserver: (project: ProjectUid) => Promise<PageserverAddress>;
 }
 
 export class Endpoints {
@@ -43,6 +44,7 @@ export class Endpoints {
       far: options.far,
       log: options.log,
       requireKey: options.requireKey,
+      pageserver: options.pageserver,
       whenReady: (row) => options.whenReady(row.project_uid),
       phaseChanged: () => this.#nudge(),
       started: (row) => void this.#syncSoon(row.timeline_id),

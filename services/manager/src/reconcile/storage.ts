@@ -5,10 +5,11 @@
 import type { CreateWalTimeline } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
-import { type FarEnd, ignoreNotFound } from '../far-end.ts';
+import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { completeTarget } from '../store/operations.ts';
 import * as projects from '../store/projects.ts';
+import type { Placements } from './placements.ts';
 import type { ProjectKeyring } from './project-keyring.ts';
 
 export interface StorageContext {
@@ -16,6 +17,7 @@ export interface StorageContext {
   readonly far: FarEnd;
   readonly log: Logger;
   readonly keys: ProjectKeyring;
+  readonly placements: Placements;
   /** Stops every compute of the project and returns when they are gone. */
   stopComputes(project: ProjectUid): Promise<void>;
 }
@@ -30,15 +32,22 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
     return 'GONE';
   }
   await c.keys.create(project);
-  await ensureTemplate(c.far, project.pg_version);
+  const pageserver = await c.placements.serving(uid);
+  await ensureTemplate(c.far, pageserver, project.pg_version);
   for (const branch of await projects.branchesOf(c.db, uid)) {
     let start = { startLsn: branch.start_lsn, prevRecordLsn: branch.prev_record_lsn };
     if (start.startLsn === null || start.prevRecordLsn === null) {
-      const status = await c.far.pageserver.create(uid, branch.timeline_id, {
-        pgVersion: project.pg_version,
-        systemId: project.system_id,
-        safekeepers: c.far.safekeepers,
-      });
+      const status = await pageserver.client
+        .create(uid, branch.timeline_id, {
+          pgVersion: project.pg_version,
+          systemId: project.system_id,
+          safekeepers: c.far.safekeepers,
+        })
+        .catch((error: unknown) => {
+          // Its disk was lost, and the template with it: the next try looks again.
+          if (isCode(error, 'NOT_FOUND')) templates.get(c.far)?.delete(project.pg_version);
+          throw error;
+        });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
       await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
       await projects.setAnnounced(c.db, branch.timeline_id, JSON.stringify(c.far.safekeepers));
@@ -64,14 +73,14 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
 const templates = new WeakMap<FarEnd, Map<number, Promise<void>>>();
 
 /** One pristine cluster per major version; made once, by one caller at a time. */
-function ensureTemplate(far: FarEnd, major: number): Promise<void> {
+function ensureTemplate(far: FarEnd, pageserver: FarPageserver, major: number): Promise<void> {
   const known = templates.get(far) ?? new Map<number, Promise<void>>();
   templates.set(far, known);
   const running = known.get(major);
   if (running !== undefined) return running;
   const work = (async () => {
     try {
-      await far.pageserver.template(major);
+      await pageserver.client.template(major);
     } catch (error) {
       if (!isCode(error, 'NOT_FOUND')) throw error;
       await far.computeHost.makeTemplate(major);
@@ -121,7 +130,8 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
   const project = await projects.projectByUid(c.db, uid);
   // From here on nobody can read what is left, wherever a copy of it may be.
   if (project !== undefined) await c.keys.shred(project);
-  for (const branch of await projects.branchesOf(c.db, uid)) await ignoreNotFound(c.far.pageserver.remove(uid, branch.timeline_id));
+  const { client } = await c.placements.serving(uid);
+  for (const branch of await projects.branchesOf(c.db, uid)) await ignoreNotFound(client.remove(uid, branch.timeline_id));
   await c.db.transaction(async (tx) => {
     await completeTarget(tx, `project:${uid}`, { response: {} });
     await projects.deleteProjectRows(tx, uid);
@@ -132,12 +142,12 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
 }
 
 /** Safekeepers may listen elsewhere after a restart of the machine's services: the pageserver, which follows them, is told. */
-export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'log'>): Promise<void> {
+export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'log' | 'placements'>): Promise<void> {
   const addresses = JSON.stringify(c.far.safekeepers);
   for (const branch of await projects.unannounced(c.db, addresses)) {
     try {
       const body = { pgVersion: branch.pg_version, systemId: branch.system_id, safekeepers: c.far.safekeepers };
-      await c.far.pageserver.create(branch.project_uid, branch.timeline_id, body);
+      await (await c.placements.serving(branch.project_uid)).client.create(branch.project_uid, branch.timeline_id, body);
       await projects.setAnnounced(c.db, branch.timeline_id, addresses);
     } catch (error) {
       c.log.warn({ timeline: branch.timeline_id, err: errorMessage(error) }, 'the pageserver does not know yet where the safekeepers are');

@@ -1,0 +1,104 @@
+/** Which pageserver has a project and under which generation (docs/protocols/generations.md): rows in, rows out.
+ *  Invariants: a generation is given out once, also after this database was put back to an earlier state (`seen` raises it); only the owner gets one. */
+import type { AttachRequest, ValidateRequest } from '@lakebase/api';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
+import type { Queryable } from '../metadata/database.ts';
+
+export interface PlacementRow {
+  readonly project_uid: ProjectUid;
+  /** Whom the newest generation was given to. */
+  readonly owner: string;
+  /** Whom computes ask. Another than the owner while a move is under way. */
+  readonly serving: string;
+  readonly generation: number;
+}
+export interface PublishedRow {
+  readonly project_uid: ProjectUid;
+  readonly timeline_id: TimelineId;
+  readonly published_generation: number;
+  readonly active: boolean;
+}
+
+const NUMBERED = 'unnest($1::text[], $2::bigint[]) AS a (project_uid, number)';
+
+/** Projects that have no place yet get `pageserver`. */
+async function place(q: Queryable, projects: readonly string[], pageserver: string): Promise<void> {
+  await q.query(
+    `INSERT INTO placements (project_uid, owner, serving) SELECT uid, $2, $2 FROM projects WHERE uid = ANY ($1) ON CONFLICT DO NOTHING`,
+    [projects, pageserver],
+  );
+}
+
+export async function placementOf(q: Queryable, project: ProjectUid, pageserver: string): Promise<PlacementRow | undefined> {
+  const select = (): Promise<PlacementRow[]> => q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = $1', [project]);
+  const [row] = await select();
+  if (row !== undefined) return row;
+  await place(q, [project], pageserver);
+  return (await select())[0];
+}
+
+/** The next generation of each project that `pageserver` owns; the rows of all that exist, as they are then. */
+export async function attach(
+  q: Queryable,
+  pageserver: string,
+  wanted: AttachRequest['projects'],
+  placeNewOn: string,
+): Promise<{ rows: PlacementRow[]; given: Set<ProjectUid> }> {
+  const projects = wanted.map((w) => w.project);
+  const seen = wanted.map((w) => w.seen);
+  await place(q, projects, placeNewOn);
+  const rows = await q.query<PlacementRow>(
+    `UPDATE placements p SET generation = greatest(p.generation, a.number) + CASE WHEN p.owner = $3 THEN 1 ELSE 0 END
+     FROM ${NUMBERED} WHERE p.project_uid = a.project_uid RETURNING p.*`,
+    [projects, seen, pageserver],
+  );
+  return { rows, given: new Set(rows.filter((r) => r.owner === pageserver).map((r) => r.project_uid)) };
+}
+
+/** Rows as they are after this; a generation above the one we know of was given out before this database was put back. */
+export async function validate(q: Queryable, asked: ValidateRequest['projects']): Promise<PlacementRow[]> {
+  const projects = asked.map((a) => a.project);
+  await q.query(
+    `UPDATE placements p SET generation = a.number FROM ${NUMBERED} WHERE p.project_uid = a.project_uid AND a.number > p.generation`,
+    [projects, asked.map((a) => a.generation)],
+  );
+  const published = asked.flatMap((a) => a.published.map((timeline) => ({ timeline, project: a.project, generation: a.generation })));
+  if (published.length > 0)
+    await q.query(
+      `UPDATE branches b SET published_generation = p.generation
+       FROM unnest($1::text[], $2::text[], $3::bigint[]) AS p (timeline_id, project_uid, generation)
+       WHERE b.timeline_id = p.timeline_id AND b.project_uid = p.project_uid AND p.generation > b.published_generation`,
+      [published.map((p) => p.timeline), published.map((p) => p.project), published.map((p) => p.generation)],
+    );
+  return q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = ANY ($1)', [projects]);
+}
+
+export const timelinesOf = (q: Queryable, projects: readonly string[]): Promise<PublishedRow[]> =>
+  q.query<PublishedRow>(
+    `SELECT b.project_uid, b.timeline_id, b.published_generation,
+            EXISTS (SELECT FROM endpoints e WHERE e.timeline_id = b.timeline_id AND e.compute_id IS NOT NULL) AS active
+     FROM branches b WHERE b.project_uid = ANY ($1) AND b.start_lsn IS NOT NULL`,
+    [projects],
+  );
+
+/** The newest generation goes to another owner. */
+export const giveTo = async (q: Queryable, project: ProjectUid, owner: string): Promise<PlacementRow> =>
+  (
+    await q.query<PlacementRow>('UPDATE placements SET owner = $2, generation = generation + 1 WHERE project_uid = $1 RETURNING *', [
+      project,
+      owner,
+    ])
+  )[0] as PlacementRow;
+/** Only while the owner is still the one that caught up. */
+export const setServing = async (q: Queryable, project: ProjectUid, pageserver: string): Promise<boolean> =>
+  (await q.query('UPDATE placements SET serving = $2 WHERE project_uid = $1 AND owner = $2 RETURNING 1', [project, pageserver])).length > 0;
+export const unfinishedMoves = (q: Queryable): Promise<PlacementRow[]> =>
+  q.query<PlacementRow>('SELECT * FROM placements WHERE owner <> serving');
+/** Computes of the project that were asked for and are not known to be gone. */
+export const computesOf = async (q: Queryable, project: ProjectUid): Promise<string[]> =>
+  (
+    await q.query<{ compute_id: string }>(
+      `SELECT e.compute_id FROM endpoints e JOIN branches b ON b.timeline_id = e.timeline_id WHERE b.project_uid = $1 AND e.compute_id IS NOT NULL`,
+      [project],
+    )
+  ).map((r) => r.compute_id);
