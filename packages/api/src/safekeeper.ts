@@ -6,6 +6,10 @@
  *    POST   /v1/timelines/:project/:timeline/vote       VoteRequest     -> VoteResponse           (docs/protocols/election.md)
  *    POST   /v1/timelines/:project/:timeline/elected    ElectedRequest  -> ElectedResponse
  *    POST   /v1/timelines/:project/:timeline/subscribe  SubscribeRequest -> WalTimelineStatus     (idempotent per term)
+ *    GET    /v1/timelines/:project/:timeline/configuration -> WalConfiguration           (docs/protocols/membership.md)
+ *    PUT    /v1/timelines/:project/:timeline/configuration ConfigureRequest -> WalTimelineStatus (idempotent; token: service)
+ *    POST   /v1/timelines/:project/:timeline/catch-up      { donor: PeerAddress } -> WalTimelineStatus (token: service)
+ *    GET    /v1/node                                    -> SafekeeperNode (token: service)
  *    GET    /v1/peer-stream                             ndjson of PeerStatus, one line per change (token: service)
  *
  *  WAL is served on `pgPort` by the Postgres replication protocol: SCRAM password = the token, user = any name,
@@ -29,10 +33,45 @@ export interface CreateWalTimeline {
   readonly startLsn: string;
   /** Start of the last record before startLsn (the first record's xl_prev). */
   readonly prevRecordLsn: string;
+  /** Who the member is to be; absent: the node's own id in the set of nodes it was started with. */
+  readonly membership?: { readonly member: string; readonly configuration: ConfigurationJson };
+  /** Disk that is meant: refused on any other. */
+  readonly incarnation?: string;
+}
+
+/** Who keeps the WAL of a timeline; joint while `newMembers` is set. */
+export interface ConfigurationJson {
+  readonly generation: number;
+  readonly members: readonly string[];
+  readonly newMembers: readonly string[] | null;
+}
+/** A member's configuration, and where those members are: `id` is the member's. */
+export interface WalConfiguration {
+  readonly configuration: ConfigurationJson;
+  readonly addresses: readonly PeerAddress[];
+}
+export interface ConfigureRequest {
+  readonly configuration: ConfigurationJson;
+  /** Nodes of all its members. */
+  readonly nodes: readonly PeerAddress[];
+  /** Become this new member first, if the disk is the one that is meant and was never that member. */
+  readonly make: { readonly member: string; readonly incarnation: string; readonly timeline: CreateWalTimeline } | null;
+}
+/** A safekeeper process and its disk. */
+export interface SafekeeperNode {
+  readonly id: string;
+  /** Made once per disk: another one means that everything this node ever held is gone. */
+  readonly incarnation: string;
+  readonly timelines: number;
+  /** Members that this disk held and holds no more, or cannot read. */
+  readonly lost: readonly { readonly project: ProjectUid; readonly timeline: TimelineId; readonly member: string }[];
 }
 
 export interface WalTimelineStatus extends CreateWalTimeline {
   readonly id: string;
+  /** Identity of this node as a member of the timeline, and the generation of the configuration it holds. */
+  readonly member?: string;
+  readonly generation?: number;
   /** Highest term granted or adopted; persisted before any answer that shows it. */
   readonly term: Term;
   readonly termHistory: readonly TermHistoryEntryJson[];
@@ -54,10 +93,16 @@ export interface WalTimelineStatus extends CreateWalTimeline {
   readonly tailLsn?: string;
   /** What WAL up to here made is durable with the pageserver. */
   readonly pagesLsn?: string;
+  /** How full this member's disk for WAL is: 0 while there is plenty of room, 1 when nearly none is left and writers have to be slow. */
+  readonly pressure?: number;
+  /** Its disk takes long for a flush. */
+  readonly slowDisk?: boolean;
 }
 
 export interface VoteRequest {
   readonly term: Term;
+  /** By which the candidate counts; absent: whatever the member holds. */
+  readonly configuration?: ConfigurationJson;
 }
 export interface VoteResponse {
   readonly granted: boolean;
@@ -68,6 +113,8 @@ export interface VoteResponse {
   readonly lastRecordLsn: string;
   readonly commitLsn: string;
   readonly termHistory: readonly TermHistoryEntryJson[];
+  /** Set with a refusal when the member holds a newer configuration. */
+  readonly newer?: WalConfiguration;
 }
 
 export interface PeerAddress {
@@ -86,6 +133,7 @@ export interface ElectedRequest {
   readonly donor: PeerAddress;
   /** Ids of the members that granted the term: a rebuilt member joins only when all others did. */
   readonly voters: readonly string[];
+  readonly configuration?: ConfigurationJson;
 }
 export interface ElectedResponse {
   readonly term: Term;
@@ -100,6 +148,8 @@ export interface SubscribeRequest {
   readonly user: string;
   /** Becomes application_name: the name the compute's synchronous_standby_names lists. */
   readonly standbyName: string;
+  /** By which the compute counts; absent: whatever the member holds. */
+  readonly configuration?: ConfigurationJson;
 }
 
 export interface PeerStatus {
@@ -115,6 +165,8 @@ export interface PeerStatus {
   readonly pagesLsn?: string;
   /** Of the configuration the member holds (docs/protocols/membership.md). */
   readonly generation?: number;
+  /** Identity of the member; absent: the node's id. */
+  readonly member?: string;
 }
 
 export class SafekeeperClient {
@@ -141,6 +193,18 @@ export class SafekeeperClient {
   }
   elected(p: ProjectUid, t: TimelineId, body: ElectedRequest, timeoutMs = 60_000): Promise<ElectedResponse> {
     return this.http.call('POST', this.#path(p, t, '/elected'), body, { timeoutMs });
+  }
+  configuration(p: ProjectUid, t: TimelineId): Promise<WalConfiguration> {
+    return this.http.call('GET', this.#path(p, t, '/configuration'), undefined, { timeoutMs: 5_000 });
+  }
+  configure(p: ProjectUid, t: TimelineId, body: ConfigureRequest): Promise<WalTimelineStatus> {
+    return this.http.call('PUT', this.#path(p, t, '/configuration'), body, { timeoutMs: 10_000 });
+  }
+  catchUp(p: ProjectUid, t: TimelineId, donor: PeerAddress, timeoutMs = 60_000): Promise<WalTimelineStatus> {
+    return this.http.call('POST', this.#path(p, t, '/catch-up'), { donor }, { timeoutMs });
+  }
+  node(): Promise<SafekeeperNode> {
+    return this.http.call('GET', '/v1/node', undefined, { timeoutMs: 3_000 });
   }
   subscribe(p: ProjectUid, t: TimelineId, body: SubscribeRequest): Promise<WalTimelineStatus> {
     return this.http.call('POST', this.#path(p, t, '/subscribe'), body, { timeoutMs: 10_000 });

@@ -444,6 +444,14 @@ export class WalStore {
     this.#files.sync();
   }
 
+  /** Nobody can fill it: it becomes {@link damage}. */
+  giveUpHole(number: number): void {
+    const hole = this.#holes.get(number);
+    if (hole === undefined) return;
+    this.#holes.delete(number);
+    this.#damage ??= { ...hole, lsn: lsn(Math.max(this.#firstLsn, number * WAL_SEGMENT_BYTES)) };
+  }
+
   /** First byte of WAL that a replacement of the hole needs. */
   holeStart(number: number): Lsn {
     return lsn(number === this.#firstSegment ? this.#firstLsn : number * WAL_SEGMENT_BYTES);

@@ -26,6 +26,8 @@ const keys = {
   ),
   /** WAL kept behind what the pageserver has and, with an object store, that has too, else all peers; 0 keeps everything. */
   trimAfterBytes: Type.Integer({ minimum: 0, default: 1024 * 1024 * 1024 }),
+  /** Disk that WAL may take (disk-budget.ts); null: what is free, less a reserve. */
+  walDiskBytes: Type.Union([Type.Integer({ minimum: 64 * 1024 * 1024 }), Type.Null()], { default: null }),
   /** When WAL goes to the object store (offload.ts). */
   offloadIdleMs: Type.Integer({ minimum: 10, default: 10_000 }),
   offloadAgeMs: Type.Integer({ minimum: 10, default: 600_000 }),

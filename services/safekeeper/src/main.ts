@@ -6,7 +6,7 @@ import { startSafekeeper } from './service.ts';
 hardenMemory();
 const config = loadConfig('lakebase-safekeeper', safekeeperConfig, process.argv.slice(2));
 
-await runService(config.id, config.logLevel, async ({ log, teardown, fail }) => {
-  const safekeeper = await startSafekeeper(config, readSecret(config.secretFile), log, fail);
+await runService(config.id, config.logLevel, async ({ log, teardown }) => {
+  const safekeeper = await startSafekeeper(config, readSecret(config.secretFile), log);
   teardown.add('safekeeper', () => safekeeper.stop());
 });

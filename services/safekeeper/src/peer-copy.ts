@@ -18,6 +18,53 @@ export interface PeerCopyOptions {
 /** No bytes for this long ends the copy. */
 const SILENCE_MS = 20_000;
 
+/** Committed WAL [from, to) of a peer, in memory: at most a segment. */
+export async function fetchCommitted(
+  timeline: WalTimeline,
+  options: { readonly secret: string; readonly donor: PeerAddress; readonly from: Lsn; readonly to: Lsn },
+): Promise<Buffer> {
+  const { secret, donor, from, to } = options;
+  const connection = await PgConnection.connect({
+    host: donor.pgHost,
+    port: donor.pgPort,
+    user: 'safekeeper',
+    password: internalToken(secret, 'service'),
+    replication: 'physical',
+    parameters: {
+      application_name: timeline.memberId,
+      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline}`,
+    },
+    signal: AbortSignal.timeout(SILENCE_MS),
+  });
+  const timer = setTimeout(() => connection.destroy(), SILENCE_MS);
+  try {
+    await checkSystem(connection, timeline, donor);
+    const bytes = Buffer.allocUnsafeSlow(to - from);
+    await new Promise<void>((resolve, reject) => {
+      let at: number = from;
+      connection
+        .startReplication(
+          { startLsn: from, timeline: 1 },
+          {
+            onXLogData: (m) => {
+              if (m.start !== at) return reject(new LakebaseError('CORRUPT', `${donor.id} sent WAL of another place`));
+              at += m.data.copy(bytes, at - from, 0, Math.min(m.data.length, to - at));
+              if (at >= to) resolve();
+            },
+          },
+        )
+        .then((stream) => stream.ended)
+        .then(() => reject(new LakebaseError('UNAVAILABLE', `${donor.id} ended the copy early`)))
+        .catch(reject);
+      connection.closed.then((error) => reject(error ?? new LakebaseError('UNAVAILABLE', `${donor.id} closed the connection`)), reject);
+    });
+    return bytes;
+  } finally {
+    clearTimeout(timer);
+    connection.destroy();
+  }
+}
+
 export async function copyFromPeer(timeline: WalTimeline, options: PeerCopyOptions): Promise<void> {
   const { donor, to, term, secret } = options;
   if (timeline.flushLsn >= to) return;

@@ -5,6 +5,9 @@ import type { Logger } from '@lakebase/base';
 import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { SafekeeperConfig } from './config.ts';
+import { DiskBudget } from './disk-budget.ts';
+import { FlushWatch } from './flush-watch.ts';
+import { addDiskGauges } from './gauges.ts';
 import { addRoutes } from './http-routes.ts';
 import { Offloader } from './offload.ts';
 import { PeerFeed, PeerListener } from './peer-feed.ts';
@@ -26,7 +29,6 @@ export async function startSafekeeper(
   config: SafekeeperConfig,
   secret: string,
   log: Logger,
-  onFatal: (error: unknown) => void,
   keys: ServiceKeys = openKeys(config, secret, log),
   store?: ObjectStore,
 ): Promise<Safekeeper> {
@@ -72,7 +74,7 @@ export async function startSafekeeper(
         takeoverMs: config.offloadTakeoverMs,
       },
       livePeers: () => listeners.filter((l) => l.connected).map((l) => l.peerId),
-      pressure: () => 0,
+      pressure: () => disk.pressure,
       log,
       onPut: (result, kind) => {
         if (!result.put) return;
@@ -81,7 +83,10 @@ export async function startSafekeeper(
         stored.inc(result.storedBytes);
       },
     });
-    const timelines = new Timelines({
+    const flushes = new FlushWatch();
+    const timelines: Timelines = new Timelines({
+      mayGrow: () => disk.check(),
+      disk: () => ({ pressure: Number(disk.pressure.toFixed(3)), slowDisk: flushes.slow(performance.now()) }),
       ...(objectStore === undefined ? {} : { objectStore }),
       config,
       secret,
@@ -95,16 +100,27 @@ export async function startSafekeeper(
       onFlush: (seconds, bytes) => {
         appended.inc(bytes);
         flushSeconds.observe(seconds);
+        flushes.observe(seconds, performance.now());
       },
-      onFatal,
     });
     steps.push(async () => {
       await timelines.close();
       await keys.source.stop();
     });
     steps.push(() => offloader.close());
+    const disk: DiskBudget = new DiskBudget({
+      dir: config.dataDir,
+      limitBytes: config.walDiskBytes,
+      used: () => timelines.diskBytes,
+      log,
+      onLook: () => {
+        if (disk.pressure > 0) timelines.trimAll();
+      },
+    });
     await keys.source.start();
     await timelines.open();
+    await disk.start();
+    steps.push(() => disk.close());
     feed = new PeerFeed(() => timelines);
     steps.push(() => feed?.close());
     const walService = new WalService({
@@ -117,12 +133,13 @@ export async function startSafekeeper(
       log,
       secret,
       bodyLimitBytes: BODY_BYTES_MAX,
-      health: () => ({ timelines: timelines.size, locked: timelines.lockedCount, unusable: timelines.brokenCount }),
+      health: () => ({ timelines: timelines.size, locked: timelines.lockedCount, unusable: timelines.brokenCount, walDiskFull: disk.full }),
     });
     metrics.registerMetric(appended);
     metrics.registerMetric(flushSeconds);
     for (const counter of [puts, offloaded, stored]) metrics.registerMetric(counter);
     addGauges(metrics, timelines, walService);
+    addDiskGauges(metrics, { disk, slow: () => flushes.slow(performance.now()), peers: () => listeners, timelines });
     addRoutes(app, timelines, feed);
     await app.listen({ host: config.httpHost, port: config.httpPort });
     steps.push(() => app.close());

@@ -36,6 +36,7 @@ import { type AdoptionOptions, adopt, adoptFromPeers } from './adoption.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
 import type { SafekeeperConfig } from './config.ts';
 import { controlPath, syncDir } from './control-store.ts';
+import { HoleRepair } from './hole-repair.ts';
 import { type TimelineOptions, WalTimeline } from './wal-timeline.ts';
 
 export interface TimelinesOptions {
@@ -47,7 +48,8 @@ export interface TimelinesOptions {
   readonly onLock: (project: string) => void;
   readonly onMoved: (timeline: WalTimeline) => void;
   readonly onFlush: (seconds: number, bytes: number) => void;
-  readonly onFatal: (error: unknown) => void;
+  readonly mayGrow?: () => void;
+  readonly disk?: () => { readonly pressure: number; readonly slowDisk: boolean };
   readonly objectStore?: ObjectStore;
 }
 
@@ -71,12 +73,14 @@ export class Timelines {
   readonly #receivers = new Map<WalTimeline, ComputeReceiver>();
   readonly #unknownSince = new Map<string, number>();
   readonly #creations = new SerialQueue();
+  readonly #holes: HoleRepair;
 
   constructor(options: TimelinesOptions) {
     this.#options = options;
     const token = internalToken(options.secret, 'service');
     this.#peers = options.config.peers.map((address) => ({ address, client: new SafekeeperClient({ baseUrl: address.httpUrl, token }) }));
-    const { keys, log } = options;
+    const { keys, log, secret } = options;
+    this.#holes = new HoleRepair({ secret, log, peers: () => options.config.peers });
     this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
     keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
   }
@@ -124,7 +128,7 @@ export class Timelines {
   }
 
   #timelineOptions(project: ProjectUid): TimelineOptions {
-    const { config, keys, log, onFlush, onFatal } = this.#options;
+    const { config, keys, log, onFlush, mayGrow, disk } = this.#options;
     return {
       memberId: config.id,
       memberCount: config.peers.length + 1,
@@ -134,7 +138,9 @@ export class Timelines {
       keys: keys.source.project(project),
       log,
       onFlush,
-      onFatal,
+      onHole: (timeline) => this.#holes.touch(timeline),
+      ...(mayGrow === undefined ? {} : { mayGrow }),
+      ...(disk === undefined ? {} : { disk }),
     };
   }
 
@@ -186,6 +192,7 @@ export class Timelines {
       this.#options.onMoved(timeline);
     });
     this.#options.onMoved(timeline);
+    this.#holes.touch(timeline);
     return timeline;
   }
 
@@ -370,6 +377,16 @@ export class Timelines {
     timeline.notePages(lsn(status.apply > 0 ? Math.min(status.flush, status.apply) : status.flush));
   }
 
+  /** The disk fills: what may go, goes now. */
+  trimAll(): void {
+    for (const timeline of this.#open.values()) this.#trim(timeline);
+  }
+  get diskBytes(): number {
+    let bytes = 0;
+    for (const timeline of this.#open.values()) bytes += timeline.diskBytes;
+    return bytes;
+  }
+
   /** WAL that the pageserver has done with may go once it is in the object store; without one, once every peer has it too. */
   #trim(timeline: WalTimeline): void {
     const { trimAfterBytes, peers } = this.#options.config;
@@ -379,7 +396,9 @@ export class Timelines {
     if (timeline.archive !== undefined) kept = timeline.offloadedLsn - WAL_SEGMENT_BYTES;
     else if (timeline.peers.size < peers.length) return;
     else kept = Math.min(timeline.state.commitLsn, ...[...timeline.peers.values()].map((p) => p.flushRecordLsn));
-    const before = Math.min(timeline.pagesLsn - trimAfterBytes, kept);
+    // What is kept for convenience goes first when the disk fills.
+    const keep = timeline.archive !== undefined && (this.#options.disk?.().pressure ?? 0) > 0 ? 0 : trimAfterBytes;
+    const before = Math.min(timeline.pagesLsn - keep, kept);
     if (before - timeline.firstLsn >= WAL_SEGMENT_BYTES) timeline.trim(lsn(before));
   }
 

@@ -31,7 +31,7 @@ import {
   voteOf,
 } from '@lakebase/wal-quorum';
 import type { ObjectStore } from '@lakebase/object-store';
-import { WalArchive, WalStore } from '@lakebase/wal-store';
+import { type Damage as StoreDamage, WalArchive, WalStore } from '@lakebase/wal-store';
 import { readControl, writeControl } from './control-store.ts';
 import { loadWalKeys } from './wal-keys.ts';
 import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './reserve.ts';
@@ -49,8 +49,12 @@ export interface TimelineOptions {
   readonly log: Logger;
   /** Seconds one append batch took, write and fdatasync. */
   readonly onFlush?: (seconds: number, bytes: number) => void;
-  /** The store cannot go on in this process. */
-  readonly onFatal?: (error: unknown) => void;
+  /** WAL was found damaged whose place others can fill. */
+  readonly onHole?: (timeline: WalTimeline) => void;
+  /** Throws while the disk's budget allows no further segment. */
+  readonly mayGrow?: () => void;
+  /** For the status. */
+  readonly disk?: () => { readonly pressure: number; readonly slowDisk: boolean };
 }
 
 /** What the timeline must tell the receiver that feeds it. */
@@ -65,6 +69,7 @@ export interface Feeder {
 export const WAL_DIR = 'wal';
 const LAZY_CONTROL_MS = 1_000;
 const IDLE_MEMORY_MS = 60_000;
+const HEAL_AGAIN_MS = 1_000;
 
 export class WalTimeline {
   readonly project: ProjectUid;
@@ -102,6 +107,7 @@ export class WalTimeline {
   #listeners = new Set<() => void>();
   #lazy: NodeJS.Timeout | undefined;
   #idle: NodeJS.Timeout | undefined;
+  #heal: NodeJS.Timeout | undefined;
   #closed = false;
   #lockedBy: LakebaseError | undefined;
 
@@ -154,6 +160,7 @@ export class WalTimeline {
       flushHint: control.flushHint,
       ringBytes: options.ringBytes,
       log: this.#log,
+      ...(options.mayGrow === undefined ? {} : { mayGrow: options.mayGrow }),
     });
     this.#noteDamage();
     this.#refreshCommit();
@@ -242,6 +249,7 @@ export class WalTimeline {
       offloadedLsn: formatLsn(this.#offloadedLsn),
       tailLsn: formatLsn(this.#tailLsn),
       pagesLsn: formatLsn(this.#pagesLsn),
+      ...this.#options.disk?.(),
     };
   }
 
@@ -265,7 +273,8 @@ export class WalTimeline {
     try {
       this.#store.append(at, bytes);
     } catch (error) {
-      if (this.#store.broken) this.#options.onFatal?.(error);
+      // A segment that became full was synced, and that failed.
+      if (this.#store.broken) this.#writeFailed(error);
       throw error;
     }
     this.#pendingBytes += bytes.length;
@@ -310,7 +319,21 @@ export class WalTimeline {
     const cause = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
     this.#log.error({ code: cause.code, err: cause.message }, 'cannot make WAL durable; nothing is acknowledged until it works again');
     this.feeder?.drop(cause);
-    if (this.#store.broken) this.#options.onFatal?.(cause);
+    this.#healStore();
+  }
+
+  /** After a failed fdatasync the segment is rebuilt from what had been durable; until that works nothing is written here. */
+  #healStore(): void {
+    clearTimeout(this.#heal);
+    if (!this.#store.broken || this.#closed) return;
+    try {
+      this.#store.heal();
+      this.#noteDamage();
+      this.#moved();
+    } catch (error) {
+      this.#log.error({ err: errorMessage(error) }, 'the WAL segment cannot be rebuilt yet; this member takes no WAL');
+      this.#heal = setTimeout(() => this.#healStore(), HEAL_AGAIN_MS).unref();
+    }
   }
 
   /** Drops bytes that are not durable yet, for a stream that broke off. */
@@ -402,8 +425,35 @@ export class WalTimeline {
       return this.#store.read(from, max);
     } catch (error) {
       this.#noteDamage();
+      if (this.#store.holes.size > 0) this.#options.onHole?.(this);
       throw error;
     }
+  }
+
+  /** Segments that wait for {@link HoleRepair}. */
+  get holes(): ReadonlyMap<number, StoreDamage> {
+    return this.#store.holes;
+  }
+  holeStart(number: number): Lsn {
+    return this.#store.holeStart(number);
+  }
+  leaveHole(number: number): void {
+    this.checkOpen();
+    this.#store.leaveHole(number);
+  }
+  replaceHole(number: number, bytes: Buffer): void {
+    this.checkOpen();
+    this.#store.replaceHole(number, bytes);
+  }
+  /** Nobody has its WAL for sure: this member lost it. */
+  giveUpHole(number: number): void {
+    this.checkOpen();
+    this.#store.giveUpHole(number);
+    this.#noteDamage();
+  }
+  /** Of the files here. */
+  get diskBytes(): number {
+    return this.#store.diskBytes;
   }
 
   /** Calls `listener` whenever the flush LSN, the term or the commit LSN moved. Returns the way to stop. */
@@ -519,6 +569,7 @@ export class WalTimeline {
     this.#closed = true;
     clearTimeout(this.#lazy);
     clearTimeout(this.#idle);
+    clearTimeout(this.#heal);
     for (const listener of this.#listeners) listener();
     await this.#store.close();
   }
@@ -533,6 +584,7 @@ export class WalTimeline {
     this.#closed = true;
     clearTimeout(this.#lazy);
     clearTimeout(this.#idle);
+    clearTimeout(this.#heal);
     const closed = this.#store.wipe();
     for (const listener of this.#listeners) listener();
     await closed;
@@ -560,6 +612,7 @@ export class WalTimeline {
     this.#closed = true;
     clearTimeout(this.#lazy);
     clearTimeout(this.#idle);
+    clearTimeout(this.#heal);
     this.#cancelFlush();
     for (const listener of this.#listeners) listener();
     await this.#store.close();

@@ -123,10 +123,7 @@ export class Member {
   }
 
   async start(): Promise<void> {
-    const fatal = (error: unknown): never => {
-      throw error;
-    };
-    this.running = await startSafekeeper(this.config, SECRET, this.#log, fatal, {
+    this.running = await startSafekeeper(this.config, SECRET, this.#log, {
       source: this.keys,
       retire: async (project, below) => void this.retired.push({ project, below }),
       client: undefined,
@@ -187,6 +184,7 @@ export class Quorum implements AsyncDisposable {
         peers: addresses.filter((a) => a.id !== own.id),
         testPlaintext: false,
         trimAfterBytes: 0,
+        walDiskBytes: null,
         offloadIdleMs: 200,
         offloadAgeMs: 5_000,
         offloadTailMs: 0,
