@@ -10,6 +10,7 @@ import {
   type ElectionAction,
   type StandbyRule,
   majorityOf,
+  nodeOf,
   planCandidacy,
   standbyRules,
   votersOf,
@@ -17,7 +18,7 @@ import {
 import type { Leader } from './checker.ts';
 import { type SimRecord, countUpTo, overlapping } from './log.ts';
 import type { Message, Process } from './messages.ts';
-import { FIRST_CONFIGURATION, NODES, type World, nodeOf } from './world.ts';
+import { FIRST_CONFIGURATION, NODES, type World } from './world.ts';
 
 /** A candidacy is given up after this long: members do not wait for it. */
 export const ELECTION_MS_MAX = 500;

@@ -2,15 +2,18 @@
  *  the register and from what the nodes say, so it may die at any step, and two of them may work at once. */
 import {
   type Configuration,
+  type MemberReport,
   abortReplacement,
   beginReplacement,
   finishProblem,
   finishReplacement,
   majorityOf,
+  memberIdOf,
+  nodeOf,
   votersOf,
 } from '@lakebase/wal-quorum';
 import type { Message, NodeStatus, Process, RegisterValue } from './messages.ts';
-import { NODES, type World, nodeOf } from './world.ts';
+import { NODES, type World } from './world.ts';
 
 export class Driver implements Process {
   readonly id: string;
@@ -18,6 +21,8 @@ export class Driver implements Process {
   #life = 0;
   #up = true;
   #value: RegisterValue | null = null;
+  /** What the members told some rounds ago, under the same configuration. */
+  #earlier: { generation: number; reports: ReadonlyMap<string, MemberReport> } | null = null;
   readonly #nodes = new Map<string, NodeStatus>();
   /** Replace any one member, without a reason. */
   ordered = false;
@@ -36,6 +41,7 @@ export class Driver implements Process {
     this.#up = false;
     this.#value = null;
     this.#nodes.clear();
+    this.#earlier = null;
     this.ordered = false;
   }
 
@@ -130,7 +136,9 @@ export class Driver implements Process {
     if (this.#world.has('damaged-witness')) for (const [id, position] of reports) reports.set(id, { ...position, damaged: false });
     if (this.#world.has('finish-without-terms'))
       for (const [id, position] of reports) reports.set(id, { ...position, term: position.lastLogTerm });
-    return finishProblem(configuration, reports) === null;
+    if (this.#earlier?.generation !== configuration.generation || this.#world.random.chance(0.3))
+      this.#earlier = { generation: configuration.generation, reports };
+    return finishProblem(configuration, reports, this.#earlier.reports) === null;
   }
 
   #begin(value: RegisterValue): void {
@@ -147,7 +155,7 @@ export class Driver implements Process {
     if (free.length === 0) return;
     const node = random.pick(free);
     const incarnation = this.#nodes.get(node)?.incarnation ?? 0;
-    const joining = `${node}_g${configuration.generation + 1}`;
+    const joining = memberIdOf(node, configuration.generation + 1);
     this.ordered = false;
     let next = beginReplacement(configuration, leaving, joining);
     if (this.#world.has('no-joint') && next.newMembers !== null) next = { ...next, members: next.newMembers, newMembers: null };

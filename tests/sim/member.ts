@@ -19,6 +19,7 @@ import {
   mayServePeer,
   mayStream,
   memberCommitLsn,
+  nodeOf,
   planElected,
   positionOf,
   quorumCommit,
@@ -28,7 +29,7 @@ import {
 } from '@lakebase/wal-quorum';
 import { GENESIS_LSN, SimLog, overlapping } from './log.ts';
 import type { Message, NodeStatus, Process } from './messages.ts';
-import { FIRST_CONFIGURATION, type World, nodeOf } from './world.ts';
+import { FIRST_CONFIGURATION, type World } from './world.ts';
 
 interface Control {
   /** null: nobody's. */

@@ -3,7 +3,7 @@
  *  The fault model: any number of crashes, restarts, partitions, competing computes, changes of membership and deaths of the two drivers that make
  *  them; of each set of members in force at most one is without its data at a time (lost durable bytes, or its whole disk). */
 import { AssertionFailed, LakebaseError } from '@lakebase/base';
-import { isQuorum, votersOf } from '@lakebase/wal-quorum';
+import { isQuorum, nodeOf, votersOf } from '@lakebase/wal-quorum';
 import { Agent } from './agent.ts';
 import type { Bug } from './bugs.ts';
 import { type Checker, InvariantBroken } from './checker.ts';
@@ -11,7 +11,7 @@ import { Member } from './member.ts';
 import { Driver } from './driver.ts';
 import { Reader } from './reader.ts';
 import { Register } from './register.ts';
-import { NODES, World, nodeOf } from './world.ts';
+import { NODES, World } from './world.ts';
 
 const HEAL_MS_MAX = 6_000;
 

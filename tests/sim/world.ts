@@ -11,8 +11,6 @@ import { Random } from './random.ts';
 /** Machines. The first three hold the first members; the others stand ready. */
 export const NODES = ['sk1', 'sk2', 'sk3', 'sk4', 'sk5'] as const;
 export const FIRST_CONFIGURATION: Configuration = { generation: 1, members: ['sk1', 'sk2', 'sk3'], newMembers: null };
-/** Where a member lives: `sk3`, and `sk3_g7` once that machine has joined anew in generation 7. */
-export const nodeOf = (member: string): string => member.replace(/_g\d+$/, '');
 export const DELAY_MS_MAX = 250;
 
 export class World {

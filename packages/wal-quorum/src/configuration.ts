@@ -121,20 +121,25 @@ export interface MemberReport extends MemberPosition {
 
 /** Why a joint configuration may not be left for its new members yet; null when it may. Reports of damaged members
  *  and of members that do not hold the joint configuration do not count.
+ *  While a compute writes nobody has all that another one tells at the same moment: the old members' reports may be `earlier` ones.
  *  - A majority of the old set must hold the joint configuration: from then on the old set alone elects and commits nothing, and what it had
  *    committed is in the most advanced of their logs.
  *  - A majority of the new set must hold all of that log and no lower term. The log, or the new set could elect a leader without something
  *    committed. The term, or it could grant a term again that the old set has granted already. */
-export function finishProblem(joint: Configuration, reports: ReadonlyMap<string, MemberReport>): string | null {
+export function finishProblem(
+  joint: Configuration,
+  reports: ReadonlyMap<string, MemberReport>,
+  earlier: ReadonlyMap<string, MemberReport> = reports,
+): string | null {
   const { members, newMembers, generation } = joint;
   if (newMembers === null) return 'no change is under way';
-  const told = (set: readonly string[]): MemberReport[] =>
-    set.map((id) => reports.get(id)).filter((p) => p !== undefined && p.generation >= generation && !p.damaged) as MemberReport[];
-  const old = told(members);
+  const told = (set: readonly string[], from: ReadonlyMap<string, MemberReport>): MemberReport[] =>
+    set.map((id) => from.get(id)).filter((p) => p !== undefined && p.generation >= generation && !p.damaged) as MemberReport[];
+  const old = told(members, earlier);
   if (old.length < majorityOf(members)) return `${old.length} of ${members.length} old members hold generation ${generation}`;
   const term = Math.max(...old.map((p) => p.term)) as Term;
   const goal = old.reduce((best, p) => (isBehind(best, p) ? p : best));
-  const ready = told(newMembers).filter((p) => p.term >= term && !isBehind(p, goal));
+  const ready = told(newMembers, reports).filter((p) => p.term >= term && !isBehind(p, goal));
   if (ready.length >= majorityOf(newMembers)) return null;
   return `${ready.length} of ${newMembers.length} new members have caught up`;
 }
@@ -146,6 +151,10 @@ export interface StandbyRule {
   readonly count: number;
   readonly names: readonly string[];
 }
+
+/** Machine a member lives on: `sk3` for the member `sk3`, and for `sk3_g7`, which joined anew in generation 7. */
+export const nodeOf = (member: string): string => member.replace(/_g[0-9]+$/, '');
+export const memberIdOf = (node: string, generation: number): string => `${node}_g${generation}`;
 
 /** The rules stock Postgres can express whose every satisfying set is a quorum. Outside a change: one, exact. While one member of n is being replaced
  *  (q = majority of n): *q of the n-1 common members*, or *q+1 of all n+1*. Each is safe alone, and a set is a quorum exactly when it satisfies one
