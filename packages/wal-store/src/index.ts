@@ -3,6 +3,7 @@ export * from './record-boundary.ts';
 export * from './wal-store.ts';
 export { type SegmentIo, nodeIo } from './segment-io.ts';
 export { isWithoutKey, storedReferences } from './segment-references.ts';
+export { rewrapStored } from './segment-re-encryption.ts';
 export { SEGMENT_HEADER_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX } from './segment-format.ts';
 export {
   type FoundTrailer,

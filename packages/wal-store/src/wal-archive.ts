@@ -224,6 +224,44 @@ export class WalArchive {
     return this.#writes.run(() => this.references.rewrap(this, through, kekVersion, isOld, rewrap));
   }
 
+  /** Writes objects anew whose data key was made under a KEK that `isOld` names: the same WAL under a fresh key in their place. `wrote` is told of
+   *  each, with how many are left, and awaited. Another member may be at the same: whoever is first has done it. */
+  async reEncrypt(
+    through: Lsn,
+    isOld: (reference: Buffer) => boolean,
+    wrote: (bytes: number, left: number) => Promise<void>,
+  ): Promise<void> {
+    const old: FoundTrailer[] = [];
+    for await (const t of this.trailers(through)) if (t.header.keyReference.length > 0 && isOld(t.header.keyReference)) old.push(t);
+    for (const [i, trailer] of old.entries()) {
+      const bytes = await this.#writes.run(() => this.#anew(trailer));
+      await wrote(bytes, old.length - i - 1);
+    }
+  }
+
+  /** Bytes written; 0 when it is another object by now. */
+  async #anew(trailer: FoundTrailer): Promise<number> {
+    const { store } = this.options;
+    const { name, header, tag } = trailer;
+    try {
+      const reader = await this.#open(trailer);
+      const source: WalSource = (from, max) => reader.read(from, max);
+      const result = await this.#write('anew.tmp', name, { start: header.start, end: header.end }, source, async (path, size) => {
+        await store.put(name, { path, size }, { ifMatch: tag });
+        return { name, start: header.start, end: header.end, put: true, storedBytes: size };
+      });
+      reader.wipe();
+      return result.storedBytes;
+    } catch (error) {
+      const now = await store.head(name).catch((cause: unknown) => {
+        if (isCode(cause, 'NOT_FOUND')) return undefined;
+        throw cause;
+      });
+      if (now?.tag === tag) throw error;
+      return 0;
+    }
+  }
+
   /** Removes every object, once nobody needs the timeline any more. */
   async remove(through: Lsn): Promise<void> {
     const { store, project, timeline, startLsn } = this.options;

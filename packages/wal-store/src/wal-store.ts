@@ -10,18 +10,7 @@
  *  directory is opened again, because the kernel may have dropped the dirty pages. All methods but prepareNext are synchronous. */
 import { mkdirSync } from 'node:fs';
 import { LakebaseError, type Logger, errorMessage, failpointSync, silentLogger } from '@lakebase/base';
-import type { CipherProvider } from '@lakebase/envelope';
-import {
-  type Lsn,
-  type ProjectUid,
-  type TimelineId,
-  WAL_SEGMENT_BYTES,
-  XLOG_BLCKSZ,
-  formatLsn,
-  lsn,
-  segmentNumber,
-  walFileName,
-} from '@lakebase/ids';
+import { type Lsn, WAL_SEGMENT_BYTES, XLOG_BLCKSZ, formatLsn, lsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { FrameStage } from './frame-stage.ts';
 import { RecordBoundary } from './record-boundary.ts';
 import { SegmentDir, isUnused, removeIfThere, writeTruncation } from './segment-dir.ts';
@@ -29,34 +18,12 @@ import { SEGMENT_FILE_BYTES, type SegmentFile } from './segment-file.ts';
 import { type SegmentIo, ioError, isDiskFull, nodeIo } from './segment-io.ts';
 import { isWithoutKey, saltName, storedSegments } from './segment-references.ts';
 import { indexSegment, recoverSegment } from './segment-recovery.ts';
+import { copyCurrent, copySegment } from './segment-re-encryption.ts';
 import { buildSegment, rescueSegment } from './segment-repair.ts';
 import { WalRing } from './wal-ring.ts';
+import type { Damage, WalStoreOptions } from './wal-store-options.ts';
 
-export interface WalStoreOptions {
-  readonly dir: string;
-  readonly project: ProjectUid;
-  readonly timeline: TimelineId;
-  /** Where a store that has no file yet begins, and the record before that. */
-  readonly startLsn: Lsn;
-  readonly prevRecordLsn: Lsn;
-  /** WAL known to have been durable (from the control file): an end before it is damage, not a torn tail. */
-  readonly flushHint?: Lsn;
-  /** Of the project. What is stored is loaded before: {@link storedReferences}. */
-  readonly ciphers: CipherProvider;
-  readonly log?: Logger;
-  /** Recent WAL kept in memory for readers; 0 turns it off. */
-  readonly ringBytes?: number;
-  readonly io?: SegmentIo;
-  /** Asked before a segment file is begun; throws when the disk's budget does not allow it. */
-  readonly mayGrow?: () => void;
-}
-
-export interface Damage {
-  readonly path: string;
-  /** Nothing at or beyond this is served. */
-  readonly lsn: Lsn;
-  readonly message: string;
-}
+export type { Damage, WalStoreOptions } from './wal-store-options.ts';
 
 /** Prepare the next segment once this much of the current one is used. */
 const PREPARE_AFTER = WAL_SEGMENT_BYTES / 4;
@@ -65,6 +32,9 @@ const PREPARE_RETRY_MS = 1_000;
 const READ_HANDLES = 3;
 /** More missing segments in a row than this are not a few damaged files. */
 const HOLES_MAX = 64;
+/** The segment being written is encrypted anew when nothing came for so long, or when there is so little that it takes a few milliseconds. */
+const QUIET_MS = 200;
+const BUSY_BYTES_MAX = 1 << 20;
 /** A complete segment on disk: its WAL and some of frame headers. */
 const FULL_SEGMENT_BYTES = WAL_SEGMENT_BYTES + WAL_SEGMENT_BYTES / 64;
 
@@ -99,6 +69,10 @@ export class WalStore {
   #unsynced = false;
   #syncedOffset = 0;
   #syncedSequence = 0;
+  #syncedAt = 0;
+  /** Grows when the current segment becomes another, or another file. */
+  #adoptions = 0;
+  #copying: Promise<void> | undefined;
 
   private constructor(options: WalStoreOptions) {
     this.#options = options;
@@ -242,6 +216,7 @@ export class WalStore {
       throw error;
     }
     this.#unsynced = false;
+    this.#syncedAt = performance.now();
     this.#syncedOffset = this.#current.offset;
     this.#syncedSequence = this.#current.sequence;
     this.#current.attempted = this.#syncedOffset;
@@ -584,6 +559,70 @@ export class WalStore {
     return old.length;
   }
 
+  /** Segments whose data key was made under a KEK that `isOld` names by what they were sealed with, whatever wraps it now. */
+  sealedUnder(isOld: (reference: Buffer) => boolean): number[] {
+    return storedSegments(this.dir, this.#files.references)
+      .filter(({ path, header: h }) => path === this.#files.path(h.segment) && h.keyReference.length > 0 && isOld(h.keyReference))
+      .map(({ header }) => header.segment);
+  }
+
+  /** Writes the WAL of a segment anew under a fresh data key, in its place. Resolves with the bytes written; 0: it is not there, or was changed
+   *  meanwhile. UNAVAILABLE while the segment that is being written is busy: it is complete soon. */
+  async reEncrypt(number: number): Promise<number> {
+    this.#checkUsable();
+    await this.#preparing;
+    if (number === this.#prepared?.header.segment) this.#dropPrepared();
+    if (number < this.#firstSegment || number > this.#current.header.segment || this.#holes.has(number)) return 0;
+    if (number === this.#current.header.segment) return this.#reEncryptCurrent();
+    const path = `${this.#files.path(number)}.anew.tmp`;
+    const adopted = this.#adoptions;
+    const next = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
+    try {
+      const boundary = this.#boundaryAt(number, this.holeStart(number));
+      const read = (from: Lsn, max: number): Buffer => this.read(from, max);
+      const copy = { file: this.#files.create(number, path), boundary, end: lsn((number + 1) * WAL_SEGMENT_BYTES), read };
+      const copying = copySegment(copy, next.context());
+      this.#copying = copying.then(() => {}).catch(() => {});
+      const bytes = await copying;
+      if (this.#closed || adopted !== this.#adoptions || number < this.#firstSegment || this.#holes.has(number)) return 0;
+      this.#readers.get(number)?.close();
+      this.#readers.delete(number);
+      this.#files.rename(path, number);
+      return bytes;
+    } finally {
+      if (next !== this.#current) next.close();
+      removeIfThere(path);
+    }
+  }
+
+  /** As {@link heal} does it: a new file, and WAL goes on there. */
+  #reEncryptCurrent(): number {
+    const number = this.#current.header.segment;
+    const start = Math.max(this.#firstLsn, number * WAL_SEGMENT_BYTES);
+    const idle = this.#stage.payload === 0 && !this.#unsynced;
+    const quiet = performance.now() - this.#syncedAt > QUIET_MS || this.flushLsn - start < BUSY_BYTES_MAX;
+    if (!idle || !quiet) throw new LakebaseError('UNAVAILABLE', `${this.#current.path} is being written`);
+    const expected = this.flushLsn;
+    const path = `${this.#files.path(number)}.anew.tmp`;
+    const read = (from: Lsn, max: number): Buffer => this.read(from, max);
+    try {
+      const boundary = this.#current.context();
+      const bytes = copyCurrent({ file: this.#files.create(number, path), boundary, end: expected, read });
+      this.#files.rename(path, number);
+      this.#current.close();
+      this.#adopt(number);
+      this.abort();
+      if (this.flushLsn !== expected)
+        throw new LakebaseError('CORRUPT', `it ends at ${formatLsn(this.flushLsn)}, not ${formatLsn(expected)}`);
+      return bytes;
+    } catch (error) {
+      this.#broken ??= `${path}: ${errorMessage(error)}`;
+      throw error;
+    } finally {
+      removeIfThere(path);
+    }
+  }
+
   /** Gives back the memory of an idle timeline. */
   releaseMemory(): void {
     if (!this.#stage.empty) return;
@@ -605,7 +644,7 @@ export class WalStore {
       this.#closeAll();
       this.#ring.release();
     }
-    return this.#preparing ?? Promise.resolve();
+    return Promise.all([this.#preparing, this.#copying]).then(() => {});
   }
 
   #closeAll(): void {
@@ -622,6 +661,7 @@ export class WalStore {
   }
 
   #begin(at: Lsn, lastRecordLsn: Lsn): void {
+    this.#adoptions++;
     this.#boundary = new RecordBoundary(at, lastRecordLsn);
     this.#durable = this.#boundary.clone();
     this.#firstSegment = segmentNumber(at);
@@ -723,6 +763,7 @@ export class WalStore {
         if (state.endLsn < (scan.endLsn as Lsn)) writeTruncation(file, state.endLsn);
       }
       file.attempted = file.offset;
+      this.#adoptions++;
       this.#current = file;
       this.#adoptedFirstLsn = state.firstLsn;
       this.#boundary = state.boundary;
