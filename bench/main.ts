@@ -9,10 +9,11 @@ import { type Plan, bulk, coldScan, hotSelect, resume, throughProxy, throughput 
 import { findPgbench } from './pgbench.ts';
 import { Report } from './report.ts';
 import { storageCases } from './storage.ts';
+import { warmResume } from './warm-resume.ts';
 
 const { values } = parseArgs({ options: { quick: { type: 'boolean' }, only: { type: 'string' }, help: { type: 'boolean' } } });
 if (values.help === true) {
-  process.stdout.write('usage: npm run bench [-- --quick] [--only hot,throughput,proxy,bulk,cold,resume,storage]\n');
+  process.stdout.write('usage: npm run bench [-- --quick] [--only hot,throughput,proxy,bulk,cold,resume,warm,storage]\n');
   process.exit(0);
 }
 const plan: Plan =
@@ -30,7 +31,7 @@ if (binary === undefined) {
   process.exit(1);
 }
 const report = new Report();
-{
+if (['hot', 'throughput', 'proxy', 'bulk', 'cold', 'resume'].some(wanted)) {
   await using ours = await LakebaseArm.start();
   await using stock = await stockArm();
   await using sync = await syncArm();
@@ -42,6 +43,8 @@ const report = new Report();
   if (wanted('cold')) await coldScan(arms, plan, report);
   if (wanted('resume')) await resume(ours, plan, report);
 }
+if (wanted('warm'))
+  await warmResume(binary, values.quick === true ? { scale: 35, seconds: 20, rounds: 1 } : { scale: 35, seconds: 60, rounds: 2 }, report);
 if (wanted('storage')) await storageCases(plan, report);
 
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? 'unknown CPU'}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}`;

@@ -22,6 +22,8 @@ export const computeHostConfig = Type.Object(
     sharedBuffers: Type.String({ default: '128MB' }),
     /** Local disk of every compute: pages that storage has are dropped beyond it. Null: what the file system has, less a twentieth (at most 2 GiB). */
     cacheBytes: Type.Union([Type.Integer({ minimum: 64 << 20 }), Type.Null()], { default: null }),
+    /** Whether the pages that the last compute of a branch used are fetched in the background after a start. */
+    prefetch: Type.Boolean({ default: true }),
     /** WAL that the pageserver may be behind a writer, who is slowed from a quarter of it on. */
     maxIngestLagBytes: Type.Integer({ minimum: 16 << 20, default: 512 << 20 }),
   },

@@ -162,6 +162,11 @@ export class ResidentMap {
     writeFileSync(path, this.#bytes, { mode: 0o600 });
   }
 
+  /** The snapshot itself, as it would be written. */
+  get bytes(): Buffer {
+    return this.#bytes;
+  }
+
   get length(): number {
     return this.#bytes.readUInt32LE(8);
   }
@@ -210,6 +215,21 @@ export class ResidentMap {
   /** Used since the clock came by last: read, or written. */
   accessed(index: number, block: number): boolean {
     return ((this.#bytes.readUInt32LE(this.#cellOffset(index, block) + 8) >>> (block % CELL_BLOCKS)) & 1) === 1;
+  }
+
+  anyAccessed(index: number): boolean {
+    return !this.accessedBlocks(index).next().done;
+  }
+
+  /** Blocks on the local disk that were used since the clock came by last, ascending. Cells without any cost one read. */
+  *accessedBlocks(index: number): Generator<number> {
+    const { nblocks, dropped } = this.entry(index);
+    if (dropped) return;
+    for (let first = 0; first < nblocks; first += CELL_BLOCKS) {
+      let marks = this.#bytes.readUInt32LE(this.#cellOffset(index, first) + 8);
+      for (let block = first; marks !== 0 && block < nblocks; block++, marks >>>= 1)
+        if ((marks & 1) === 1 && this.state(index, block) >= BLOCK_CLEAN) yield block;
+    }
   }
 
   /** For pages the agent lays down itself before Postgres starts (boot set): the bytes must be in the file before the map is written. */

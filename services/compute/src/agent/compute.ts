@@ -10,9 +10,7 @@
 import { join } from 'node:path';
 import {
   type BundleFile,
-  type ComputeBackpressure,
   type ComputeChange,
-  type ComputeDisk,
   type ComputeStatus,
   PageserverClient,
   type PostgresLogTail,
@@ -24,10 +22,10 @@ import {
   encodeSuspendState,
 } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, isCode, must, sleep } from '@lakebase/base';
-import { BLCKSZ, type Lsn, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { type Lsn, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
 import { Client } from 'pg';
-import { ResidentMap, ResidentMapFile } from '../resident-map.ts';
+import { ResidentMap, type ResidentMapFile } from '../resident-map.ts';
 import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 import { AGENT_APPLICATION, type Activity, readActivity } from './activity.ts';
 import { Backpressure } from './backpressure.ts';
@@ -35,6 +33,8 @@ import { BootSet } from './boot-set.ts';
 import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
 import { layOut, writeWal } from './data-directory.ts';
 import { type ElectionResult, elect } from './elect.ts';
+import { HOT_SET_FILE } from './hot-set.ts';
+import { LocalDisk } from './local-disk.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
 import { PostgresLog } from './postgres-log.ts';
@@ -76,7 +76,7 @@ export class Compute {
   #election: ElectionResult | undefined;
   #spec: AgentStart['spec'];
   #postgres: PostgresProcess | undefined;
-  #mapFile: ResidentMapFile | undefined;
+  #disk: LocalDisk | undefined;
   #relay: PageRelay | undefined;
   #subscriptions: Subscriptions | undefined;
   #sql: Promise<Client> | undefined;
@@ -191,6 +191,10 @@ export class Compute {
 
   async change(change: ComputeChange): Promise<ComputeStatus> {
     this.#spec = { ...this.#spec, ...change };
+    if (change.pageserver !== undefined) {
+      this.#pages.moveTo(change.pageserver.pageHost, change.pageserver.pagePort);
+      if (Object.keys(change).length === 1) return this.status();
+    }
     const sql = await must(this.#sql, 'connection to Postgres');
     if (change.settings !== undefined) {
       writeScratchFile(this.#cipher, join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
@@ -226,6 +230,7 @@ export class Compute {
     this.#enter('STOPPING');
     for (const timer of this.#timers) clearInterval(timer);
     this.#backpressure?.stop();
+    this.#disk?.quiet();
     await this.#periodic?.stop();
     await this.#runningState?.stop();
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
@@ -246,11 +251,12 @@ export class Compute {
     const layout = layOut({
       pgdata: this.#pgdata,
       mapPath: this.#mapPath,
-      bundle: { ...bundle, files: slots.files, prevRecordLsn: election.lastRecordLsn },
+      bundle: { ...bundle, files: slots.files.filter((f) => f.path !== HOT_SET_FILE), prevRecordLsn: election.lastRecordLsn },
       cipher: this.#cipher,
       conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
     });
-    this.#mapFile = new ResidentMapFile(this.#mapPath);
+    this.#disk = new LocalDisk({ pgdata: this.#pgdata, mapPath: this.#mapPath, files: bundle.files, log: this.#log });
+    const disk = this.#disk;
     if (slots.walFrom !== undefined) await this.#fetchWal(slots.walFrom, election.startLsn);
     const bootSet = new BootSet(bundle.bootPages, performance.now());
     this.#bootSet = bootSet;
@@ -261,6 +267,7 @@ export class Compute {
       lsn: election.startLsn,
       log: this.#log,
       onFault: (tag, block, count) => bootSet.record(tag, block, count, performance.now()),
+      background: (entry, block, count) => disk.take(entry, block, count),
     });
     await this.#relay.listen();
   }
@@ -304,20 +311,22 @@ export class Compute {
     return { roles, databases, droppedRoles, droppedDatabases };
   }
 
+  get #shimEnv(): Record<string, string> {
+    return {
+      LD_PRELOAD: this.#setup.shimPath,
+      LAKEBASE_SHIM_DATADIR: this.#pgdata,
+      LAKEBASE_SHIM_MAP: this.#mapPath,
+      LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'),
+    };
+  }
+
   async #startPostgres(): Promise<void> {
     this.#postgres = PostgresProcess.start({
       ...this.#start.postgres,
       pgdata: this.#pgdata,
       log: this.#postgresLog,
       scratchKey: this.#cipher?.key ?? null,
-      env: {
-        LD_PRELOAD: this.#setup.shimPath,
-        LAKEBASE_SHIM_DATADIR: this.#pgdata,
-        LAKEBASE_SHIM_MAP: this.#mapPath,
-        LAKEBASE_SHIM_SOCKET: join(this.#start.socketDir, 'agent.sock'),
-        LAKEBASE_SHIM_LAYOUT: 'lazy',
-        LAKEBASE_SHIM_PARENT: String(process.pid),
-      },
+      env: { ...this.#shimEnv, LAKEBASE_SHIM_LAYOUT: 'lazy', LAKEBASE_SHIM_PARENT: String(process.pid) },
     });
     void this.#postgres.exited.then(({ code, signal }) => this.#postgresGone(code, signal));
     await this.#postgres.ready(READY_MS);
@@ -360,8 +369,24 @@ export class Compute {
     this.#backpressure.start();
   }
 
+  #startDisk(running: RunningState): void {
+    const relay = must(this.#relay, 'relay');
+    const { binDir, libDir } = this.#start.postgres;
+    this.#disk?.start(
+      {
+        program: join(binDir, 'postgres'),
+        env: { ...this.#shimEnv, LD_LIBRARY_PATH: libDir, PATH: process.env['PATH'] ?? '/usr/bin:/bin' },
+        scratchKey: () => this.#cipher?.key ?? null,
+        cacheBytes: this.#setup.cacheBytes,
+        log: this.#log,
+      },
+      this.#setup.prefetch ? { pages: (batch) => relay.fetch(batch), busy: () => relay.busy } : null,
+      (file) => running.replace(file),
+    );
+  }
+
   #watch(): void {
-    this.#watchLag(must(this.#mapFile, 'resident map'), must(this.#election, 'election').startLsn);
+    this.#watchLag(must(this.#disk, 'local disk').file, must(this.#election, 'election').startLsn);
     this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
     let reading = false;
     this.#timers.push(
@@ -394,6 +419,7 @@ export class Compute {
     });
     this.#periodic.start();
     this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
+    this.#startDisk(keep);
   }
 
   async #keepBootSet(): Promise<void> {
@@ -410,7 +436,9 @@ export class Compute {
     const control = readControlFile(readScratchFile(this.#cipher, join(this.#pgdata, CONTROL_FILE_PATH)));
     if (control.state !== DB_SHUTDOWNED) throw new LakebaseError('CONFLICT', 'Postgres did not shut down cleanly');
     const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES);
-    const state = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end, this.#cipher);
+    const collected = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end, this.#cipher);
+    const hot = this.#disk?.hotSet();
+    const state = hot === undefined ? collected : { ...collected, files: [...collected.files, hot] };
     await putBinary(this.#storageUrl('suspend-state'), this.#start.token, encodeSuspendState(state));
     this.#log.info({ lsn: formatLsn(end), files: state.files.length, pages: state.pages.length }, 'suspend state kept');
   }
@@ -442,33 +470,24 @@ export class Compute {
     if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);
     this.#relay?.close();
     this.#pages.close();
-    this.#mapFile?.[Symbol.dispose]();
-    this.#mapFile = undefined;
+    this.#disk?.stop();
+    this.#disk = undefined;
     this.#sql = undefined;
     this.#postgresLog.clear();
     this.#cipher?.wipe();
   }
 
   #faults(): Record<string, number> {
-    const counters = this.#mapFile?.counters();
+    const counters = this.#disk?.counters();
     return counters === undefined ? {} : { faultRequests: counters.faultRequests, blocksFetched: counters.blocksFetched };
   }
 
-  /** What the shim counts, and what follows from it. */
-  #measures(): { disk?: ComputeDisk; backpressure?: ComputeBackpressure } {
-    const counters = this.#mapFile?.counters();
-    if (counters === undefined) return {};
-    const disk = {
-      scratchBytes: counters.scratchBytes,
-      cleanBytes: counters.cleanBlocks * BLCKSZ,
-      cleanBudgetBytes: counters.cleanBudget === 0 ? null : counters.cleanBudget * BLCKSZ,
-      droppedBytes: counters.blocksEvicted * BLCKSZ,
-      prefetchedBytes: counters.blocksPrefetched * BLCKSZ,
-      roomsMade: counters.roomsMade,
-      roomsDenied: counters.roomsDenied,
-    };
+  #measures(): Pick<ComputeStatus, 'disk' | 'backpressure'> {
+    const disk = this.#disk?.status();
     const lag = this.#backpressure?.state;
-    return { disk, ...(lag === undefined ? {} : { backpressure: { ...lag, sleptMs: Math.round(counters.walSleptNs / 1e6) } }) };
+    if (disk === undefined) return {};
+    if (lag === undefined) return { disk };
+    return { disk, backpressure: { ...lag, sleptMs: Math.round((this.#disk?.counters()?.walSleptNs ?? 0) / 1e6) } };
   }
 
   #stage(name: string): void {

@@ -3,7 +3,7 @@
  *  Invariants: answers on one connection keep the order of its requests' arrival (the shim has one in flight); an error is an errno for
  *  that read only; nothing is cached here beyond what is read ahead of a scan: the file is the cache. */
 import { type Server, type Socket, createServer } from 'node:net';
-import { type Logger, errorMessage, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
 import { BLCKSZ, type Lsn, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
 import type { PageClient } from './page-client.ts';
 import { ReadAhead } from './read-ahead.ts';
@@ -14,6 +14,8 @@ const REQUEST_BYTES = 32;
 const ANSWER_BYTES = 24;
 const BLOCKS_MAX = 128;
 const EIO = 5;
+/** Of the cache worker: gives way to backends. */
+const FLAG_BACKGROUND = 1;
 
 /** What an entry of the resident map stands for. */
 export interface RelayEntry {
@@ -31,6 +33,8 @@ export interface PageRelayOptions {
   readonly log: Logger;
   /** Called for each run of blocks fetched: input of the boot set. */
   readonly onFault?: (tag: RelTag, block: number, count: number) => void;
+  /** Pages the cache worker asks for, when they are here already. */
+  readonly background?: (entry: number, block: number, count: number) => Promise<Buffer> | undefined;
 }
 
 export class PageRelay {
@@ -38,6 +42,7 @@ export class PageRelay {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #ahead: ReadAhead;
+  #waiting = 0;
 
   constructor(options: PageRelayOptions) {
     this.#options = options;
@@ -45,11 +50,24 @@ export class PageRelay {
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
+  /** Whether backends wait for pages. */
+  get busy(): boolean {
+    return this.#waiting > 0;
+  }
+
   listen(): Promise<void> {
     return new Promise((resolve, reject) => {
       this.#server.once('error', reject);
       this.#server.listen(this.#options.socketPath, resolve);
     });
+  }
+
+  /** Blocks of a segment file, at the start LSN. */
+  async fetch({ entry, block, count }: { readonly entry: number; readonly block: number; readonly count: number }): Promise<Buffer> {
+    const { entries, pages, lsn } = this.#options;
+    const of = entries[entry];
+    if (of === undefined) throw new LakebaseError('INVALID_ARGUMENT', `no entry ${entry} in the resident map`);
+    return pages.getPages(of.source, of.segment * RELSEG_BLOCKS + block, count, lsn);
   }
 
   close(): void {
@@ -81,18 +99,20 @@ export class PageRelay {
     const index = request.readUInt32LE(4);
     const block = request.readUInt32LE(8);
     const count = request.readUInt16LE(12);
+    const background = (request.readUInt16LE(14) & FLAG_BACKGROUND) !== 0;
     const head = Buffer.alloc(ANSWER_BYTES);
     head.writeUInt32LE(ANSWER_MAGIC, 0);
     request.copy(head, 8, 16, 24);
     let body: Buffer | undefined;
+    if (!background) this.#waiting++;
     try {
       const entry = this.#options.entries[index];
       if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
         throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
       const first = entry.segment * RELSEG_BLOCKS + block;
-      body = await this.#ahead.get(entry.source, first, count);
+      body = background ? await this.#inBackground(index, block, count) : await this.#ahead.get(entry.source, first, count);
       head.writeUInt32LE(body.length / BLCKSZ, 16);
-      this.#options.onFault?.(entry.tag, first, count);
+      if (!background) this.#options.onFault?.(entry.tag, first, count);
     } catch (error) {
       head.writeUInt32LE(EIO, 4);
       if (!isCode(error, 'CLOSED'))
@@ -101,9 +121,14 @@ export class PageRelay {
           'cannot fetch pages: the read fails with an I/O error',
         );
     }
+    if (!background) this.#waiting--;
     socket.cork();
     socket.write(head);
     if (body !== undefined) socket.write(body);
     socket.uncork();
+  }
+
+  #inBackground(entry: number, block: number, count: number): Promise<Buffer> {
+    return this.#options.background?.(entry, block, count) ?? this.fetch({ entry, block, count });
   }
 }

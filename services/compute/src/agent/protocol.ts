@@ -7,6 +7,7 @@ export interface AgentSetup {
   readonly sharedBuffers: string;
   /** Null: bounded by free space alone. */
   readonly cacheBytes: number | null;
+  readonly prefetch: boolean;
   readonly maxIngestLagBytes: number;
   /** OS accounts that may connect as any role: the services' and the agent's own. */
   readonly trustedAccounts: readonly string[];

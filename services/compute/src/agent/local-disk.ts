@@ -1,0 +1,119 @@
+/** The local disk of a compute as the agent sees it: the header of the resident map, the cache worker, and the hot set (docs/protocols/shim-agent.md).
+ *  Invariants: everything here is a convenience, so nothing here fails a compute; after {@link LocalDisk.stop} nothing touches the data directory. */
+import type { BundleFile, ComputeDisk } from '@lakebase/api';
+import { type Logger, errorMessage } from '@lakebase/base';
+import { BLCKSZ } from '@lakebase/ids';
+import { ResidentMap, ResidentMapFile, type ShimCounters } from '../resident-map.ts';
+import { CacheWorker, type CacheWorkerOptions } from './cache-worker.ts';
+import { HotPrefetch, type HotPrefetchOptions, batchesOf } from './hot-prefetch.ts';
+import { HOT_SET_FILE, type HotRun, collectHotSet, decodeHotSet, encodeHotSet } from './hot-set.ts';
+
+/** The hot set is also kept while Postgres runs, for a start after a crash. */
+const KEEP_HOT_MS = 5 * 60_000;
+
+export interface LocalDiskOptions {
+  readonly pgdata: string;
+  /** Written already. */
+  readonly mapPath: string;
+  /** Of the start bundle: the last hot set may be among them. */
+  readonly files: readonly BundleFile[];
+  readonly log: Logger;
+}
+
+export class LocalDisk {
+  readonly file: ResidentMapFile;
+  readonly #o: LocalDiskOptions;
+  readonly #previous: readonly HotRun[];
+  #worker: CacheWorker | undefined;
+  #prefetch: HotPrefetch | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #keptAt = 0;
+  #stopped = false;
+
+  constructor(options: LocalDiskOptions) {
+    this.#o = options;
+    this.file = new ResidentMapFile(options.mapPath);
+    this.#previous = this.#decode(options.files.find((f) => f.path === HOT_SET_FILE));
+  }
+
+  /** Once Postgres runs. `keep` gets the hot set from time to time. */
+  start(worker: CacheWorkerOptions, prefetch: Pick<HotPrefetchOptions, 'pages' | 'busy'> | null, keep: (file: BundleFile) => void): void {
+    if (this.#stopped) return;
+    this.#worker = new CacheWorker(worker);
+    this.#worker.start();
+    this.#timer = setInterval(() => this.#keep(keep), KEEP_HOT_MS);
+    this.#timer.unref();
+    if (prefetch === null || this.#previous.length === 0) return;
+    const batches = batchesOf(this.#previous, ResidentMap.open(this.#o.mapPath));
+    this.#prefetch = new HotPrefetch({ ...prefetch, batches, worker: this.#worker, log: this.#o.log });
+    void this.#prefetch.run();
+  }
+
+  /** Pages for the cache worker that are here already. */
+  take(entry: number, block: number, count: number): Promise<Buffer> | undefined {
+    return this.#prefetch?.take(entry, block, count);
+  }
+
+  counters(): ShimCounters | undefined {
+    return this.#stopped ? undefined : this.file.counters();
+  }
+
+  status(): ComputeDisk | undefined {
+    const c = this.counters();
+    if (c === undefined) return undefined;
+    return {
+      scratchBytes: c.scratchBytes,
+      cleanBytes: c.cleanBlocks * BLCKSZ,
+      cleanBudgetBytes: c.cleanBudget === 0 ? null : c.cleanBudget * BLCKSZ,
+      droppedBytes: c.blocksEvicted * BLCKSZ,
+      prefetchedBytes: c.blocksPrefetched * BLCKSZ,
+      prefetch: this.#prefetch?.done ?? null,
+      roomsMade: c.roomsMade,
+      roomsDenied: c.roomsDenied,
+    };
+  }
+
+  /** What the next compute fetches ahead; undefined when there is nothing to say. */
+  hotSet(): BundleFile | undefined {
+    try {
+      const runs = collectHotSet(this.#o.pgdata, ResidentMap.open(this.#o.mapPath), this.#previous);
+      return runs.length === 0 ? undefined : { path: HOT_SET_FILE, bytes: encodeHotSet(runs) };
+    } catch (error) {
+      this.#o.log.warn({ err: errorMessage(error) }, 'the hot set is not kept: the next start begins cold');
+      return undefined;
+    }
+  }
+
+  /** Before Postgres is stopped: no more work in the background. */
+  quiet(): void {
+    clearInterval(this.#timer);
+    this.#prefetch?.stop();
+    this.#worker?.stop();
+  }
+
+  stop(): void {
+    if (this.#stopped) return;
+    this.quiet();
+    this.#worker?.kill();
+    this.#stopped = true;
+    this.file[Symbol.dispose]();
+  }
+
+  #keep(keep: (file: BundleFile) => void): void {
+    const { blocksFetched, blocksWritten } = this.file.counters();
+    if (blocksFetched + blocksWritten === this.#keptAt) return;
+    this.#keptAt = blocksFetched + blocksWritten;
+    const file = this.hotSet();
+    if (file !== undefined) keep(file);
+  }
+
+  #decode(file: BundleFile | undefined): HotRun[] {
+    if (file === undefined) return [];
+    try {
+      return decodeHotSet(file.bytes);
+    } catch (error) {
+      this.#o.log.warn({ err: errorMessage(error) }, 'the hot set of the last compute cannot be read; this one starts cold');
+      return [];
+    }
+  }
+}
