@@ -19,6 +19,8 @@ export interface Home {
   readonly rootKeyFile: string;
   /** Settings of the key manager that an operator may write; it need not be there. */
   readonly keySettingsFile: string;
+  /** Settings of the safekeepers that an operator may write; it need not be there. */
+  readonly safekeeperSettingsFile: string;
   /** Which object store to use, where it is not the directory of the installation; it need not be there. */
   readonly objectStoreFile: string;
 }
@@ -39,6 +41,7 @@ export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
     keysDir: join(dir, 'keys'),
     rootKeyFile: join(dir, 'keys', 'root.key'),
     keySettingsFile: join(dir, 'keymanager.json'),
+    safekeeperSettingsFile: join(dir, 'safekeepers.json'),
     objectStoreFile: join(dir, 'objectstore.json'),
   };
 }

@@ -8,6 +8,7 @@ import type { PeerAddress } from '@lakebase/api';
 import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
 import { readKeySettings } from './key-settings.ts';
+import { readSafekeeperSettings } from './safekeeper-settings.ts';
 import { OBJECT_STORE_VARIABLE, readObjectStoreSettings } from './object-store-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
@@ -114,6 +115,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     keyManagerUrl,
     objectStore,
     testPlaintext: s.testPlaintext,
+    ...readSafekeeperSettings(home.safekeeperSettingsFile),
     peers: peers.filter((peer) => peer.id !== id),
   });
   return {
