@@ -5,6 +5,7 @@ import { Command } from 'commander';
 import { createContext } from './commands/context.ts';
 import { addDrillCommand } from './commands/drill.ts';
 import { addKeyCommands } from './commands/keys.ts';
+import { addStorageCommands } from './commands/storage.ts';
 import { addResourceCommands } from './commands/resources.ts';
 import { addSystemCommands } from './commands/system.ts';
 
@@ -13,7 +14,7 @@ const program = new Command('lakebase')
   .showHelpAfterError('(add --help for what is possible)')
   .addHelpText(
     'after',
-    '\nEnvironment: LAKEBASE_HOME (default .lakebase), LAKEBASE_PG_PORT (55432), LAKEBASE_HTTP_PORT (58080), LAKEBASE_LISTEN (127.0.0.1),\n  LAKEBASE_DATABASE_URL, LAKEBASE_POSTGRES (prefix of an installation; LAKEBASE_POSTGRES_17, _16),\n  LAKEBASE_SUSPEND_SECONDS, LAKEBASE_LOG_LEVEL, LAKEBASE_TLS_CERT, LAKEBASE_TLS_KEY, LAKEBASE_TOKEN, LAKEBASE_API_URL',
+    '\nEnvironment: LAKEBASE_HOME (default .lakebase), LAKEBASE_PG_PORT (55432), LAKEBASE_HTTP_PORT (58080), LAKEBASE_LISTEN (127.0.0.1),\n  LAKEBASE_DATABASE_URL, LAKEBASE_POSTGRES (prefix of an installation; LAKEBASE_POSTGRES_17, _16),\n  LAKEBASE_SUSPEND_SECONDS, LAKEBASE_PAGESERVERS, LAKEBASE_LOG_LEVEL, LAKEBASE_TLS_CERT, LAKEBASE_TLS_KEY, LAKEBASE_TOKEN, LAKEBASE_API_URL',
   )
   .enablePositionalOptions();
 const context = createContext(process.env, process.cwd());
@@ -21,6 +22,7 @@ addSystemCommands(program, context);
 addResourceCommands(program, context);
 addKeyCommands(program, context);
 addDrillCommand(program, context);
+addStorageCommands(program, context);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   // `lakebase logs | head` is no failure.

@@ -12,14 +12,16 @@ import { readSafekeeperSettings } from './safekeeper-settings.ts';
 import { OBJECT_STORE_VARIABLE, readObjectStoreSettings } from './object-store-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
-export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, 'pageserver', 'compute', 'manager', 'proxy'] as const;
+/** The second one runs with LAKEBASE_PAGESERVERS=2. */
+export const PAGESERVERS = ['pageserver', 'pageserver2'] as const;
+export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, ...PAGESERVERS, 'compute', 'manager', 'proxy'] as const;
 export type ServiceName = (typeof SERVICE_NAMES)[number];
 
 /** Started together, stopped together: a group starts when the one before it is healthy, and stops in the reverse order. */
 export const START_ORDER: readonly (readonly ServiceName[])[] = [
   ['keymanager'],
   SAFEKEEPERS,
-  ['pageserver', 'compute'],
+  [...PAGESERVERS, 'compute'],
   ['manager'],
   ['proxy'],
 ];
@@ -34,6 +36,8 @@ export const INTERNAL_PORTS = [
   'sk3Pg',
   'pageserverHttp',
   'pageserverPages',
+  'pageserver2Http',
+  'pageserver2Pages',
   'computeHttp',
   'proxyHttp',
 ] as const;
@@ -52,6 +56,7 @@ export interface Settings {
   readonly postgresInstallations: Readonly<Record<string, string>>;
   readonly logLevel: string;
   readonly suspendTimeoutSeconds: number;
+  readonly pageservers: number;
   /** LAKEBASE_TEST_PLAINTEXT: storage does not encrypt, so that the scan for plaintext can be seen to find it. */
   readonly testPlaintext: boolean;
   readonly tls: { readonly certFile: string; readonly keyFile: string } | null;
@@ -70,6 +75,8 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
   const [certFile, keyFile] = [some('LAKEBASE_TLS_CERT'), some('LAKEBASE_TLS_KEY')];
   if ((certFile === null) !== (keyFile === null))
     throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
+  const pageservers = Number(some('LAKEBASE_PAGESERVERS') ?? 1);
+  if (pageservers !== 1 && pageservers !== 2) throw new LakebaseError('CONFIG', 'LAKEBASE_PAGESERVERS is 1 or 2');
   return {
     pgPort,
     httpPort,
@@ -85,6 +92,7 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     ),
     logLevel: level,
     suspendTimeoutSeconds: suspend,
+    pageservers,
     testPlaintext: some('LAKEBASE_TEST_PLAINTEXT') === '1',
     tls: certFile === null || keyFile === null ? null : { certFile, keyFile },
   };
@@ -118,28 +126,36 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     ...readSafekeeperSettings(home.safekeeperSettingsFile),
     peers: peers.filter((peer) => peer.id !== id),
   });
+  const pageserver = (id: (typeof PAGESERVERS)[number]): Record<string, unknown> => ({
+    ...common(id, ports[`${id}Http`]),
+    dataDir: join(home.data, id),
+    keyManagerUrl,
+    managerUrl: `http://${reachable(s.listenHost)}:${s.httpPort}`,
+    objectStore,
+    testPlaintext: s.testPlaintext,
+    pageHost: LOOPBACK,
+    pagePort: ports[`${id}Pages`],
+  });
+  const pageserverAddress = (id: (typeof PAGESERVERS)[number]): Record<string, unknown> => ({
+    id,
+    httpUrl: http(ports[`${id}Http`]),
+    pageHost: LOOPBACK,
+    pagePort: ports[`${id}Pages`],
+  });
   return {
     keymanager: {
       ...common('keymanager', ports.keymanagerHttp),
       dataDir: join(home.data, 'keymanager'),
       rootKeyFile: home.rootKeyFile,
       objectStore,
-      storageServices: [...SAFEKEEPERS, 'pageserver'],
+      storageServices: [...SAFEKEEPERS, ...PAGESERVERS.slice(0, s.pageservers)],
       ...readKeySettings(home.keySettingsFile),
     },
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),
     sk3: safekeeper('sk3'),
-    pageserver: {
-      ...common('pageserver', ports.pageserverHttp),
-      dataDir: join(home.data, 'pageserver'),
-      keyManagerUrl,
-      managerUrl: `http://${reachable(s.listenHost)}:${s.httpPort}`,
-      objectStore,
-      testPlaintext: s.testPlaintext,
-      pageHost: LOOPBACK,
-      pagePort: ports.pageserverPages,
-    },
+    pageserver: pageserver('pageserver'),
+    pageserver2: pageserver('pageserver2'),
     compute: {
       ...common('compute', ports.computeHttp),
       dataDir: join(home.data, 'compute'),
@@ -156,7 +172,8 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       databaseUrl: s.databaseUrl,
       postgresPrefix: s.postgresPrefix,
       computeHostUrl: http(ports.computeHttp),
-      pageserver: { httpUrl: http(ports.pageserverHttp), pageHost: LOOPBACK, pagePort: ports.pageserverPages },
+      pageserver: pageserverAddress('pageserver'),
+      morePageservers: PAGESERVERS.slice(1, s.pageservers).map(pageserverAddress),
       safekeepers: peers,
       keyManagerUrl,
       objectStore,
@@ -180,6 +197,9 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
   };
 }
 
+/** Not every service runs in every installation. */
+export const isWanted = (name: ServiceName, s: Settings): boolean => name !== 'pageserver2' || s.pageservers > 1;
+
 /** Where this machine reaches a listener that is bound to `host`. */
 export const reachable = (host: string): string =>
   host === '0.0.0.0' || host === '::' ? LOOPBACK : host.includes(':') ? `[${host}]` : host;
@@ -190,8 +210,8 @@ function runtimeDir(home: Home): string {
   return join(existsSync('/tmp') ? '/tmp' : tmpdir(), `lakebase-${uid}-${createHash('sha256').update(home.dir).digest('hex').slice(0, 8)}`);
 }
 
-export const entryPoint = (name: ServiceName): string =>
-  `services/${(SAFEKEEPERS as readonly string[]).includes(name) ? 'safekeeper' : name}/dist/main.js`;
+export const entryPoint = (name: ServiceName): string => `services/${kindOf(name)}/dist/main.js`;
+export const kindOf = (name: ServiceName): string => name.replace(/^sk[0-9]$/, 'safekeeper').replace(/^pageserver[0-9]$/, 'pageserver');
 export const configPath = (home: Home, name: ServiceName): string => join(home.config, `${name}.json`);
 
 export function writeJson(path: string, value: unknown, mode = 0o600): void {

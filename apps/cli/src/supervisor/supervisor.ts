@@ -1,7 +1,7 @@
 /** Runs the whole system on one machine: checks, configuration, ordered start, restarts, ordered stop.
  *  Invariants: a group of services starts when the one before it is healthy; stop goes in the reverse order, so computes are suspended
  *  while the services they write to still run. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
 import type { ObjectStoreConfig } from '@lakebase/service-kit';
@@ -22,6 +22,8 @@ import {
   configPath,
   ensureSecret,
   entryPoint,
+  isWanted,
+  kindOf,
   reachable,
   serviceConfigs,
   writeJson,
@@ -29,7 +31,7 @@ import {
 
 const KEYGUARD = 'native/keyguard/build/keyguard.so';
 /** Services that hold keys or pages in memory, the proxy through which rows pass, and the compute host, whose limit on core files its computes inherit. */
-const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'proxy', 'compute']);
+const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'pageserver2', 'proxy', 'compute']);
 const HEALTHY_MS_MAX = 90_000;
 /** Longer than a service's own limit for its stop (30 s). */
 const STOP_GRACE_MS = 35_000;
@@ -65,7 +67,8 @@ export class Supervisor {
     this.#o.say(`starting in ${home.dir}`);
     try {
       await this.#prepare();
-      for (const group of START_ORDER) {
+      for (const all of START_ORDER) {
+        const group = all.filter((name) => isWanted(name, this.#o.settings));
         for (const name of group) this.#startChild(name);
         await Promise.all(group.map((name) => this.#healthy(name)));
       }
@@ -111,6 +114,10 @@ export class Supervisor {
       this.#checkKeyguard(configs.keymanager['requireKeyguard'] === true);
       rememberObjectStore(home, configs.pageserver['objectStore'] as ObjectStoreConfig);
       for (const name of SERVICE_NAMES) {
+        if (!isWanted(name, settings)) {
+          rmSync(configPath(home, name), { force: true });
+          continue;
+        }
         writeJson(configPath(home, name), configs[name]);
         this.#healthUrls.set(name, `http://${reachable(configs[name].httpHost as string)}:${configs[name].httpPort as number}/healthz`);
       }
@@ -219,4 +226,4 @@ function guardedEnv(root: string, name: ServiceName): NodeJS.ProcessEnv {
 }
 
 /** A young generation of 2 MB keeps an idle process about 10 MB smaller (measured); only the pageserver allocates enough to want V8's own size. */
-const nodeFlags = (name: ServiceName): readonly string[] => (name === 'pageserver' ? [] : ['--max-semi-space-size=2']);
+const nodeFlags = (name: ServiceName): readonly string[] => (kindOf(name) === 'pageserver' ? [] : ['--max-semi-space-size=2']);
