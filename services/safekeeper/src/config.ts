@@ -33,6 +33,8 @@ const keys = {
   offloadAgeMs: Type.Integer({ minimum: 10, default: 600_000 }),
   offloadTailMs: Type.Integer({ minimum: 0, default: 300_000 }),
   offloadTakeoverMs: Type.Integer({ minimum: 10, default: 60_000 }),
+  /** Old WAL is encrypted anew at this rate at most, when that is asked for. */
+  reEncryptBytesPerSecond: Type.Integer({ minimum: 1024, default: 32 * 1024 * 1024 }),
   /** Recent WAL of a timeline kept in memory while it is in use. */
   ringBytes: Type.Integer({ minimum: 0, default: 4 * 1024 * 1024 }),
   /** How long a member whose disk was lost waits before it joins a term again: longer than any election takes. */

@@ -1,14 +1,15 @@
 /** The project's key goes, comes back and changes, under running members: what was acknowledged stays, nothing else is served, neighbours do not
  *  notice, and a locked member is not taken for a lost one. */
 import assert from 'node:assert/strict';
-import { readFileSync, readdirSync } from 'node:fs';
+import { cpSync, existsSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { internalToken } from '@lakebase/api';
-import { isCode } from '@lakebase/base';
+import { isCode, silentLogger } from '@lakebase/base';
+import { decodeDekReference } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, WAL_SEGMENT_BYTES, formatLsn, lsn, newProjectUid, parseLsn } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
-import { syntheticWal } from '@lakebase/wal-store';
+import { SEGMENT_HEADER_BYTES, decodeSegmentHeader, storedReferences, syntheticWal } from '@lakebase/wal-store';
 import { Quorum, SECRET, until } from './testing/rig.ts';
 import type { WalTimeline } from './wal-timeline.ts';
 
@@ -162,3 +163,35 @@ test('rotation: references are wrapped anew, no segment is written, the old KEK 
   await m.start();
   assert.equal((await q.status(0)).damaged, null);
 });
+
+test('re-encryption: every segment gets a fresh data key while WAL comes; what was set aside keeps a key that opens', async () => {
+  await using q = await quorum();
+  for (const i of [0, 1, 2]) append(q, i, upTo(200_000));
+  const m = q.member(0);
+  const dir = join(m.config.dataDir, q.project, q.timeline);
+  const aside = `${dir}.unusable-1`;
+  cpSync(dir, aside, { recursive: true });
+  m.keys.reEncrypt(q.project);
+  append(q, 0, WAL.end);
+  await until('nothing is left under old keys', () => births(dir).every((version) => version === 2));
+  assert.deepEqual([...new Set(births(aside))], [1]);
+  await until('keys are wrapped anew', () => m.retired.some((r) => r.project === q.project && r.below === 2));
+  m.keys.destroy(q.project, 2);
+  const references = storedReferences(join(aside, 'wal'), silentLogger);
+  await m.keys.project(q.project).load(references);
+  for (const reference of references) assert.ok(m.keys.project(q.project).dek(reference) !== undefined);
+  await m.stop();
+  await m.start();
+  assert.equal((await q.status(0)).damaged, null);
+  await until('peers are heard', () => timelineOf(q, 0).readableLsn >= upTo(200_000));
+  assert.equal(parseLsn((await q.status(0)).flushLsn), WAL.end);
+  await m.client.remove(q.project, q.timeline);
+  assert.ok(!existsSync(aside));
+});
+
+/** KEK versions that the data keys of the segments were made under. */
+const births = (dir: string): number[] =>
+  readdirSync(join(dir, 'wal'))
+    .filter((name) => /^[0-9A-F]{24}$/.test(name))
+    .map((name) => decodeSegmentHeader(readFileSync(join(dir, 'wal', name)).subarray(0, SEGMENT_HEADER_BYTES)))
+    .map(({ keyReference }) => decodeDekReference(keyReference).kekVersion);

@@ -13,7 +13,7 @@ import {
   type WalTimelineStatus,
   internalToken,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, withDeadline } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, sleep, withDeadline } from '@lakebase/base';
 import { decodeDekReference } from '@lakebase/envelope';
 import {
   type ProjectUid,
@@ -29,9 +29,9 @@ import {
 } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
 import type { StandbyStatus } from '@lakebase/pg-wire';
-import { KeyRotation, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
+import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import { type ControlFile, type Elected, type MemberPosition, historyFromJson, historyUpTo, mayStream } from '@lakebase/wal-quorum';
-import { isWithoutKey } from '@lakebase/wal-store';
+import { isWithoutKey, rewrapStored } from '@lakebase/wal-store';
 import { type AdoptionOptions, adopt, adoptFromPeers } from './adoption.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
 import type { SafekeeperConfig } from './config.ts';
@@ -68,6 +68,7 @@ export class Timelines {
   /** Who fed them: subscribed again when they are open again. */
   readonly #interrupted = new Map<string, SubscribeRequest>();
   readonly #rotation: KeyRotation;
+  readonly #reEncryption: KeyReEncryption;
   #closed = false;
   readonly #positions = new Map<string, Map<string, MemberPosition>>();
   readonly #receivers = new Map<WalTimeline, ComputeReceiver>();
@@ -82,6 +83,12 @@ export class Timelines {
     const { keys, log, secret } = options;
     this.#holes = new HoleRepair({ secret, log, peers: () => options.config.peers });
     this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
+    this.#reEncryption = new KeyReEncryption({
+      source: keys.source,
+      report: keys.reportReEncryption,
+      log,
+      run: (project, below, progress, signal) => this.#reEncrypt(project, below, progress, signal),
+    });
     keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
   }
 
@@ -95,6 +102,7 @@ export class Timelines {
         if (isId(timeline)) await this.#creations.run(() => this.#openFromDisk(project as ProjectUid, timeline as TimelineId));
     }
     this.#rotation.start();
+    this.#reEncryption.start();
   }
 
   *[Symbol.iterator](): Iterator<WalTimeline> {
@@ -288,6 +296,7 @@ export class Timelines {
       const open = this.#open.get(key);
       mkdirSync(join(this.#options.config.dataDir, project), { recursive: true, mode: 0o700 });
       writeFileSync(this.#tombstone(project, timeline), '');
+      for (const dir of this.#unusableDirs(project, timeline)) rmSync(dir, { recursive: true, force: true });
       this.#open.delete(key);
       this.#broken.delete(key);
       this.#locked.delete(key);
@@ -458,11 +467,52 @@ export class Timelines {
     let references = 0;
     for (const timeline of [...this.#open.values()].filter((t) => t.project === project))
       references += await timeline.rewrap(kekVersion, isOld);
+    return references + (await this.#rewrapUnusable(project, isOld));
+  }
+
+  /** What was set aside whole keeps its keys: a person may still want to look at it. */
+  async #rewrapUnusable(project: string, isOld: (reference: Buffer) => boolean): Promise<number> {
+    const keys = this.#options.keys.source.project(project);
+    let references = 0;
+    for (const dir of this.#unusableDirs(project))
+      references += await rewrapStored(join(dir, 'wal'), this.#options.log, isOld, (list) => keys.rewrap(list));
     return references;
+  }
+  /** Directories that a rebuilding of their timeline moved aside. */
+  #unusableDirs(project: string, timeline = ''): string[] {
+    const dir = join(this.#options.config.dataDir, project);
+    if (!existsSync(dir)) return [];
+    return readdirSync(dir)
+      .filter((name) => /\.unusable-\d+$/.test(name) && name.startsWith(timeline))
+      .map((name) => join(dir, name));
+  }
+
+  /** Every segment and object of the project here whose data key was made under an older KEK, at a bounded rate. */
+  async #reEncrypt(
+    project: string,
+    below: number,
+    progress: (count: ReEncryptionCount) => void,
+    signal: AbortSignal,
+  ): Promise<ReEncryptionCount> {
+    await this.#creations.run(async () => {});
+    for (const key of [...this.#locked.keys(), ...this.#broken.keys()])
+      if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
+    const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < below;
+    let count: ReEncryptionCount = { done: 0, total: 0, bytes: 0 };
+    const wrote = async (bytes: number, left: number): Promise<void> => {
+      signal.throwIfAborted();
+      const done = count.done + (bytes > 0 ? 1 : 0);
+      count = { done, total: done + left, bytes: count.bytes + bytes };
+      progress(count);
+      await sleep((bytes / this.#options.config.reEncryptBytesPerSecond) * 1_000, signal);
+    };
+    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) await timeline.reEncrypt(isOld, wrote);
+    return { ...count, total: count.done };
   }
 
   async close(): Promise<void> {
     this.#closed = true;
+    await this.#reEncryption.close();
     await this.#rotation.close();
     this.#unknownSince.clear();
     await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));

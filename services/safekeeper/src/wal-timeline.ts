@@ -9,7 +9,7 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WalTimelineStatus } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
 import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn } from '@lakebase/ids';
 import type { ProjectKeys } from '@lakebase/keys';
@@ -604,6 +604,25 @@ export class WalTimeline {
     const rewrap = (references: readonly Buffer[]): Promise<Buffer[]> => this.#options.keys.rewrap(references);
     const here = await this.#store.rewrap(isOld, rewrap);
     return here + ((await this.archive?.rewrap(this.#offloadedLsn, kekVersion, isOld, rewrap)) ?? 0);
+  }
+
+  /** Everything of this timeline whose data key was made under a KEK that `isOld` names, under a fresh one: segments here, then objects in the store.
+   *  `wrote` is told of each, with how many are left, and awaited. UNAVAILABLE when something is left; run it again. */
+  async reEncrypt(isOld: (reference: Buffer) => boolean, wrote: (bytes: number, left: number) => Promise<void>): Promise<void> {
+    let busy: unknown;
+    const numbers = this.#store.sealedUnder(isOld);
+    for (const [i, number] of numbers.entries()) {
+      this.checkOpen();
+      await this.#options.keys.reserve(1);
+      try {
+        await wrote(await this.#store.reEncrypt(number), numbers.length - i - 1);
+      } catch (error) {
+        if (!isCode(error, 'UNAVAILABLE')) throw error;
+        busy = error;
+      }
+    }
+    await this.archive?.reEncrypt(this.#offloadedLsn, isOld, wrote);
+    if (busy !== undefined) throw busy;
   }
 
   /** Closes without keeping anything and removes the directory. */

@@ -189,6 +189,7 @@ export class Quorum implements AsyncDisposable {
         offloadAgeMs: 5_000,
         offloadTailMs: 0,
         offloadTakeoverMs: 1_000,
+        reEncryptBytesPerSecond: 1 << 30,
         ringBytes: 1 << 20,
         rebuildDelayMs: 0,
         lostAfterMs: 200,
