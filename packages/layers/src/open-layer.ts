@@ -10,7 +10,10 @@ import type { LayerWriter } from './layer-writer.ts';
 import { SeriesTable, type SeriesTableMessage } from './series-table.ts';
 
 const CHUNK_BYTES = 1 << 20;
-const ENTRIES_MIN = 65_536;
+/** Layers of idle timelines stay this small: there may be thousands. */
+const FIRST_CHUNK_BYTES = 1 << 16;
+const ENTRIES_MIN = 1_024;
+const KEYS_MIN = 256;
 const POOL = new ChunkPool(CHUNK_BYTES);
 /** Zeroes memory of layers that are gone, which waits to be used again. */
 export const wipeFreeChunks = (): void => POOL.wipe();
@@ -35,7 +38,13 @@ const ENTRIES = 3;
 /** Entries since the last stop entry: what a read would have to apply. */
 const PENDING = 4;
 
-type U32 = Uint32Array<ArrayBuffer>;
+/** Over shared memory: the thread that writes a frozen layer reads the tables where they are. */
+type U32 = Uint32Array<SharedArrayBuffer>;
+type F64 = Float64Array<SharedArrayBuffer>;
+type U16 = Uint16Array<SharedArrayBuffer>;
+const newU32 = (n: number): U32 => new Uint32Array(new SharedArrayBuffer(n * 4));
+const newF64 = (n: number): F64 => new Float64Array(new SharedArrayBuffer(n * 8));
+const newU16 = (n: number): U16 => new Uint16Array(new SharedArrayBuffer(n * 2));
 
 /** See {@link OpenLayer.toMessage}. */
 export interface OpenLayerMessage {
@@ -45,17 +54,14 @@ export interface OpenLayerMessage {
   readonly entries: {
     readonly pos: U32;
     readonly length: U32;
-    readonly lsn: Float64Array<ArrayBuffer>;
+    readonly lsn: F64;
     readonly previous: U32;
-    readonly kind: Uint16Array<ArrayBuffer>;
+    readonly kind: U16;
+    readonly count: number;
   };
-  readonly keys: { readonly rows: U32 };
+  readonly keys: { readonly rows: U32; readonly count: number };
   readonly series: SeriesTableMessage;
 }
-
-/** The tables' memory: what may be handed over instead of copied once more. */
-export const transferables = (m: OpenLayerMessage): ArrayBuffer[] =>
-  [...Object.values(m.entries), ...Object.values(m.keys)].map((a) => a.buffer as ArrayBuffer);
 
 export class OpenLayer implements LayerView {
   readonly series: SeriesTable;
@@ -77,17 +83,18 @@ export class OpenLayer implements LayerView {
 
   #entryPos: U32;
   #entryLength: U32;
-  #entryLsn: Float64Array<ArrayBuffer>;
+  #entryLsn: F64;
   #entryPrevious: U32;
   /** kind << 8 | arg */
-  #entryKind: Uint16Array<ArrayBuffer>;
+  #entryKind: U16;
 
   /** One row of {@link ROW} words per key, so that filing touches one cache line of it. */
-  #keys = new Uint32Array(16384 * ROW);
+  #keys: U32;
   /** Entries of the row that {@link writeRow} is at. */
   #order = new Uint32Array(64);
-  #table = new Uint32Array(65536);
-  #mask = 65535;
+  #table: Uint32Array;
+  #mask: number;
+  #recycled = false;
 
   /** `before` was filled before this one: its size is the best guess, and tables that need not grow are not copied. */
   constructor(series: SeriesTable, startLsn: Lsn, before?: OpenLayer) {
@@ -95,11 +102,15 @@ export class OpenLayer implements LayerView {
     this.startLsn = startLsn;
     this.endLsn = startLsn;
     const entries = Math.max(ENTRIES_MIN, Math.ceil((before?.entryCount ?? 0) * 1.125));
-    this.#entryPos = new Uint32Array(entries);
-    this.#entryLength = new Uint32Array(entries);
-    this.#entryLsn = new Float64Array(entries);
-    this.#entryPrevious = new Uint32Array(entries);
-    this.#entryKind = new Uint16Array(entries);
+    this.#entryPos = newU32(entries);
+    this.#entryLength = newU32(entries);
+    this.#entryLsn = newF64(entries);
+    this.#entryPrevious = newU32(entries);
+    this.#entryKind = newU16(entries);
+    const keys = powerOfTwo(Math.max(KEYS_MIN, before?.keyCount ?? 0));
+    this.#keys = newU32(keys * ROW);
+    this.#table = new Uint32Array(keys * 2);
+    this.#mask = keys * 2 - 1;
   }
 
   get empty(): boolean {
@@ -112,7 +123,7 @@ export class OpenLayer implements LayerView {
   /** Copies bytes into the layer; the position is good for several {@link file} calls. */
   append(bytes: Buffer, offset: number, length: number): number {
     if (length === 0) return 0;
-    if (this.#chunkUsed + length > this.#chunk.length) this.#addChunk(Math.max(CHUNK_BYTES, length));
+    if (this.#chunkUsed + length > this.#chunk.length) this.#addChunk(length);
     const at = this.#chunkUsed;
     if (length < LOOP_BYTES) {
       const chunk = this.#chunk;
@@ -131,7 +142,7 @@ export class OpenLayer implements LayerView {
     if (bytes !== this.#source || offset < this.#sourceFrom) {
       const rest = bytes.length - offset;
       if (rest < SOURCE_BYTES_MIN || rest > CHUNK_BYTES / 4) return this.append(bytes, offset, length);
-      if (this.#chunkUsed + rest > this.#chunk.length) this.#addChunk(CHUNK_BYTES);
+      if (this.#chunkUsed + rest > this.#chunk.length) this.#addChunk(rest);
       bytes.copy(this.#chunk, this.#chunkUsed, offset);
       this.#source = bytes;
       this.#sourceFrom = offset;
@@ -145,9 +156,11 @@ export class OpenLayer implements LayerView {
     this.#source = undefined;
   }
 
-  #addChunk(bytes: number): void {
+  #addChunk(need: number): void {
+    const small = this.#chunks.length === 0 && need <= FIRST_CHUNK_BYTES;
     // Shared, so that the thread that writes the layer needs no copy.
-    this.#chunk = Buffer.from(bytes === CHUNK_BYTES ? POOL.take() : new SharedArrayBuffer(bytes));
+    const memory = small ? new SharedArrayBuffer(FIRST_CHUNK_BYTES) : need <= CHUNK_BYTES ? POOL.take() : new SharedArrayBuffer(need);
+    this.#chunk = Buffer.from(memory);
     this.#chunks.push(this.#chunk);
     this.#chunkUsed = 0;
     assert(this.#chunks.length < 4096, 'open layer has too many chunks; it should have been frozen long ago');
@@ -201,7 +214,16 @@ export class OpenLayer implements LayerView {
     for (const chunk of this.#chunks) chunk.fill(0);
   }
 
-  /** A frozen layer as a message for another thread: bytes are shared, the tables that lead to them are copied. */
+  /** Gives the memory back. The layer is on disk and out of every view, nobody reads an entry of it any more: what is read now would be another's. */
+  recycle(): void {
+    assert(this.frozen, 'only a frozen layer is given back');
+    if (this.#recycled) return;
+    this.#recycled = true;
+    for (const chunk of this.#chunks) if (chunk.buffer instanceof SharedArrayBuffer) POOL.give(chunk.buffer);
+    this.#chunks = [];
+  }
+
+  /** A frozen layer as a message for another thread: nothing is copied. */
   toMessage(): OpenLayerMessage {
     assert(this.frozen, 'only a frozen layer leaves its thread');
     const { startLsn, endLsn, series, entryCount, keyCount } = this;
@@ -210,13 +232,14 @@ export class OpenLayer implements LayerView {
       endLsn,
       chunks: this.#chunks.map((c) => new Uint8Array(c.buffer, c.byteOffset, c.length)),
       entries: {
-        pos: this.#entryPos.slice(0, entryCount),
-        length: this.#entryLength.slice(0, entryCount),
-        lsn: this.#entryLsn.slice(0, entryCount),
-        previous: this.#entryPrevious.slice(0, entryCount),
-        kind: this.#entryKind.slice(0, entryCount),
+        pos: this.#entryPos,
+        length: this.#entryLength,
+        lsn: this.#entryLsn,
+        previous: this.#entryPrevious,
+        kind: this.#entryKind,
+        count: entryCount,
       },
-      keys: { rows: this.#keys.slice(0, keyCount * ROW) },
+      keys: { rows: this.#keys, count: keyCount },
       series: series.toMessage(),
     };
   }
@@ -231,8 +254,8 @@ export class OpenLayer implements LayerView {
     layer.#entryPrevious = m.entries.previous;
     layer.#entryKind = m.entries.kind;
     layer.#keys = m.keys.rows;
-    layer.entryCount = m.entries.pos.length;
-    layer.keyCount = m.keys.rows.length / ROW;
+    layer.entryCount = m.entries.count;
+    layer.keyCount = m.keys.count;
     layer.freeze(m.endLsn);
     return layer;
   }
@@ -252,6 +275,7 @@ export class OpenLayer implements LayerView {
   collectBlock(series: number, block: number, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
     const key = this.#find(series, block);
     if (key < 0) return false;
+    assert(!this.#recycled, 'a layer is read whose memory was given back');
     for (let e = this.#keys[key * ROW + HEAD] as number; e !== NONE; e = this.#entryPrevious[e] as number) {
       const lsn = this.#entryLsn[e] as Lsn;
       if (lsn > upTo) continue;
@@ -383,20 +407,22 @@ export class OpenLayer implements LayerView {
     this.#entryPos = grow(this.#entryPos);
     this.#entryLength = grow(this.#entryLength);
     this.#entryPrevious = grow(this.#entryPrevious);
-    const lsn = new Float64Array(this.#entryLsn.length * 2);
+    const lsn = newF64(this.#entryLsn.length * 2);
     lsn.set(this.#entryLsn);
     this.#entryLsn = lsn;
-    const kind = new Uint16Array(this.#entryKind.length * 2);
+    const kind = newU16(this.#entryKind.length * 2);
     kind.set(this.#entryKind);
     this.#entryKind = kind;
   }
 }
 
-function grow(a: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
-  const b = new Uint32Array(a.length * 2);
+function grow(a: U32): U32 {
+  const b = newU32(a.length * 2);
   b.set(a);
   return b;
 }
+
+const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(n));
 
 /** An odd multiplier spreads neighbouring blocks of a series over different slots. */
 function hash2(series: number, block: number): number {

@@ -43,8 +43,21 @@ export function pagesWithRecords(timeline: Timeline, records: number, limit: num
   return found;
 }
 
+export interface AskOptions {
+  readonly timeline?: string;
+  /** Between an answer and the next request. */
+  readonly pauseMs?: number;
+}
+
 /** Sends `requests` in order, `depth` of them at any time. */
-export async function askPages(port: number, secret: string, requests: readonly PageRequestAt[], depth: number): Promise<PageFigures> {
+export async function askPages(
+  port: number,
+  secret: string,
+  requests: readonly PageRequestAt[],
+  depth: number,
+  options: AskOptions = {},
+): Promise<PageFigures> {
+  const { timeline = TEST_TIMELINE, pauseMs = 0 } = options;
   const socket = connect(port, '127.0.0.1');
   socket.setNoDelay(true);
   const parser = new FrameParser(1 << 24);
@@ -72,10 +85,11 @@ export async function askPages(port: number, secret: string, requests: readonly 
           return reject(new LakebaseError('INTERNAL', 'a request failed'));
         taken.push(performance.now() - (sent[frame.id] as number));
         if (taken.length === requests.length) resolve();
+        else if (pauseMs > 0) setTimeout(send, pauseMs);
         else send();
       }),
     );
-    const identity = { project: parseProjectUid(TEST_PROJECT), timeline: parseTimelineId(TEST_TIMELINE) };
+    const identity = { project: parseProjectUid(TEST_PROJECT), timeline: parseTimelineId(timeline) };
     socket.write(encodeHello({ token: internalToken(secret, 'service'), ...identity }));
   });
   const seconds = (performance.now() - start) / 1_000;

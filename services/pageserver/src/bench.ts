@@ -1,17 +1,18 @@
 /** Storage benchmarks on real WAL, as a program: `node bench.ts --template DIR --wal DIR [--end LSN] [--warm LSN] [--scratch DIR]` prints one JSON object.
  *  DIR of `template` is a data directory as initdb left it; `wal` holds the segments written from its end on.
  *  Figures: decode and decode+index rate in one thread, whole ingest until all is durable, redo of every record, GetPage over TCP. */
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
 import { LakebaseError, silentLogger } from '@lakebase/base';
-import { type Lsn, MAX_LSN, type RelTag, WAL_SEGMENT_BYTES, parseLsn } from '@lakebase/ids';
+import { MAX_LSN, type RelTag, parseLsn } from '@lakebase/ids';
 import { OpenLayer, SeriesTable, scanValues } from '@lakebase/layers';
 import { WalDecoder, readControlFile } from '@lakebase/pg-format';
 import { askPages, pagesWithRecords, randomPages } from './bench-pages.ts';
 import { RedoRun } from './bench-redo.ts';
+import { walChunks } from './bench-wal.ts';
 import { Catalog } from './catalog.ts';
 import { Compactor } from './compactor.ts';
 import { Ingest } from './ingest.ts';
@@ -19,27 +20,7 @@ import { startPageserver } from './server.ts';
 import { TEST_PROJECT, TEST_TIMELINE, createTimeline, ingestFiles, testConfig, testServiceKeys } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
-const CHUNK_BYTES = 131_072;
 const SECRET = 'cd'.repeat(32);
-
-/** Segments from `from` on, cut to chunks as a walsender would send them; ends at `end` or where the WAL ends. */
-function walChunks(walDir: string, from: Lsn, end: Lsn): Buffer[] {
-  const chunks: Buffer[] = [];
-  const names = readdirSync(walDir)
-    .filter((n) => /^[0-9A-F]{24}$/.test(n))
-    .sort();
-  for (const name of names) {
-    const segment = (Number.parseInt(name.slice(8, 16), 16) * 256 + Number.parseInt(name.slice(16), 16)) * WAL_SEGMENT_BYTES;
-    if (segment + WAL_SEGMENT_BYTES <= from || segment >= end) continue;
-    const bytes = readFileSync(join(walDir, name));
-    for (let at = Math.max(0, from - segment); at < bytes.length && segment + at < end; ) {
-      const to = Math.min(bytes.length, at + CHUNK_BYTES, end - segment);
-      chunks.push(bytes.subarray(at, to));
-      at = to;
-    }
-  }
-  return chunks;
-}
 
 interface Timing {
   readonly records: number;
@@ -122,7 +103,7 @@ try {
   await timeline.checkpoint();
   await timeline.storage.settled();
   const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
-  const chunks = walChunks(values.wal, timeline.lastRecordLsn, end);
+  const chunks = [...walChunks(values.wal, timeline.lastRecordLsn, end)];
   const result: Record<string, unknown> = { walBytes: chunks.reduce((n, c) => n + c.length, 0) };
   const drain = (decoder: WalDecoder): number => {
     let n = 0;

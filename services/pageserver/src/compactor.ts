@@ -4,7 +4,7 @@
  *  worker ends at once, as nothing else is sure to leave no trace; jobs of others fail with UNAVAILABLE and are repeated. */
 import { Worker } from 'node:worker_threads';
 import { type ErrorCode, LakebaseError, errorMessage } from '@lakebase/base';
-import { type LayerDescriptor, transferables } from '@lakebase/layers';
+import type { LayerDescriptor } from '@lakebase/layers';
 import type { StorageJob } from './compaction-job.ts';
 import type { MoreKeys } from './compaction-keys.ts';
 
@@ -36,8 +36,7 @@ export class Compactor {
     new Promise((resolve, reject) => {
       const id = this.#nextId++;
       this.#pending.set(id, { resolve, reject, project: job.project, more });
-      const handedOver = [job.keys.deks.buffer, ...(job.kind === 'flush' ? transferables(job.layer) : [])];
-      this.#start().postMessage({ id, job }, handedOver);
+      this.#start().postMessage({ id, job }, [job.keys.deks.buffer]);
     });
 
   async close(): Promise<void> {

@@ -2,15 +2,46 @@
  *  the base and applies what came since. Pages are never changed after they are put here. */
 import { BLCKSZ } from '@lakebase/ids';
 import type { BasePage } from '@lakebase/layers';
+import { OpenLayerBudget } from './open-layer-budget.ts';
 
 const SERIES_SPAN = 0x1_0000_0000;
+const OPEN_LAYERS_BYTES = 256 << 20;
 
-/** Shared bound of all timelines' caches. */
+/** Memory of all timelines together. */
 export class CacheBudget {
+  /** Of page caches. */
   used = 0;
   readonly limit: number;
-  constructor(limitBytes: number) {
+  readonly layers: OpenLayerBudget;
+  /** With pages in them, the one used longest ago first. */
+  readonly #caches = new Set<PageCache>();
+  #last: PageCache | undefined;
+
+  constructor(limitBytes: number, openLayersBytes: number = OPEN_LAYERS_BYTES) {
     this.limit = limitBytes;
+    this.layers = new OpenLayerBudget(openLayersBytes);
+  }
+
+  touch(cache: PageCache): void {
+    if (this.#last === cache) return;
+    this.#last = cache;
+    this.#caches.delete(cache);
+    this.#caches.add(cache);
+  }
+  forget(cache: PageCache): void {
+    this.#caches.delete(cache);
+    if (this.#last === cache) this.#last = undefined;
+  }
+
+  /** Drops pages of timelines that nobody reads before those of the ones in use. */
+  shrink(): void {
+    while (this.used > this.limit) {
+      const [coldest] = this.#caches;
+      if (coldest === undefined || !coldest.dropOldest()) {
+        if (coldest === undefined || coldest === this.#last) return;
+        this.#caches.delete(coldest);
+      }
+    }
   }
 }
 
@@ -32,6 +63,7 @@ export class PageCache {
       return undefined;
     }
     this.hits++;
+    this.#budget.touch(this);
     this.#pages.delete(key);
     this.#pages.set(key, found);
     return found;
@@ -41,11 +73,17 @@ export class PageCache {
     const key = series * SERIES_SPAN + block;
     if (!this.#pages.delete(key)) this.#budget.used += BLCKSZ;
     this.#pages.set(key, entry);
-    for (const old of this.#pages.keys()) {
-      if (this.#budget.used <= this.#budget.limit || old === key) break;
-      this.#pages.delete(old);
-      this.#budget.used -= BLCKSZ;
-    }
+    this.#budget.touch(this);
+    if (this.#budget.used > this.#budget.limit) this.#budget.shrink();
+  }
+
+  /** False when there is only the newest, which is just being read. */
+  dropOldest(): boolean {
+    if (this.#pages.size < 2) return false;
+    const [oldest] = this.#pages.keys();
+    this.#pages.delete(oldest as number);
+    this.#budget.used -= BLCKSZ;
+    return true;
   }
 
   delete(series: number, block: number): void {
@@ -60,6 +98,7 @@ export class PageCache {
 
   clear(): void {
     this.#budget.used -= this.#pages.size * BLCKSZ;
+    this.#budget.forget(this);
     this.#pages.clear();
   }
 }

@@ -82,6 +82,8 @@ export class TimelineStorage {
   /** Grows with every published change of what the index says, its bookkeeping about the store apart. */
   changes = 0;
   onChange: () => void = () => {};
+  /** A frozen layer is in published files and out of view. */
+  onWritten: (layer: OpenLayer) => void = () => {};
   #compactionQueued = false;
   readonly #compactions = new SerialQueue();
   compactions = 0;
@@ -193,6 +195,7 @@ export class TimelineStorage {
         await failpoint('pageserver.flush.before-index');
         await this.#publish([], add, { diskConsistentLsn: layer.endLsn, prevRecordLsn });
         this.frozen = this.frozen.slice(0, -1);
+        this.onWritten(layer);
         await failpoint('pageserver.flush.after-index');
       }
       this.#considerCompaction();
@@ -251,7 +254,11 @@ export class TimelineStorage {
       const bytes = seal(file, key);
       await writeFileDurably(join(this.files.directory, file), bytes);
       const hash = createHash('sha256').update(bytes).digest('hex');
-      await this.#publish([], [], change({ file, key: keyToText(key.keyReference), bytes: bytes.length, hash, ...bornOf(key.keyReference) }));
+      await this.#publish(
+        [],
+        [],
+        change({ file, key: keyToText(key.keyReference), bytes: bytes.length, hash, ...bornOf(key.keyReference) }),
+      );
       if (before !== undefined) await unlink(join(this.files.directory, before)).catch(() => {});
     });
   }

@@ -47,10 +47,12 @@ import { type CacheBudget, PageCache } from './page-cache.ts';
 import { pageRedo } from './page-redo.ts';
 import type { TimelineStorage } from './storage.ts';
 
-/** Ingest waits when this many frozen layers are not on disk yet. */
-const FROZEN_LAYERS_MAX = 3;
-/** Longest stretch of work without a turn of the event loop. */
-const SLICE_MS = 8;
+/** Ingest waits when more frozen layers than this are not on disk yet. */
+const FROZEN_LAYERS_MAX = 1;
+/** Longest stretch of work without a turn of the event loop: what it adds to the reads of every other branch. */
+const SLICE_MS = 1;
+/** Records between two looks at the clock. */
+const RECORDS_PER_LOOK = 64;
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 4_096;
 /** Runs of blocks that were not read before: so many make a heat map worth saving. */
@@ -71,6 +73,8 @@ export class Timeline {
   readonly heat = new HeatMap();
   readonly log: Logger;
   readonly #config: PageserverConfig;
+  readonly #budget: CacheBudget;
+  #openBytesMax: number;
   readonly #series: SeriesTable;
   readonly #ingest: Ingest;
   readonly #waiters = new LsnWaiters();
@@ -82,6 +86,8 @@ export class Timeline {
   #idleTimer: NodeJS.Timeout | undefined;
   readonly #heatTimer: NodeJS.Timeout;
   #flushing: Promise<void> | undefined;
+  readonly #readsInTurns = new Set<object>();
+  #retired: { readonly layer: OpenLayer; readonly after: Set<object> }[] = [];
   /** Of ingest, over calls: a caller that has many small pieces at hand may not turn the event loop between them. */
   #lastTurn = 0;
   /** Aborted at close: ends retries. */
@@ -96,6 +102,8 @@ export class Timeline {
   constructor(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger) {
     this.storage = storage;
     this.#config = config;
+    this.#budget = budget;
+    this.#openBytesMax = config.openLayerBytes;
     this.log = log;
     const index = storage.index;
     this.project = index.project as ProjectUid;
@@ -115,6 +123,7 @@ export class Timeline {
     this.#ingest = new Ingest(this.#open, this.catalog, this.major, config.hotPageRecords);
     this.cache = new PageCache(budget);
     this.reader = new PageReader(this, pageRedo(this.major));
+    storage.onWritten = (layer) => this.#retire(layer);
     this.#armIdleFlush();
     this.#heatTimer = setInterval(() => void this.#saveHeat(), HEAT_MS);
     this.#heatTimer.unref();
@@ -162,18 +171,19 @@ export class Timeline {
       if (this.#ingest.copies.length > 0) await this.#runCopies(record);
       this.#lastRecordLsn = record.endLsn;
       this.#prevRecordLsn = record.lsn;
-      if (this.#open.byteCount >= this.#config.openLayerBytes || this.#open.full) {
+      if (this.#open.byteCount >= this.#openBytesMax || this.#open.full) {
         this.freeze();
         while (this.storage.frozen.length > FROZEN_LAYERS_MAX && !this.#closed) await this.#flushing;
         if (this.#closed) throw new LakebaseError('CLOSED', 'the timeline is shutting down');
       }
-      if ((n & 255) === 0 && performance.now() - this.#lastTurn > SLICE_MS) {
+      if (n % RECORDS_PER_LOOK === 0 && performance.now() - this.#lastTurn > SLICE_MS) {
         this.#waiters.advance(this.#lastRecordLsn);
         await nextTurn();
         this.#lastTurn = performance.now();
       }
     }
     this.#waiters.advance(this.#lastRecordLsn);
+    this.#openBytesMax = Math.min(this.#config.openLayerBytes, this.#budget.layers.share(this, this.#open.byteCount));
     if (this.#ingest.veryHot.length > 0) await this.#imageHotPages(this.#ingest.veryHot);
     if (!behind && this.#ingest.hot.length > 0) await this.#imageHotPages(this.#ingest.hot);
     this.#armIdleFlush();
@@ -271,6 +281,20 @@ export class Timeline {
         await sleep(Math.min(10_000, 250 * 2 ** attempt), this.#stop.signal).catch(() => {});
       }
     }
+  }
+
+  /** A layer that is on disk gives its memory back when no read that takes turns can still look at an entry of it: all others end before this runs. */
+  #retire(layer: OpenLayer): void {
+    if (this.#readsInTurns.size === 0) layer.recycle();
+    else this.#retired.push({ layer, after: new Set(this.#readsInTurns) });
+  }
+  #readEnded(read: object): void {
+    this.#readsInTurns.delete(read);
+    this.#retired = this.#retired.filter(({ layer, after }) => {
+      after.delete(read);
+      if (after.size === 0) layer.recycle();
+      return after.size > 0;
+    });
   }
 
   /** Waits until everything frozen so far is on disk. */
@@ -403,6 +427,7 @@ export class Timeline {
     if (base?.lsn === lsn) return base.page;
     let sliceStart = performance.now();
     const remote = new RemoteRead();
+    this.#readsInTurns.add(remote);
     try {
       const page = await this.reader.pageInTurns(
         this.#series.get(series),
@@ -423,6 +448,7 @@ export class Timeline {
       return page;
     } finally {
       remote.done();
+      this.#readEnded(remote);
     }
   }
 
@@ -536,6 +562,7 @@ export class Timeline {
     this.#closed = true;
     clearTimeout(this.#idleTimer);
     clearInterval(this.#heatTimer);
+    this.#budget.layers.leave(this);
     const reason = locked ?? new LakebaseError('CLOSED', 'the pageserver is shutting down');
     this.#stop.abort(reason);
     this.#waiters.fail(reason);

@@ -1,0 +1,29 @@
+/** WAL files as a walsender would send them: for benchmarks. */
+import { closeSync, openSync, readSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { type Lsn, WAL_SEGMENT_BYTES } from '@lakebase/ids';
+
+const CHUNK_BYTES = 131_072;
+
+/** Segments from `from` on, in chunks; ends at `end` or where the WAL ends. */
+export function* walChunks(walDir: string, from: Lsn, end: Lsn): Generator<Buffer> {
+  const names = readdirSync(walDir)
+    .filter((n) => /^[0-9A-F]{24}$/.test(n))
+    .sort();
+  for (const name of names) {
+    const segment = (Number.parseInt(name.slice(8, 16), 16) * 256 + Number.parseInt(name.slice(16), 16)) * WAL_SEGMENT_BYTES;
+    if (segment + WAL_SEGMENT_BYTES <= from || segment >= end) continue;
+    const file = openSync(join(walDir, name), 'r');
+    try {
+      for (let at = Math.max(0, from - segment); segment + at < end; ) {
+        const chunk = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, WAL_SEGMENT_BYTES - at, end - segment - at));
+        const n = chunk.length === 0 ? 0 : readSync(file, chunk, 0, chunk.length, at);
+        if (n === 0) break;
+        yield chunk.subarray(0, n);
+        at += n;
+      }
+    } finally {
+      closeSync(file);
+    }
+  }
+}
