@@ -11,7 +11,8 @@ import type { Feeder, WalTimeline } from './wal-timeline.ts';
 
 export interface ReceiverOptions {
   readonly secret: string;
-  readonly peers: readonly PeerAddress[];
+  /** By member. */
+  readonly peers: () => readonly PeerAddress[];
   readonly log: Logger;
 }
 
@@ -24,6 +25,7 @@ const GIVE_UP_MS = 60_000;
 
 export class ComputeReceiver implements Feeder {
   readonly term: Term;
+  readonly generation: number;
   readonly request: SubscribeRequest;
   readonly #timeline: WalTimeline;
   readonly #options: ReceiverOptions;
@@ -41,6 +43,7 @@ export class ComputeReceiver implements Feeder {
     this.#timeline = timeline;
     this.request = request;
     this.term = parseTerm(request.term);
+    this.generation = request.configuration?.generation ?? timeline.configuration.generation;
     this.#options = options;
     this.#log = options.log.child({ timeline: timeline.timeline, term: this.term });
   }
@@ -126,18 +129,23 @@ export class ComputeReceiver implements Feeder {
     const [term] = await connection.query('SHOW lakebase.term');
     if (term?.rows[0]?.[0] !== String(this.term))
       throw new LakebaseError('CONFLICT', `the server there is of term ${term?.rows[0]?.[0]}, not ${this.term}`);
+    if (this.request.configuration !== undefined) {
+      // A server that counts by another configuration must not get our flush reports: it would take them for a majority's.
+      const [generation] = await connection.query('SHOW lakebase.generation');
+      if (generation?.rows[0]?.[0] !== String(this.generation))
+        throw new LakebaseError('CONFLICT', `the server counts by configuration ${generation?.rows[0]?.[0]}, not ${this.generation}`);
+    }
     const [identity] = await connection.query('IDENTIFY_SYSTEM');
     if (identity?.rows[0]?.[0] !== timeline.control.systemId.toString())
       throw new LakebaseError('CONFLICT', `the server there is system ${identity?.rows[0]?.[0]}, not ${timeline.control.systemId}`);
     this.#stop.signal.throwIfAborted();
-    if (!mayStream(timeline.state, this.term, timeline.configuration.generation))
-      throw new LakebaseError('FENCED', `term ${this.term} is not current here`);
+    if (!mayStream(timeline.state, this.term, this.generation)) throw new LakebaseError('FENCED', `term ${this.term} is not current here`);
     timeline.flush();
     const startLsn = timeline.flushLsn;
     const stream = await connection.startReplication(
       { startLsn, timeline: 1 },
       {
-        onXLogData: (m) => timeline.appendFromCompute(this.term, m.start, m.data),
+        onXLogData: (m) => timeline.appendFromCompute(this.term, m.start, m.data, this.generation),
         onKeepalive: (m) => {
           if (m.replyRequested) this.flushed(timeline.flushLsn);
         },
@@ -156,7 +164,8 @@ export class ComputeReceiver implements Feeder {
   async #catchUp(): Promise<void> {
     const positions = this.#timeline.peers;
     const to = quorumCommit(new Map(positions).set(this.#timeline.self, this.#timeline.position), this.#timeline.configuration).lsn;
-    const donors = this.#options.peers
+    const donors = this.#options
+      .peers()
       .filter((p) => positions.get(p.id)?.term === this.term && (positions.get(p.id)?.flushRecordLsn ?? 0) >= to)
       .sort((a, b) => (positions.get(b.id)?.flushRecordLsn ?? 0) - (positions.get(a.id)?.flushRecordLsn ?? 0));
     for (const donor of donors) {

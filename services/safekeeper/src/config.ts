@@ -37,10 +37,6 @@ const keys = {
   reEncryptBytesPerSecond: Type.Integer({ minimum: 1024, default: 32 * 1024 * 1024 }),
   /** Recent WAL of a timeline kept in memory while it is in use. */
   ringBytes: Type.Integer({ minimum: 0, default: 4 * 1024 * 1024 }),
-  /** How long a member whose disk was lost waits before it joins a term again: longer than any election takes. */
-  rebuildDelayMs: Type.Integer({ minimum: 0, default: 120_000 }),
-  /** A timeline that only peers know of counts as lost here after this long: its creation may still be on its way. */
-  lostAfterMs: Type.Integer({ minimum: 0, default: 10_000 }),
 };
 
 export const safekeeperConfig: TObject<typeof keys> = Type.Object(keys, { additionalProperties: false });

@@ -49,7 +49,7 @@ export function addDiskGauges(registry: Registry, options: DiskGaugesOptions): v
       for (const { peerId } of peers()) {
         let most = 0;
         for (const t of timelines) {
-          const peer = t.peers.get(peerId);
+          const peer = t.peerAt(peerId);
           if (t.feeder !== undefined && peer !== undefined) most = Math.max(most, t.flushLsn - peer.flushRecordLsn);
         }
         behind.set({ peer: peerId }, most);

@@ -1,16 +1,19 @@
 /** HTTP surface of packages/api, safekeeper.ts. Bodies are checked here; everything behind works on parsed values. */
 import {
+  type ConfigureRequest,
   type CreateWalTimeline,
   type ElectedRequest,
   type ElectedResponse,
+  type PeerAddress,
   type SubscribeRequest,
+  type VoteRequest,
   type VoteResponse,
   timelineScope,
 } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { type ProjectUid, type TimelineId, formatLsn, parseProjectUid, parseTerm, parseTimelineId } from '@lakebase/ids';
 import { parseConfig } from '@lakebase/service-kit';
-import { historyToJson } from '@lakebase/wal-quorum';
+import { configurationFromJson, historyToJson } from '@lakebase/wal-quorum';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { type TObject, Type } from 'typebox';
 import { electedFromJson } from './adoption.ts';
@@ -19,25 +22,31 @@ import type { Timelines } from './timelines.ts';
 
 const lsnText = Type.String({ maxLength: 17 });
 const term = Type.Integer({ minimum: 1 });
+const ids = Type.Array(Type.String({ maxLength: 64 }), { maxItems: 16 });
+const configuration = Type.Object({ generation: Type.Integer({ minimum: 0 }), members: ids, newMembers: Type.Union([ids, Type.Null()]) });
 const createSchema = Type.Object({
   systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
   pgVersion: Type.Integer({ minimum: 14, maximum: 999_999 }),
   startLsn: lsnText,
   prevRecordLsn: lsnText,
+  membership: Type.Optional(Type.Object({ member: Type.String({ maxLength: 64 }), configuration })),
+  incarnation: Type.Optional(Type.String({ maxLength: 64 })),
 });
-const voteSchema = Type.Object({ term });
+const voteSchema = Type.Object({ term, configuration: Type.Optional(configuration) });
+const address = Type.Object({
+  id: Type.String({ maxLength: 64 }),
+  httpUrl: Type.String({ maxLength: 1024 }),
+  pgHost: Type.String({ maxLength: 1024 }),
+  pgPort: Type.Integer({ minimum: 1, maximum: 65535 }),
+});
 const electedSchema = Type.Object({
   term,
   termStartLsn: lsnText,
   lastRecordLsn: lsnText,
   termHistory: Type.Array(Type.Object({ term: Type.Integer({ minimum: 1 }), startLsn: lsnText })),
-  donor: Type.Object({
-    id: Type.String({ maxLength: 64 }),
-    httpUrl: Type.String({ maxLength: 1024 }),
-    pgHost: Type.String({ maxLength: 1024 }),
-    pgPort: Type.Integer({ minimum: 1, maximum: 65535 }),
-  }),
+  donor: address,
   voters: Type.Array(Type.String({ maxLength: 64 }), { maxItems: 16 }),
+  configuration: Type.Optional(configuration),
 });
 const subscribeSchema = Type.Object({
   term,
@@ -45,7 +54,18 @@ const subscribeSchema = Type.Object({
   port: Type.Integer({ minimum: 1, maximum: 65535 }),
   user: Type.String({ minLength: 1, maxLength: 63 }),
   standbyName: Type.String({ pattern: '^[A-Za-z0-9_-]{1,63}$' }),
+  configuration: Type.Optional(configuration),
 });
+
+const configureSchema = Type.Object({
+  configuration,
+  nodes: Type.Array(address, { maxItems: 32 }),
+  make: Type.Union([
+    Type.Object({ member: Type.String({ maxLength: 64 }), incarnation: Type.String({ maxLength: 64 }), timeline: createSchema }),
+    Type.Null(),
+  ]),
+});
+const catchUpSchema = Type.Object({ donor: address });
 
 interface Params {
   readonly project: ProjectUid;
@@ -94,8 +114,13 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
     return reply.code(204).send();
   });
   app.post(`${path}/vote`, options, async (request): Promise<VoteResponse> => {
-    const { granted, vote } = find(request).vote(parseTerm(body<{ term: number }>(voteSchema, request).term));
+    const timeline = find(request);
+    const wanted = body<VoteRequest>(voteSchema, request);
+    const configuration = wanted.configuration === undefined ? timeline.configuration : configurationFromJson(wanted.configuration);
+    const { granted, vote } = timeline.vote(parseTerm(wanted.term), configuration);
+    const overtaken = timeline.configuration.generation > configuration.generation;
     return {
+      ...(overtaken ? { newer: timelines.configurationOf(timeline) } : {}),
       granted,
       term: vote.term,
       lastLogTerm: vote.lastLogTerm,
@@ -108,12 +133,28 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
   app.post(`${path}/elected`, options, async (request): Promise<ElectedResponse> => {
     const timeline = find(request);
     const wanted = body<ElectedRequest>(electedSchema, request);
-    await timelines.elected(timeline, electedFromJson(wanted, timeline.configuration), wanted.donor);
+    await timelines.elected(
+      timeline,
+      electedFromJson(wanted, wanted.configuration === undefined ? timeline.configuration : configurationFromJson(wanted.configuration)),
+      wanted.donor,
+    );
     return { term: timeline.term, flushRecordLsn: formatLsn(timeline.state.flushRecordLsn) };
   });
   app.post(`${path}/subscribe`, options, async (request) =>
     timelines.subscribe(find(request), body<SubscribeRequest>(subscribeSchema, request)),
   );
+  // Who the members are is the Manager's to say; a compute may ask.
+  app.get(`${path}/configuration`, options, async (request) => timelines.configurationOf(find(request)));
+  app.put(`${path}/configuration`, async (request) => {
+    const { project, timeline } = params(request);
+    return timelines.configure(project, timeline, body<ConfigureRequest>(configureSchema, request));
+  });
+  app.post(`${path}/catch-up`, async (request) => {
+    const timeline = find(request);
+    await timelines.catchUp(timeline, body<{ donor: PeerAddress }>(catchUpSchema, request).donor);
+    return timeline.status();
+  });
+  app.get('/v1/node', async () => timelines.node());
   app.get('/v1/peer-stream', (_request, reply) => {
     reply.hijack();
     reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' });

@@ -129,7 +129,7 @@ export class Offloader {
   #rank(timeline: WalTimeline): number {
     let rank = 0;
     for (const id of this.#options.livePeers()) {
-      const peer = timeline.peers.get(id);
+      const peer = timeline.peerAt(id);
       if (id < this.#options.memberId && peer !== undefined && peer.flushRecordLsn >= timeline.readableLsn) rank++;
     }
     return rank;

@@ -24,6 +24,7 @@ interface Sent {
   lastLogTerm: number;
   flushRecordLsn: number;
   commitLsn: number;
+  generation: number;
 }
 
 /** Sends this member's positions to whoever listens. */
@@ -49,7 +50,11 @@ export class PeerFeed {
     const before = this.#sent.get(timeline);
     const p = timeline.position;
     const news =
-      before === undefined || before.flushRecordLsn !== p.flushRecordLsn || before.term !== p.term || before.lastLogTerm !== p.lastLogTerm;
+      before === undefined ||
+      before.flushRecordLsn !== p.flushRecordLsn ||
+      before.term !== p.term ||
+      before.lastLogTerm !== p.lastLogTerm ||
+      before.generation !== p.generation;
     const now = performance.now();
     const due = news ? Math.max(now, this.#lastFlush + PACE_MS) : now + COALESCE_COMMIT_MS;
     if (due >= this.#due) return;
@@ -78,16 +83,17 @@ export class PeerFeed {
   }
 
   #line(timeline: WalTimeline): string {
-    const { term, lastLogTerm, flushRecordLsn } = timeline.position;
+    const { term, lastLogTerm, flushRecordLsn, generation } = timeline.position;
     const { commitLsn } = timeline.state;
-    this.#sent.set(timeline, { term, lastLogTerm, flushRecordLsn, commitLsn });
+    this.#sent.set(timeline, { term, lastLogTerm, flushRecordLsn, commitLsn, generation });
     const status: PeerStatus = {
       project: timeline.project,
       timeline: timeline.timeline,
       term,
       lastLogTerm,
       flushRecordLsn: formatLsn(flushRecordLsn),
-      generation: timeline.configuration.generation,
+      generation,
+      member: timeline.self,
       commitLsn: formatLsn(commitLsn),
       offloadedLsn: formatLsn(timeline.offloadedLsn),
       tailLsn: formatLsn(timeline.tailLsn),

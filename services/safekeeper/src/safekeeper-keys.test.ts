@@ -97,8 +97,8 @@ test('locked members refuse and forget; opened again they have all that was ackn
 
   q.member(0).keys.restore(q.project);
   await until('the first is back', () => lockedCount(q, 0) === 0);
-  // The others are locked, not lost: their directories are theirs when they come back, long after a peer could have missed them.
-  await new Promise((resolve) => setTimeout(resolve, 2 * q.member(1).config.lostAfterMs));
+  // The others are locked, not lost: nobody is to be put in their place.
+  for (const m of q.members) assert.deepEqual((await m.client.node()).lost, []);
   for (const m of q.members.slice(1)) m.keys.restore(q.project);
   for (const i of [0, 1, 2]) await until('all are back', () => lockedCount(q, i) === 0);
   for (const i of [0, 1, 2]) {

@@ -4,7 +4,7 @@ import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { SafekeeperClient, internalToken, timelineScope } from '@lakebase/api';
-import { LakebaseError, isCode } from '@lakebase/base';
+import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
 import { type Lsn, type Term, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
 import { controlPath } from './control-store.ts';
@@ -75,7 +75,7 @@ test('a vote fences appends of the lower term at once', async () => {
   assert.equal((await q.member(0).client.vote(q.project, q.timeline, { term: 4 as Term })).granted, false);
 });
 
-test('a rebuilt member begins where the donor, having trimmed, begins', async () => {
+test('a new member begins where the donor, having trimmed, begins', async () => {
   await using q = await quorum();
   const wal = syntheticWal(START, 2 * WAL_SEGMENT_BYTES, 2);
   for (const i of [0, 1, 2]) append(q, i, wal.bytes, START);
@@ -85,18 +85,9 @@ test('a rebuilt member begins where the donor, having trimmed, begins', async ()
   await q.member(2).stop();
   rmSync(q.member(2).config.dataDir, { recursive: true });
   await q.member(2).start();
-  await q.member(2).client.create(q.project, q.timeline, CREATE);
-  assert.equal(await q.elect(2, q.members.slice(0, 2)), wal.end);
-  const status = await q.status(0);
-  const elected = {
-    term: 2 as Term,
-    termStartLsn: formatLsn(wal.end),
-    lastRecordLsn: status.lastRecordLsn,
-    termHistory: status.termHistory,
-    donor: q.member(0).address,
-    voters: ['sk1', 'sk2'],
-  };
-  await q.member(2).client.elected(q.project, q.timeline, elected);
+  await assert.rejects(q.member(2).client.create(q.project, q.timeline, CREATE), /join again as a new member/);
+  await q.replace(2);
+  assert.equal(await q.elect(2), wal.end);
   const copy = timelineOf(q, 2);
   assert.equal(
     copy.firstLsn,
@@ -127,7 +118,7 @@ test('a rebuilt member begins where the donor, having trimmed, begins', async ()
   await c.end();
 });
 
-test('a member that lost its directory unasked finds out from its peers', async () => {
+test('a member whose control file is unreadable says that it is lost, takes no part, and a new member takes its place', async () => {
   await using q = await quorum();
   await q.member(2).stop();
   const dir = join(q.member(2).config.dataDir, q.project, q.timeline);
@@ -140,15 +131,79 @@ test('a member that lost its directory unasked finds out from its peers', async 
     (e: unknown) => e instanceof LakebaseError && e.code === 'CORRUPT' && e.message.includes(controlPath(dir)),
   );
   await assert.rejects(q.member(2).client.vote(q.project, q.timeline, { term: 3 as Term }), (e: unknown) => isCode(e, 'CORRUPT'));
-  await until(
-    'the timeline is rebuilt',
-    () =>
-      q.status(2).then(
-        (s) => /rebuilt/.test(s.damaged ?? ''),
-        () => false,
-      ),
-    20_000,
+  const { lost, incarnation } = await q.member(2).client.node();
+  assert.deepEqual(lost, [{ project: q.project, timeline: q.timeline, member: 'sk3' }]);
+  await q.replace(2);
+  assert.equal((await q.member(2).client.node()).incarnation, incarnation, 'the disk is the same, the member is not');
+  assert.deepEqual((await q.member(2).client.node()).lost, []);
+  const status = await q.status(2);
+  assert.deepEqual([status.member, status.generation, status.damaged], ['sk3_g1', 2, null]);
+});
+
+test('a disk is who it was: not another after a loss, and no member twice', async () => {
+  await using q = await quorum();
+  const member = q.member(2);
+  const before = (await member.client.node()).incarnation;
+  await member.stop();
+  await member.start();
+  assert.equal((await member.client.node()).incarnation, before);
+  await member.stop();
+  rmSync(member.config.dataDir, { recursive: true });
+  await member.start();
+  assert.notEqual((await member.client.node()).incarnation, before);
+  await assert.rejects(
+    member.client.create(q.project, q.timeline, { ...CREATE, incarnation: before }),
+    (e: unknown) => isCode(e, 'CONFLICT') && /this disk is/.test(errorMessage(e)),
   );
+  await q.replace(2);
+  // Late requests of that change, or of one before it, do nothing.
+  const joint = { generation: 1, members: ['sk1', 'sk2', 'sk3'], newMembers: ['sk1', 'sk2', 'sk3_g1'] };
+  const make = { member: 'sk3_g1', incarnation: (await member.client.node()).incarnation, timeline: CREATE };
+  await assert.rejects(member.client.configure(q.project, q.timeline, { configuration: joint, nodes: [], make }), /is over/);
+  const other = { ...make, member: 'sk3_g9' };
+  await assert.rejects(
+    member.client.configure(q.project, q.timeline, {
+      configuration: { ...joint, newMembers: ['sk1', 'sk2', 'sk3_g9'] },
+      nodes: [],
+      make: other,
+    }),
+    (e: unknown) => isCode(e, 'CONFLICT'),
+  );
+  await member.stop();
+  rmSync(join(member.config.dataDir, q.project), { recursive: true });
+  await member.start();
+  await assert.rejects(member.client.configure(q.project, q.timeline, { configuration: q.configuration, nodes: [], make }), /is lost/);
+});
+
+test('votes and streams belong to a configuration', async () => {
+  await using q = await quorum();
+  const old = q.configuration;
+  await q.member(2).stop();
+  rmSync(q.member(2).config.dataDir, { recursive: true });
+  await q.member(2).start();
+  await q.replace(2);
+  const late = await q.member(0).client.vote(q.project, q.timeline, { term: 9 as Term, configuration: old });
+  assert.equal(late.granted, false);
+  assert.equal(late.newer?.configuration.generation, 2);
+  assert.deepEqual(
+    late.newer?.addresses.map((a) => [a.id, a.pgPort]),
+    [
+      ['sk1', q.member(0).address.pgPort],
+      ['sk2', q.member(1).address.pgPort],
+      ['sk3_g1', q.member(2).address.pgPort],
+    ],
+  );
+  const subscribe = { term: 1 as Term, host: '/tmp', port: 5432, user: 'x', standbyName: 'sk1', configuration: old };
+  await assert.rejects(q.member(0).client.subscribe(q.project, q.timeline, subscribe), (e: unknown) => isCode(e, 'CONFLICT'));
+  const timeline = timelineOf(q, 0);
+  assert.throws(
+    () => timeline.appendFromCompute(1 as Term, timeline.appendLsn, Buffer.alloc(8), old.generation),
+    (e: unknown) => isCode(e, 'FENCED'),
+  );
+  // It survives a restart.
+  await q.member(0).stop();
+  await q.member(0).start();
+  assert.equal((await q.status(0)).generation, 2);
 });
 
 test('creation is idempotent, deletion is final, odd requests are refused', async () => {

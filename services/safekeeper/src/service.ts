@@ -1,6 +1,6 @@
 /** A whole safekeeper: starts in order, stops in reverse. `main.ts` runs one per process; tests run several in one. */
 import { type AddressInfo } from 'node:net';
-import { internalToken } from '@lakebase/api';
+import { type PeerAddress, internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
 import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
@@ -21,6 +21,7 @@ export interface Safekeeper {
   stop(): Promise<void>;
 }
 
+import { NodeBook } from './node-book.ts';
 /** Timelines named one by one in /metrics. */
 const LABELLED_TIMELINES_MAX = 200;
 const BODY_BYTES_MAX = 16 * 1024 * 1024;
@@ -96,7 +97,11 @@ export async function startSafekeeper(
         feed?.touch(timeline);
         offloader.touch(timeline);
       },
+    const token = internalToken(secret, 'service');
+    const self = { id: config.id, httpUrl: `http://${config.httpHost}:${config.httpPort}`, pgHost: config.pgHost, pgPort: config.pgPort };
+    const nodes = new NodeBook({ self, peers: config.peers, token, file: NodeBook.fileIn(config.dataDir), log });
       onLock: (project) => wal?.end(project),
+      nodes,
       onFlush: (seconds, bytes) => {
         appended.inc(bytes);
         flushSeconds.observe(seconds);
@@ -146,8 +151,9 @@ export async function startSafekeeper(
     wal = walService;
     const pgPort = await walService.listen(config.pgHost, config.pgPort);
     steps.push(() => walService.close());
-    const token = internalToken(secret, 'service');
-    for (const peer of config.peers) {
+    const follow = (peer: PeerAddress): void => {
+      const before = listeners.findIndex((l) => l.peerId === peer.id);
+      if (before >= 0) void listeners.splice(before, 1)[0]?.stop();
       const listener = new PeerListener({
         peer,
         token,
@@ -155,8 +161,10 @@ export async function startSafekeeper(
         onStatus: (id, status, position) => timelines.onPeerStatus(id, status, position),
       });
       listeners.push(listener);
-      steps.push(() => listener.stop());
-    }
+    };
+    steps.push(() => Promise.all(listeners.map((l) => l.stop())));
+    nodes.onNode = follow;
+    for (const { address } of nodes.peers) follow(address);
     const httpPort = (app.server.address() as AddressInfo).port;
     log.info({ httpPort, pgPort, timelines: timelines.size }, 'safekeeper is ready');
     return { timelines, httpPort, pgPort, stop };
@@ -185,6 +193,7 @@ function addGauges(registry: Registry, timelines: Timelines, wal: WalService): v
     });
   };
   perTimeline('lakebase_safekeeper_flush_lsn', 'End of durable WAL', (t) => t.flushLsn);
+    nodes.listening(httpPort, pgPort);
   perTimeline('lakebase_safekeeper_commit_lsn', 'End of committed WAL known here', (t) => t.state.commitLsn);
   perTimeline('lakebase_safekeeper_offloaded_lsn', 'End of WAL in the object store', (t) => t.offloadedLsn);
   perTimeline('lakebase_safekeeper_term', 'Term of this member', (t) => t.term);

@@ -1,15 +1,18 @@
-/** All timelines of this member: opening at start, creating, rebuilding after a loss, deleting, and the receiver of each.
- *  Invariant: "no such timeline here" is never taken for "an empty timeline": where a peer has elected, a timeline that is missing here was
- *  lost, and starts as a rebuilt member that does not vote (docs/protocols/election.md). A timeline whose project's key may not be used is
+/** All timelines of this member: opening at start, creating, replacing, deleting, and the receiver of each.
+ *  Invariant: "no such timeline here" is never taken for "an empty timeline": a timeline that was here and is missing was
+ *  lost, and is never made again as the member it was: the Manager puts a new member in its place (docs/protocols/membership.md). A timeline whose project's key may not be used is
  *  locked: neither lost nor open, nothing of it in memory, and opened again by itself. */
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import {
+  type ConfigureRequest,
   type CreateWalTimeline,
   type PeerAddress,
   type PeerStatus,
   SafekeeperClient,
+  type SafekeeperNode,
   type SubscribeRequest,
+  type WalConfiguration,
   type WalTimelineStatus,
   internalToken,
 } from '@lakebase/api';
@@ -30,13 +33,26 @@ import {
 import type { ObjectStore } from '@lakebase/object-store';
 import type { StandbyStatus } from '@lakebase/pg-wire';
 import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
-import { type ControlFile, type Elected, type MemberPosition, historyFromJson, historyUpTo, mayStream } from '@lakebase/wal-quorum';
+import {
+  type ControlFile,
+  type Elected,
+  type MemberPosition,
+  type Membership,
+  configurationFromJson,
+  describeConfiguration,
+  mayStream,
+  nodeOf,
+  staticConfiguration,
+  votersOf,
+} from '@lakebase/wal-quorum';
 import { isWithoutKey, rewrapStored } from '@lakebase/wal-store';
-import { type AdoptionOptions, adopt, adoptFromPeers } from './adoption.ts';
+import { type AdoptionOptions, adopt, adoptFromPeers, catchUp } from './adoption.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
 import type { SafekeeperConfig } from './config.ts';
 import { controlPath, syncDir } from './control-store.ts';
 import { HoleRepair } from './hole-repair.ts';
+import { DiskIdentity } from './disk-identity.ts';
+import type { NodeBook } from './node-book.ts';
 import { type TimelineOptions, WalTimeline } from './wal-timeline.ts';
 
 export interface TimelinesOptions {
@@ -44,6 +60,7 @@ export interface TimelinesOptions {
   readonly secret: string;
   readonly log: Logger;
   readonly keys: ServiceKeys;
+  readonly nodes: NodeBook;
   /** Ends the streams of a project's readers. */
   readonly onLock: (project: string) => void;
   readonly onMoved: (timeline: WalTimeline) => void;
@@ -59,7 +76,8 @@ const keyOf = (project: string, timeline: string): string => `${project}/${timel
 
 export class Timelines {
   readonly #options: TimelinesOptions;
-  readonly #peers: readonly { readonly address: PeerAddress; readonly client: SafekeeperClient }[];
+  readonly #nodes: NodeBook;
+  readonly #identity: DiskIdentity;
   readonly #open = new Map<string, WalTimeline>();
   /** Timelines whose control file cannot be used, with the reason. */
   readonly #broken = new Map<string, LakebaseError>();
@@ -70,18 +88,19 @@ export class Timelines {
   readonly #rotation: KeyRotation;
   readonly #reEncryption: KeyReEncryption;
   #closed = false;
+  /** Timelines are still being opened. */
+  #busy = true;
   readonly #positions = new Map<string, Map<string, MemberPosition>>();
   readonly #receivers = new Map<WalTimeline, ComputeReceiver>();
-  readonly #unknownSince = new Map<string, number>();
   readonly #creations = new SerialQueue();
   readonly #holes: HoleRepair;
 
   constructor(options: TimelinesOptions) {
     this.#options = options;
-    const token = internalToken(options.secret, 'service');
-    this.#peers = options.config.peers.map((address) => ({ address, client: new SafekeeperClient({ baseUrl: address.httpUrl, token }) }));
-    const { keys, log, secret } = options;
-    this.#holes = new HoleRepair({ secret, log, peers: () => options.config.peers });
+    const { keys, log, secret, nodes } = options;
+    this.#nodes = nodes;
+    this.#identity = new DiskIdentity(options.config.dataDir);
+    this.#holes = new HoleRepair({ secret, log, peers: () => nodes.peers.map((p) => p.address) });
     this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
     this.#reEncryption = new KeyReEncryption({
       source: keys.source,
@@ -101,6 +120,7 @@ export class Timelines {
       for (const timeline of readdirSync(join(dataDir, project)))
         if (isId(timeline)) await this.#creations.run(() => this.#openFromDisk(project as ProjectUid, timeline as TimelineId));
     }
+    this.#busy = false;
     this.#rotation.start();
     this.#reEncryption.start();
   }
@@ -139,7 +159,6 @@ export class Timelines {
     const { config, keys, log, onFlush, mayGrow, disk } = this.#options;
     return {
       memberId: config.id,
-      memberCount: config.peers.length + 1,
       memberIds: [config.id, ...config.peers.map((p) => p.id)],
       ringBytes: config.ringBytes,
       ...(this.#options.objectStore === undefined ? {} : { objectStore: this.#options.objectStore }),
@@ -153,7 +172,7 @@ export class Timelines {
   }
 
   get #adoption(): AdoptionOptions {
-    return { secret: this.#options.secret, rebuildDelayMs: this.#options.config.rebuildDelayMs, log: this.#options.log };
+    return { secret: this.#options.secret, log: this.#options.log };
   }
 
   async #openFromDisk(project: ProjectUid, timeline: TimelineId): Promise<void> {
@@ -192,7 +211,7 @@ export class Timelines {
   #add(timeline: WalTimeline): WalTimeline {
     const key = keyOf(timeline.project, timeline.timeline);
     this.#open.set(key, timeline);
-    this.#unknownSince.delete(key);
+    this.#identity.note(timeline.project, timeline.timeline, timeline.self);
     const positions = this.#positions.get(key);
     if (positions !== undefined) timeline.setPeers(positions);
     timeline.onMoved(() => {
@@ -218,33 +237,38 @@ export class Timelines {
       const key = keyOf(project, timeline);
       const broken = this.#locked.get(key) ?? this.#broken.get(key);
       if (broken !== undefined) throw broken;
-      const startLsn = parseLsn(request.startLsn);
-      const control: ControlFile = {
-        project,
-        timeline,
-        systemId: BigInt(request.systemId),
-        pgVersion: request.pgVersion,
-        term: 0 as Term,
-        history: [],
-        startLsn,
-        prevRecordLsn: parseLsn(request.prevRecordLsn),
-        commitLsn: startLsn,
-        flushHint: startLsn,
-        damage: null,
-        membership: null,
-        offloadedLsn: startLsn,
-        pagesLsn: startLsn,
-      };
-      const known = (await this.#askPeers(project, timeline)).filter((s) => s.term > 0);
-      rmSync(this.#tombstone(project, timeline), { force: true });
-      return (await (known.length > 0 ? this.#rebuilt(project, timeline, known) : this.#make(control))).status();
+      const control = this.#fresh(project, timeline, request);
+      await this.#mayBecome(control, request.incarnation);
+      return (await this.#make(control)).status();
     });
+  }
+
+  #fresh(project: ProjectUid, timeline: TimelineId, request: CreateWalTimeline): ControlFile {
+    const startLsn = parseLsn(request.startLsn);
+    return {
+      project,
+      timeline,
+      systemId: BigInt(request.systemId),
+      pgVersion: request.pgVersion,
+      term: 0 as Term,
+      history: [],
+      startLsn,
+      prevRecordLsn: parseLsn(request.prevRecordLsn),
+      commitLsn: startLsn,
+      flushHint: startLsn,
+      damage: null,
+      membership: this.#membershipFor(request),
+      offloadedLsn: startLsn,
+      pagesLsn: startLsn,
+    };
   }
 
   async #make(control: ControlFile): Promise<WalTimeline> {
     const options = this.#timelineOptions(control.project);
     await options.keys.ready();
     const dir = this.#dir(control.project, control.timeline);
+    rmSync(this.#tombstone(control.project, control.timeline), { force: true });
+    this.#identity.note(control.project, control.timeline, control.membership?.self ?? this.#options.config.id);
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     syncDir(join(dir, '..'));
     syncDir(this.#options.config.dataDir);
@@ -257,33 +281,88 @@ export class Timelines {
 
   async #askPeers(project: ProjectUid, timeline: TimelineId): Promise<WalTimelineStatus[]> {
     const answers = await Promise.allSettled(
-      this.#peers.map(({ client, address }) => withDeadline(client.status(project, timeline), PEER_ANSWER_MS, address.id)),
+      this.#nodes.peers.map(({ client, address }) => withDeadline(client.status(project, timeline), PEER_ANSWER_MS, address.id)),
     );
     return answers.filter((a) => a.status === 'fulfilled').map((a) => a.value);
   }
 
-  /** Starts again what this member had lost: it knows nothing of its promises and does not vote until it has joined a new term. */
-  #rebuilt(project: ProjectUid, timeline: TimelineId, known: readonly WalTimelineStatus[]): Promise<WalTimeline> {
-    const best = known.reduce((a, b) => (parseLsn(b.flushRecordLsn) > parseLsn(a.flushRecordLsn) ? b : a));
-    const term = parseTerm(Math.max(...known.map((s) => s.term)));
-    const startLsn = parseLsn(best.startLsn);
-    this.#options.log.warn({ project, timeline, term }, 'timeline was lost here and is being rebuilt from its peers');
-    return this.#make({
-      project,
-      timeline,
-      systemId: BigInt(best.systemId),
-      pgVersion: best.pgVersion,
-      term,
-      history: historyUpTo(historyFromJson(best.termHistory), startLsn),
-      startLsn,
-      prevRecordLsn: parseLsn(best.prevRecordLsn),
-      commitLsn: startLsn,
-      flushHint: startLsn,
-      damage: { kind: 'rebuilt', term, reason: `the data of this timeline was lost on ${this.#options.config.id}` },
-      membership: null,
-      offloadedLsn: startLsn,
-      pagesLsn: startLsn,
+  /** Throws unless this disk may become that member now: a promise once given under an identity is never forgotten by it. */
+  async #mayBecome({ project, timeline, membership }: ControlFile, incarnation: string | undefined): Promise<void> {
+    const member = membership?.self ?? this.#options.config.id;
+    const lost = `${member} lost what it held of timeline ${timeline}; it can only join again as a new member: lakebase storage replace-safekeeper`;
+    if (incarnation !== undefined && incarnation !== this.#identity.incarnation)
+      throw new LakebaseError('CONFLICT', `this disk is ${this.#identity.incarnation}, not ${incarnation}: ${lost}`);
+    const removed = existsSync(this.#tombstone(project, timeline));
+    if (!removed && this.#identity.membersOf(project, timeline).includes(member)) throw new LakebaseError('CONFLICT', lost);
+    if (incarnation !== undefined) return;
+    // Nobody says which disk is meant: then a timeline that its other members have used may have been here.
+    if ((await this.#askPeers(project, timeline)).some((s) => s.term > 0)) throw new LakebaseError('CONFLICT', lost);
+  }
+
+  #membershipFor(request: CreateWalTimeline): Membership {
+    const { config } = this.#options;
+    if (request.membership === undefined)
+      return { self: config.id, configuration: staticConfiguration([config.id, ...config.peers.map((p) => p.id)]) };
+    const configuration = configurationFromJson(request.membership.configuration);
+    const self = request.membership.member;
+    if (nodeOf(self) !== config.id || !votersOf(configuration).includes(self))
+      throw new LakebaseError(
+        'INVALID_ARGUMENT',
+        `${self} cannot be made on ${config.id} for configuration ${describeConfiguration(configuration)}`,
+      );
+    return { self, configuration };
+  }
+
+  /** Takes over a configuration; with `make`, becomes a new member of it, in place of whatever is left of an earlier one. */
+  async configure(project: ProjectUid, timeline: TimelineId, request: ConfigureRequest): Promise<WalTimelineStatus> {
+    const configuration = configurationFromJson(request.configuration);
+    this.#nodes.learn(request.nodes);
+    return this.#creations.run(async () => {
+      const { make } = request;
+      const key = keyOf(project, timeline);
+      const open = this.#open.get(key);
+      if (make === null || open?.self === make.member) {
+        const found = this.get(project, timeline);
+        found.follow(configuration);
+        return found.status();
+      }
+      const locked = this.#locked.get(key);
+      if (locked !== undefined) throw locked;
+      // A late request of an old change must not put an end to a member of a newer configuration.
+      if (open !== undefined && (open.configuration.generation > configuration.generation || votersOf(configuration).includes(open.self)))
+        throw new LakebaseError('CONFLICT', `${open.self} is here, by configuration ${describeConfiguration(open.configuration)}`);
+      const control = this.#fresh(project, timeline, {
+        ...make.timeline,
+        membership: { member: make.member, configuration: request.configuration },
+      });
+      if (this.#identity.membersOf(project, timeline).includes(make.member))
+        throw new LakebaseError('CONFLICT', `${make.member} was on this disk and is lost`);
+      await this.#mayBecome(control, make.incarnation);
+      await this.#timelineOptions(project).keys.ready();
+      if (open !== undefined) await this.#drop(open);
+      const dir = this.#dir(project, timeline);
+      if (existsSync(dir)) renameSync(dir, `${dir}.unusable-${Date.now()}`);
+      this.#broken.delete(key);
+      return (await this.#make(control)).status();
     });
+  }
+
+  catchUp(timeline: WalTimeline, donor: PeerAddress): Promise<void> {
+    const { secret } = this.#options;
+    const client = new SafekeeperClient({ baseUrl: donor.httpUrl, token: internalToken(secret, 'service') });
+    return catchUp(timeline, { address: donor, client }, this.#adoption);
+  }
+
+  configurationOf(timeline: WalTimeline): WalConfiguration {
+    return { configuration: timeline.configuration, addresses: this.#nodes.addressesOf(timeline.configuration) };
+  }
+
+  node(): SafekeeperNode {
+    const lost = [...this.#identity].filter(({ project, timeline }) => {
+      const key = keyOf(project, timeline);
+      return !this.#open.has(key) && !this.#locked.has(key) && !this.#busy && !existsSync(this.#tombstone(project, timeline));
+    });
+    return { id: this.#options.config.id, incarnation: this.#identity.incarnation, timelines: this.#open.size, lost };
   }
 
   #tombstone(project: ProjectUid, timeline: TimelineId): string {
@@ -303,10 +382,18 @@ export class Timelines {
       this.#interrupted.delete(key);
       this.#positions.delete(key);
       if (open === undefined) return rmSync(this.#dir(project, timeline), { recursive: true, force: true });
-      await this.#receivers.get(open)?.stop();
-      this.#receivers.delete(open);
-      await open.destroy();
+      await this.#drop(open);
     });
+  }
+
+  async #drop(open: WalTimeline): Promise<void> {
+    const key = keyOf(open.project, open.timeline);
+    this.#open.delete(key);
+    this.#interrupted.delete(key);
+    this.#positions.delete(key);
+    await this.#receivers.get(open)?.stop();
+    this.#receivers.delete(open);
+    await open.destroy();
   }
 
   // --- terms ---------------------------------------------------------------------------------------------------------------
@@ -322,15 +409,16 @@ export class Timelines {
   async #subscribe(timeline: WalTimeline, request: SubscribeRequest): Promise<WalTimelineStatus> {
     const term = parseTerm(request.term);
     if (timeline.term > term) throw new LakebaseError('FENCED', `term ${timeline.term} is newer than ${term}`);
-    if (!mayStream(timeline.state, term, timeline.configuration.generation))
-      await adoptFromPeers(timeline, term, this.#peers, this.#adoption);
+    const configuration = request.configuration === undefined ? timeline.configuration : configurationFromJson(request.configuration);
+    timeline.follow(configuration);
+    if (!mayStream(timeline.state, term, configuration.generation)) await adoptFromPeers(timeline, term, this.#nodes.peers, this.#adoption);
     const running = this.#receivers.get(timeline);
     if (running !== undefined && !running.stopped && JSON.stringify(running.request) === JSON.stringify(request)) return timeline.status();
     await running?.stop();
     if (timeline.term > term) throw new LakebaseError('FENCED', `term ${timeline.term} is newer than ${term}`);
     const receiver = new ComputeReceiver(timeline, request, {
       secret: this.#options.secret,
-      peers: this.#options.config.peers,
+      peers: () => this.#nodes.addressesOf(timeline.configuration),
       log: this.#options.log,
     });
     this.#receivers.set(timeline, receiver);
@@ -346,39 +434,13 @@ export class Timelines {
     if (timeline === undefined && existsSync(this.#tombstone(status.project, status.timeline))) return;
     let positions = this.#positions.get(key);
     if (positions === undefined) this.#positions.set(key, (positions = new Map()));
-    positions.set(peerId, position);
+    positions.set(status.member ?? peerId, position);
     if (timeline !== undefined) {
       timeline.setPeers(positions);
       if (status.offloadedLsn !== undefined) timeline.noteOffloaded(parseLsn(status.offloadedLsn));
       if (status.tailLsn !== undefined) timeline.noteTail(parseLsn(status.tailLsn));
       if (status.pagesLsn !== undefined) timeline.notePages(parseLsn(status.pagesLsn));
-    } else if (this.#locked.has(key)) return;
-    else if (position.term > 0) this.#unknown(status.project, status.timeline);
-  }
-
-  /** A peer has elected on a timeline that is not here. */
-  #unknown(project: ProjectUid, timeline: TimelineId): void {
-    const key = keyOf(project, timeline);
-    if (this.#unknownSince.has(key)) return;
-    this.#unknownSince.set(key, performance.now());
-    setTimeout(() => {
-      if (!this.#unknownSince.delete(key) || this.#open.has(key) || this.#locked.has(key)) return;
-      this.#creations
-        .run(async () => {
-          if (this.#open.has(key) || this.#locked.has(key) || existsSync(this.#tombstone(project, timeline))) return;
-          // Before anything is moved aside: without keys nothing can take its place.
-          await this.#timelineOptions(project).keys.ready();
-          const known = (await this.#askPeers(project, timeline)).filter((s) => s.term > 0);
-          if (known.length === 0) return;
-          const dir = this.#dir(project, timeline);
-          if (existsSync(dir)) renameSync(dir, `${dir}.unusable-${Date.now()}`);
-          this.#broken.delete(key);
-          await this.#rebuilt(project, timeline, known);
-        })
-        .catch((error: unknown) => {
-          if (!isWithoutKey(error)) this.#options.log.warn({ timeline, err: errorMessage(error) }, 'cannot rebuild a lost timeline');
-        });
-    }, this.#options.config.lostAfterMs).unref();
+    }
   }
 
   /** The pageserver has made pages durable up to here. The others hear it from this member. */
@@ -398,12 +460,12 @@ export class Timelines {
 
   /** WAL that the pageserver has done with may go once it is in the object store; without one, once every peer has it too. */
   #trim(timeline: WalTimeline): void {
-    const { trimAfterBytes, peers } = this.#options.config;
+    const { trimAfterBytes } = this.#options.config;
     if (trimAfterBytes === 0) return;
     let kept: number;
     // The segment before stays as well, so that whoever copies from here finds a record to begin at that the object store has.
     if (timeline.archive !== undefined) kept = timeline.offloadedLsn - WAL_SEGMENT_BYTES;
-    else if (timeline.peers.size < peers.length) return;
+    else if (!timeline.hearsAll) return;
     else kept = Math.min(timeline.state.commitLsn, ...[...timeline.peers.values()].map((p) => p.flushRecordLsn));
     // What is kept for convenience goes first when the disk fills.
     const keep = timeline.archive !== undefined && (this.#options.disk?.().pressure ?? 0) > 0 ? 0 : trimAfterBytes;
@@ -514,7 +576,6 @@ export class Timelines {
     this.#closed = true;
     await this.#reEncryption.close();
     await this.#rotation.close();
-    this.#unknownSince.clear();
     await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));
     await Promise.all([...this.#open.values()].map((timeline) => timeline.close()));
     this.#open.clear();

@@ -9,7 +9,7 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WalTimelineStatus } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode, must } from '@lakebase/base';
 import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn } from '@lakebase/ids';
 import type { ProjectKeys } from '@lakebase/keys';
@@ -19,16 +19,21 @@ import {
   type ControlFile,
   type MemberPosition,
   type Vote,
+  describeConfiguration,
+  handleConfiguration,
   handleVote,
   historyToJson,
   mayCopy,
   mayServePeer,
   mayStream,
+  majorityOf,
   memberCommitLsn,
+  nodeOf,
   positionOf,
   readableLsn,
   staticConfiguration,
   voteOf,
+  votersOf,
 } from '@lakebase/wal-quorum';
 import type { ObjectStore } from '@lakebase/object-store';
 import { type Damage as StoreDamage, WalArchive, WalStore } from '@lakebase/wal-store';
@@ -38,8 +43,7 @@ import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './res
 
 export interface TimelineOptions {
   readonly memberId: string;
-  readonly memberCount: number;
-  /** Ids of all members, this one included. */
+  /** Ids of the first members, this one included: what a timeline goes by that nobody has configured. */
   readonly memberIds: readonly string[];
   readonly ringBytes: number;
   /** Where old WAL goes; undefined: it stays here. */
@@ -60,6 +64,8 @@ export interface TimelineOptions {
 /** What the timeline must tell the receiver that feeds it. */
 export interface Feeder {
   readonly term: Term;
+  /** Of the configuration by which whoever is fed counts. */
+  readonly generation: number;
   /** Everything up to here is durable. */
   flushed(flushLsn: Lsn): void;
   /** The stream must end: fenced (a reason for good) or its bytes could not be kept. */
@@ -75,15 +81,11 @@ export class WalTimeline {
   readonly project: ProjectUid;
   readonly timeline: TimelineId;
   readonly dir: string;
-  readonly quorum: number;
   readonly memberId: string;
-  readonly memberCount: number;
   /** One adoption at a time. */
   readonly adoptions = new SerialQueue();
   /** One change of receiver at a time: two of them would append the same bytes. */
   readonly subscriptions = new SerialQueue();
-  /** When this member started without remembering its promises; undefined when it remembers. */
-  rebuiltAt: number | undefined;
   /** This timeline's WAL in the object store. */
   readonly archive: WalArchive | undefined;
   #offloadedLsn: Lsn;
@@ -95,13 +97,10 @@ export class WalTimeline {
   readonly #options: TimelineOptions;
   readonly #store: WalStore;
   #control: ControlFile;
-  /** For a timeline that nobody has configured yet. */
-  readonly #static: Configuration;
   #commitLsn: Lsn;
   #peers: ReadonlyMap<string, MemberPosition> = new Map();
   #flushScheduled: NodeJS.Immediate | undefined;
   #reserveTimer: NodeJS.Timeout | undefined;
-  readonly #isReserve: boolean;
   readonly #pulse = new PeerPulse();
   #pendingBytes = 0;
   #listeners = new Set<() => void>();
@@ -128,13 +127,10 @@ export class WalTimeline {
     this.project = control.project;
     this.timeline = control.timeline;
     this.memberId = options.memberId;
-    this.memberCount = options.memberCount;
-    this.quorum = Math.floor(options.memberCount / 2) + 1;
     this.#options = options;
-    this.#isReserve = reserveOf(control.timeline, options.memberIds) === options.memberId;
     this.#log = options.log.child({ project: control.project, timeline: control.timeline });
-    this.#control = control;
-    this.#static = staticConfiguration(options.memberIds);
+    const fallback = { self: options.memberId, configuration: staticConfiguration(options.memberIds) };
+    this.#control = control.membership === null ? { ...control, membership: fallback } : control;
     this.#commitLsn = control.commitLsn;
     this.#offloadedLsn = control.offloadedLsn;
     this.#pagesLsn = control.pagesLsn;
@@ -149,7 +145,6 @@ export class WalTimeline {
         scratchDir: dir,
         log: this.#log,
       });
-    if (control.damage?.kind === 'rebuilt') this.rebuiltAt = performance.now();
     this.#store = WalStore.open({
       dir: join(dir, WAL_DIR),
       ciphers,
@@ -185,10 +180,10 @@ export class WalTimeline {
   }
   /** Who this member is in the configuration: its identity, which a machine that lost its disk does not get back. */
   get self(): string {
-    return this.#control.membership?.self ?? this.memberId;
+    return must(this.#control.membership, 'membership').self;
   }
   get configuration(): Configuration {
-    return this.#control.membership?.configuration ?? this.#static;
+    return must(this.#control.membership, 'membership').configuration;
   }
   get term(): Term {
     return this.#control.term;
@@ -244,6 +239,8 @@ export class WalTimeline {
       lastRecordLsn: formatLsn(s.lastRecordLsn),
       commitLsn: formatLsn(s.commitLsn),
       streaming: this.feeder === undefined ? null : { term: this.feeder.term },
+      member: s.self,
+      generation: s.configuration.generation,
       damaged: s.damage === null ? null : `${s.damage.kind}: ${s.damage.reason}`,
       firstLsn: formatLsn(this.#store.firstLsn),
       offloadedLsn: formatLsn(this.#offloadedLsn),
@@ -279,7 +276,7 @@ export class WalTimeline {
     }
     this.#pendingBytes += bytes.length;
     if (this.#reserveTimer !== undefined && this.#pendingBytes < RESERVE_BYTES_MAX) return;
-    if (this.#isReserve && this.#pendingBytes < RESERVE_BYTES_MAX && this.#pulse.carried(this.quorum, this.term, performance.now())) {
+    if (this.#pendingBytes < RESERVE_BYTES_MAX && this.#mayWait()) {
       this.#reserveTimer = setTimeout(() => this.#flushOrDrop(), RESERVE_DELAY_MS);
     } else this.#flushScheduled ??= setImmediate(() => this.#flushOrDrop());
   }
@@ -295,6 +292,13 @@ export class WalTimeline {
   /** Where the next byte goes; beyond the flush LSN while bytes of this turn wait for their fdatasync. */
   get appendLsn(): Lsn {
     return this.#store.appendLsn;
+  }
+
+  /** See reserve.ts. Nobody waits while members are being replaced. */
+  #mayWait(): boolean {
+    const { members, newMembers } = this.configuration;
+    if (newMembers !== null || reserveOf(this.timeline, members) !== this.self) return false;
+    return this.#pulse.carried(majorityOf(members), this.term, performance.now());
   }
 
   flush(): Lsn {
@@ -353,6 +357,7 @@ export class WalTimeline {
       this.#writeFailed(error);
       if (!(error instanceof LakebaseError) || error.code !== 'RESOURCE_EXHAUSTED') throw error;
     }
+    if (configuration.generation > this.configuration.generation) this.follow(configuration);
     const decision = handleVote(this.state, term, configuration);
     if (!decision.granted) {
       this.#log.info({ term, own: this.term, reason: decision.reason }, 'vote refused');
@@ -361,6 +366,32 @@ export class WalTimeline {
     this.raiseTerm(term);
     this.#log.info({ term, flushRecordLsn: formatLsn(this.#store.flushRecordLsn) }, 'vote granted');
     return { granted: true, vote: voteOf(this.state) };
+  }
+
+  /** Takes over a newer configuration, durably; streams whose computes count by an older one end. Refuses an older one. */
+  follow(configuration: Configuration): void {
+    this.checkOpen();
+    const decision = handleConfiguration(this.state, configuration);
+    if (decision.kind === 'same') return;
+    if (decision.kind === 'older') throw new LakebaseError('CONFLICT', decision.reason);
+    this.flush();
+    this.persist({ membership: { self: this.self, configuration } });
+    this.#log.info({ configuration: describeConfiguration(configuration) }, 'configuration taken over');
+    if (this.feeder !== undefined && this.feeder.generation < configuration.generation)
+      this.feeder.drop(
+        new LakebaseError('FENCED', `configuration ${configuration.generation} is in force: this stream counts by an older one`),
+      );
+    this.#moved();
+  }
+
+  /** Every other member has told its position. */
+  get hearsAll(): boolean {
+    return votersOf(this.configuration).every((id) => id === this.self || this.#peers.has(id));
+  }
+  /** What the member on a node told last. */
+  peerAt(node: string): MemberPosition | undefined {
+    const id = votersOf(this.configuration).find((member) => nodeOf(member) === node);
+    return id === undefined ? undefined : this.#peers.get(id);
   }
 
   /** Persists a higher term, then ends streams of lower ones. */
@@ -372,7 +403,7 @@ export class WalTimeline {
   }
 
   /** Writes the control file with these changes and what else is known now. Throws with nothing changed when that fails. */
-  persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage'>> = {}): void {
+  persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage' | 'membership'>> = {}): void {
     // Whoever opens it next owns the file.
     if (this.#lockedBy !== undefined) throw this.#lockedBy;
     const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...this.#remote, ...changes };

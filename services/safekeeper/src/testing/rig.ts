@@ -5,12 +5,24 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type PeerAddress, SafekeeperClient, type VoteResponse, type WalTimelineStatus, internalToken } from '@lakebase/api';
-import { type Logger, silentLogger, sleep } from '@lakebase/base';
+import { type Logger, must, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, newProjectUid, newTimelineId, parseLsn } from '@lakebase/ids';
 import { LocalKeys } from '@lakebase/keys';
 import { PgConnection, unixSocketPath } from '@lakebase/pg-wire';
 import { findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
-import { Election, type ElectionAction, historyFromJson, historyToJson, staticConfiguration } from '@lakebase/wal-quorum';
+import {
+  type Configuration,
+  Election,
+  type ElectionAction,
+  beginReplacement,
+  finishReplacement,
+  historyFromJson,
+  historyToJson,
+  memberIdOf,
+  nodeOf,
+  staticConfiguration,
+  votersOf,
+} from '@lakebase/wal-quorum';
 import type { SafekeeperConfig } from '../config.ts';
 import { type Safekeeper, startSafekeeper } from '../service.ts';
 
@@ -191,11 +203,6 @@ export class Quorum implements AsyncDisposable {
         offloadTakeoverMs: 1_000,
         reEncryptBytesPerSecond: 1 << 30,
         ringBytes: 1 << 20,
-        rebuildDelayMs: 0,
-        lostAfterMs: 200,
-        scrubIntervalMs: 0,
-        scrubBytesPerSecond: 1 << 30,
-        scrubOrphanAgeMs: 0,
         ...all(root),
         ...(i === 0 ? first : {}),
       };
@@ -230,37 +237,61 @@ export class Quorum implements AsyncDisposable {
     for (const member of this.members) await member.client.create(this.project, this.timeline, body);
   }
 
+  /** By which elections and computes count; {@link replace} moves it on. */
+  configuration: Configuration = staticConfiguration(['sk1', 'sk2', 'sk3']);
+
   /** An election over whoever is up. */
   async elect(term: number, members: readonly Member[] = this.members.filter((m) => m.running !== undefined)): Promise<Lsn> {
-    const election = new Election({ configuration: staticConfiguration(this.members.map((m) => m.config.id)), term: term as Term });
+    const { configuration } = this;
+    const election = new Election({ configuration, term: term as Term });
+    const at = (id: string, among: readonly Member[]): Member | undefined => among.find((m) => m.config.id === nodeOf(id));
     let startLsn: Lsn | undefined;
     const perform = async (actions: readonly ElectionAction[]): Promise<void> => {
       for (const action of actions) {
         if (action.kind === 'lost') throw new Error(`election lost: ${action.reason}`);
         if (action.kind === 'won') startLsn = action.result.startLsn;
         if (action.kind !== 'elected') continue;
-        const to = members.find((m) => m.config.id === action.to);
+        const to = at(action.to, members);
         if (to === undefined) continue;
-        const donor = this.members.find((m) => m.config.id === action.request.donor) as Member;
         const answer = await to.client.elected(this.project, this.timeline, {
           term: action.request.term,
           termStartLsn: formatLsn(action.request.termStartLsn),
           lastRecordLsn: formatLsn(action.request.lastRecordLsn),
           termHistory: historyToJson(action.request.termHistory),
-          donor: donor.address,
+          donor: must(at(action.request.donor, this.members), 'donor').address,
           voters: action.request.voters,
+          configuration,
         });
         await perform(election.onElected(action.to, { term: answer.term, flushRecordLsn: parseLsn(answer.flushRecordLsn) }));
       }
     };
-    for (const member of members) {
-      const v = await member.client.vote(this.project, this.timeline, { term: term as Term });
-      await perform(
-        v.granted ? election.onVote(voteFrom(member.config.id, v)) : election.onRefusal(member.config.id, { reason: 'refused' }),
-      );
+    for (const id of votersOf(configuration)) {
+      const member = at(id, members);
+      if (member === undefined) continue;
+      const v = await member.client.vote(this.project, this.timeline, { term: term as Term, configuration });
+      await perform(v.granted ? election.onVote(voteFrom(id, v)) : election.onRefusal(id, { reason: 'refused' }));
     }
     if (startLsn === undefined) throw new Error('no quorum adopted the term');
     return startLsn;
+  }
+
+  /** What the Manager does for a member whose disk is lost, on the same node (docs/protocols/membership.md). */
+  async replace(index: number): Promise<void> {
+    const leaving = votersOf(this.configuration).find((id) => nodeOf(id) === this.member(index).config.id) as string;
+    const others = this.members.filter((_m, i) => i !== index);
+    const { client, address } = this.member(index);
+    const joining = memberIdOf(address.id, this.configuration.generation + 1);
+    const joint = beginReplacement(this.configuration, leaving, joining);
+    const nodes = this.members.map((m) => m.address);
+    const { startLsn, prevRecordLsn, systemId, pgVersion } = await must(others[0], 'peer').client.status(this.project, this.timeline);
+    for (const m of others) await m.client.configure(this.project, this.timeline, { configuration: joint, nodes, make: null });
+    const { incarnation } = await client.node();
+    const make = { member: joining, incarnation, timeline: { startLsn, prevRecordLsn, systemId, pgVersion } };
+    await client.configure(this.project, this.timeline, { configuration: joint, nodes, make });
+    await client.catchUp(this.project, this.timeline, must(others[0], 'peer').address);
+    this.configuration = finishReplacement(joint);
+    for (const m of this.members)
+      await m.client.configure(this.project, this.timeline, { configuration: this.configuration, nodes, make: null });
   }
 
   async subscribe(
@@ -274,7 +305,8 @@ export class Quorum implements AsyncDisposable {
         host: server.dir,
         port: PORT,
         user: 'admin',
-        standbyName: member.config.id,
+        standbyName: votersOf(this.configuration).find((id) => nodeOf(id) === member.config.id) as string,
+        ...(this.configuration.generation > 0 ? { configuration: this.configuration } : {}),
       });
   }
 
