@@ -36,7 +36,8 @@ export function newSegmentHeader(project: ProjectUid, timeline: TimelineId, segm
 }
 
 export class SegmentFile {
-  readonly path: string;
+  /** Its name now. */
+  path: string;
   readonly header: SegmentHeader;
   readonly saltCrc: number;
   readonly #key: ObjectKey;

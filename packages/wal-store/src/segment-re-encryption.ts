@@ -4,73 +4,62 @@
 import { open } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import { LakebaseError, type Logger } from '@lakebase/base';
-import { type Lsn, formatLsn, lsn } from '@lakebase/ids';
+import { type Lsn, formatLsn } from '@lakebase/ids';
 import { FrameStage } from './frame-stage.ts';
 import type { RecordBoundary } from './record-boundary.ts';
 import type { SegmentFile } from './segment-file.ts';
 import { SegmentReferences, saltName, storedSegments } from './segment-references.ts';
 
-export interface SegmentCopy {
-  /** The new file, empty; closed on return, whatever happens. */
+/** A segment's WAL on its way into another file. */
+export class SegmentCopy {
   readonly file: SegmentFile;
-  /** Where the segment's WAL begins and ends. */
+  /** Behind what is copied. */
   readonly boundary: RecordBoundary;
-  readonly end: Lsn;
-  /** A copy of at most `max` bytes, at least one. */
-  readonly read: (from: Lsn, max: number) => Buffer;
-}
+  readonly #read: (from: Lsn, max: number) => Buffer;
+  readonly #stage = new FrameStage();
 
-/** A complete segment, in pieces. `next`: what the segment behind says of its beginning. Resolves with the bytes written. */
-export async function copySegment(copy: SegmentCopy, next: RecordBoundary): Promise<number> {
-  const { file } = copy;
-  try {
-    const at = begin(copy);
-    while (at.position < copy.end) {
-      step(copy, at);
+  /** `file` is new and empty; `boundary`: where the WAL begins; `read` gives a copy of at most `max` bytes, at least one. */
+  constructor(file: SegmentFile, boundary: RecordBoundary, read: (from: Lsn, max: number) => Buffer) {
+    this.file = file;
+    this.boundary = boundary.clone();
+    this.#read = read;
+    this.#stage.addContext(file, boundary);
+    this.#stage.write(file);
+  }
+
+  /** Up to `end`, with turns of others between pieces; what was written is durable on return. `stop`: it is not wanted any more. */
+  async pieces(end: Lsn, stop: () => boolean): Promise<void> {
+    while (this.boundary.position < end && !stop()) {
+      this.#step(end);
       await turn();
     }
-    const same = at.position === next.position && at.flushRecordLsn === next.flushRecordLsn && at.lastRecordLsn === next.lastRecordLsn;
-    if (!same) throw new LakebaseError('CORRUPT', `${file.path}: the WAL of this segment does not fit what follows`);
-    file.shrink();
     // Elsewhere than in the event loop: 16 MiB take a while.
-    const handle = await open(file.path, 'r+');
+    const handle = await open(this.file.path, 'r+');
     await handle.datasync().finally(() => handle.close());
-    return file.offset;
-  } finally {
-    file.close();
   }
-}
 
-/** The segment that is being written, in one go: nothing may be appended meanwhile. */
-export function copyCurrent(copy: SegmentCopy): number {
-  try {
-    const at = begin(copy);
-    while (at.position < copy.end) step(copy, at);
-    copy.file.sync();
-    return copy.file.offset;
-  } finally {
-    copy.file.close();
+  /** Up to `end`, durable, in this turn. */
+  rest(end: Lsn): void {
+    while (this.boundary.position < end) this.#step(end);
+    this.file.sync();
   }
-}
 
-const stages = new WeakMap<SegmentFile, FrameStage>();
+  #step(end: Lsn): void {
+    const { position } = this.boundary;
+    const piece = this.#read(position, Math.min(this.#stage.room, end - position));
+    if (piece.length === 0) throw new LakebaseError('UNAVAILABLE', `${this.file.path}: WAL at ${formatLsn(position)} is gone meanwhile`);
+    this.#stage.add(position, piece);
+    this.boundary.push(piece);
+    piece.fill(0);
+    this.#stage.write(this.file);
+  }
 
-function begin({ file, boundary, end }: SegmentCopy): RecordBoundary {
-  const stage = new FrameStage();
-  stages.set(file, stage);
-  stage.addContext(file, boundary);
-  if (boundary.position === end) stage.write(file);
-  return boundary.clone();
-}
-
-function step({ file, end, read }: SegmentCopy, at: RecordBoundary): void {
-  const stage = stages.get(file) as FrameStage;
-  const piece = read(at.position, Math.min(stage.room, end - at.position));
-  if (piece.length === 0) throw new LakebaseError('UNAVAILABLE', `${file.path}: WAL at ${formatLsn(lsn(at.position))} is gone meanwhile`);
-  stage.add(at.position, piece);
-  at.push(piece);
-  piece.fill(0);
-  stage.write(file);
+  /** Throws CORRUPT unless what the segment behind says of its beginning is where this one ends. */
+  checkFits(next: RecordBoundary): void {
+    const { position, flushRecordLsn, lastRecordLsn } = this.boundary;
+    if (position !== next.position || flushRecordLsn !== next.flushRecordLsn || lastRecordLsn !== next.lastRecordLsn)
+      throw new LakebaseError('CORRUPT', `${this.file.path}: the WAL of this segment does not fit what follows`);
+  }
 }
 
 /** Wraps the keys of all segments in a directory anew that no store has open: what was set aside whole keeps its keys when older KEKs go. */

@@ -8,7 +8,8 @@
  *  Invariants: flushLsn only covers bytes whose fdatasync returned; bytes are contiguous from firstLsn to flushLsn; after a failed append
  *  the store stands at flushLsn again with no trace of the failed bytes. After a failed fdatasync nothing more is written until the
  *  directory is opened again, because the kernel may have dropped the dirty pages. All methods but prepareNext are synchronous. */
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, renameSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
 import { LakebaseError, type Logger, errorMessage, failpointSync, silentLogger } from '@lakebase/base';
 import { type Lsn, WAL_SEGMENT_BYTES, XLOG_BLCKSZ, formatLsn, lsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { FrameStage } from './frame-stage.ts';
@@ -18,7 +19,7 @@ import { SEGMENT_FILE_BYTES, type SegmentFile } from './segment-file.ts';
 import { type SegmentIo, ioError, isDiskFull, nodeIo } from './segment-io.ts';
 import { isWithoutKey, saltName, storedSegments } from './segment-references.ts';
 import { indexSegment, recoverSegment } from './segment-recovery.ts';
-import { copyCurrent, copySegment } from './segment-re-encryption.ts';
+import { SegmentCopy } from './segment-re-encryption.ts';
 import { buildSegment, rescueSegment } from './segment-repair.ts';
 import { WalRing } from './wal-ring.ts';
 import type { Damage, WalStoreOptions } from './wal-store-options.ts';
@@ -32,9 +33,8 @@ const PREPARE_RETRY_MS = 1_000;
 const READ_HANDLES = 3;
 /** More missing segments in a row than this are not a few damaged files. */
 const HOLES_MAX = 64;
-/** The segment being written is encrypted anew when nothing came for so long, or when there is so little that it takes a few milliseconds. */
-const QUIET_MS = 200;
-const BUSY_BYTES_MAX = 1 << 20;
+/** Turns waited for one without unsynced WAL. */
+const REST_TRIES = 1_000;
 /** A complete segment on disk: its WAL and some of frame headers. */
 const FULL_SEGMENT_BYTES = WAL_SEGMENT_BYTES + WAL_SEGMENT_BYTES / 64;
 
@@ -69,7 +69,6 @@ export class WalStore {
   #unsynced = false;
   #syncedOffset = 0;
   #syncedSequence = 0;
-  #syncedAt = 0;
   /** Grows when the current segment becomes another, or another file. */
   #adoptions = 0;
   #copying: Promise<void> | undefined;
@@ -216,7 +215,6 @@ export class WalStore {
       throw error;
     }
     this.#unsynced = false;
-    this.#syncedAt = performance.now();
     this.#syncedOffset = this.#current.offset;
     this.#syncedSequence = this.#current.sequence;
     this.#current.attempted = this.#syncedOffset;
@@ -567,60 +565,69 @@ export class WalStore {
   }
 
   /** Writes the WAL of a segment anew under a fresh data key, in its place. Resolves with the bytes written; 0: it is not there, or was changed
-   *  meanwhile. UNAVAILABLE while the segment that is being written is busy: it is complete soon. */
+   *  meanwhile. UNAVAILABLE when what is being written does not come to rest; try again. */
   async reEncrypt(number: number): Promise<number> {
     this.#checkUsable();
     await this.#preparing;
     if (number === this.#prepared?.header.segment) this.#dropPrepared();
     if (number < this.#firstSegment || number > this.#current.header.segment || this.#holes.has(number)) return 0;
-    if (number === this.#current.header.segment) return this.#reEncryptCurrent();
     const path = `${this.#files.path(number)}.anew.tmp`;
-    const adopted = this.#adoptions;
-    const next = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
-    try {
-      const boundary = this.#boundaryAt(number, this.holeStart(number));
-      const read = (from: Lsn, max: number): Buffer => this.read(from, max);
-      const copy = { file: this.#files.create(number, path), boundary, end: lsn((number + 1) * WAL_SEGMENT_BYTES), read };
-      const copying = copySegment(copy, next.context());
-      this.#copying = copying.then(() => {}).catch(() => {});
-      const bytes = await copying;
-      if (this.#closed || adopted !== this.#adoptions || number < this.#firstSegment || this.#holes.has(number)) return 0;
-      this.#readers.get(number)?.close();
-      this.#readers.delete(number);
-      this.#files.rename(path, number);
-      return bytes;
-    } finally {
-      if (next !== this.#current) next.close();
+    const complete = number < this.#current.header.segment;
+    if (!complete && this.#syncedSequence === 0) throw new LakebaseError('UNAVAILABLE', `${this.#current.path} is only just begun`);
+    const boundary = complete ? this.#boundaryAt(number, this.holeStart(number)) : this.#current.context();
+    const copy = new SegmentCopy(this.#files.create(number, path), boundary, (from, max) => this.read(from, max));
+    const copying = complete ? this.#copyComplete(copy, number, path) : this.#copyCurrent(copy, number, path);
+    this.#copying = copying.then(() => {}).catch(() => {});
+    return copying.finally(() => {
+      if (copy.file !== this.#current) copy.file.close();
       removeIfThere(path);
-    }
+    });
   }
 
-  /** As {@link heal} does it: a new file, and WAL goes on there. */
-  #reEncryptCurrent(): number {
-    const number = this.#current.header.segment;
-    const start = Math.max(this.#firstLsn, number * WAL_SEGMENT_BYTES);
-    const idle = this.#stage.payload === 0 && !this.#unsynced;
-    const quiet = performance.now() - this.#syncedAt > QUIET_MS || this.flushLsn - start < BUSY_BYTES_MAX;
-    if (!idle || !quiet) throw new LakebaseError('UNAVAILABLE', `${this.#current.path} is being written`);
-    const expected = this.flushLsn;
-    const path = `${this.#files.path(number)}.anew.tmp`;
-    const read = (from: Lsn, max: number): Buffer => this.read(from, max);
+  async #copyComplete(copy: SegmentCopy, number: number, path: string): Promise<number> {
+    const adopted = this.#adoptions;
+    const changed = (): boolean => this.#closed || adopted !== this.#adoptions || number < this.#firstSegment || this.#holes.has(number);
+    await copy.pieces(lsn((number + 1) * WAL_SEGMENT_BYTES), changed);
+    if (changed()) return 0;
+    const behind = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
     try {
-      const boundary = this.#current.context();
-      const bytes = copyCurrent({ file: this.#files.create(number, path), boundary, end: expected, read });
-      this.#files.rename(path, number);
-      this.#current.close();
-      this.#adopt(number);
-      this.abort();
-      if (this.flushLsn !== expected)
-        throw new LakebaseError('CORRUPT', `it ends at ${formatLsn(this.flushLsn)}, not ${formatLsn(expected)}`);
-      return bytes;
-    } catch (error) {
-      this.#broken ??= `${path}: ${errorMessage(error)}`;
-      throw error;
+      copy.checkFits(behind.context());
     } finally {
-      removeIfThere(path);
+      if (behind !== this.#current) behind.close();
     }
+    copy.file.shrink();
+    this.#readers.get(number)?.close();
+    this.#readers.delete(number);
+    this.#files.rename(path, number);
+    return copy.file.offset;
+  }
+
+  /** Most of it while WAL goes on, the rest in one turn; then WAL goes on in the new file. */
+  async #copyCurrent(copy: SegmentCopy, number: number, path: string): Promise<number> {
+    const adopted = this.#adoptions;
+    const changed = (): boolean => this.#closed || adopted !== this.#adoptions || number !== this.#current.header.segment;
+    await copy.pieces(this.flushLsn, changed);
+    for (let tries = 0; !changed() && (!this.#stage.empty || this.#unsynced); tries++) {
+      if (tries === REST_TRIES) throw new LakebaseError('UNAVAILABLE', `${this.#current.path} is being written without a pause`);
+      await turn();
+    }
+    if (changed()) throw new LakebaseError('UNAVAILABLE', `${path}: the segment was finished or cut meanwhile`);
+    this.#checkUsable();
+    copy.rest(this.flushLsn);
+    renameSync(path, this.#files.path(number));
+    this.#current.close();
+    this.#current = copy.file;
+    this.#current.path = this.#files.path(number);
+    this.#adoptions++;
+    this.#syncedOffset = this.#current.offset;
+    this.#syncedSequence = this.#current.sequence;
+    try {
+      this.#files.sync();
+    } catch (error) {
+      this.#broken = `${this.dir}: fsync failed: ${errorMessage(error)}; the segment is rebuilt from what was durable before`;
+      throw error;
+    }
+    return this.#syncedOffset;
   }
 
   /** Gives back the memory of an idle timeline. */
