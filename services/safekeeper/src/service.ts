@@ -10,6 +10,7 @@ import { FlushWatch } from './flush-watch.ts';
 import { addDiskGauges } from './gauges.ts';
 import { addRoutes } from './http-routes.ts';
 import { Offloader } from './offload.ts';
+import { NodeBook } from './node-book.ts';
 import { PeerFeed, PeerListener } from './peer-feed.ts';
 import { Timelines } from './timelines.ts';
 import { WalService } from './wal-service.ts';
@@ -21,7 +22,6 @@ export interface Safekeeper {
   stop(): Promise<void>;
 }
 
-import { NodeBook } from './node-book.ts';
 /** Timelines named one by one in /metrics. */
 const LABELLED_TIMELINES_MAX = 200;
 const BODY_BYTES_MAX = 16 * 1024 * 1024;
@@ -85,7 +85,11 @@ export async function startSafekeeper(
       },
     });
     const flushes = new FlushWatch();
+    const token = internalToken(secret, 'service');
+    const self = { id: config.id, httpUrl: `http://${config.httpHost}:${config.httpPort}`, pgHost: config.pgHost, pgPort: config.pgPort };
+    const nodes = new NodeBook({ self, peers: config.peers, token, file: NodeBook.fileIn(config.dataDir), log });
     const timelines: Timelines = new Timelines({
+      nodes,
       mayGrow: () => disk.check(),
       disk: () => ({ pressure: Number(disk.pressure.toFixed(3)), slowDisk: flushes.slow(performance.now()) }),
       ...(objectStore === undefined ? {} : { objectStore }),
@@ -97,11 +101,7 @@ export async function startSafekeeper(
         feed?.touch(timeline);
         offloader.touch(timeline);
       },
-    const token = internalToken(secret, 'service');
-    const self = { id: config.id, httpUrl: `http://${config.httpHost}:${config.httpPort}`, pgHost: config.pgHost, pgPort: config.pgPort };
-    const nodes = new NodeBook({ self, peers: config.peers, token, file: NodeBook.fileIn(config.dataDir), log });
       onLock: (project) => wal?.end(project),
-      nodes,
       onFlush: (seconds, bytes) => {
         appended.inc(bytes);
         flushSeconds.observe(seconds);
@@ -166,6 +166,7 @@ export async function startSafekeeper(
     nodes.onNode = follow;
     for (const { address } of nodes.peers) follow(address);
     const httpPort = (app.server.address() as AddressInfo).port;
+    nodes.listening(httpPort, pgPort);
     log.info({ httpPort, pgPort, timelines: timelines.size }, 'safekeeper is ready');
     return { timelines, httpPort, pgPort, stop };
   } catch (error) {
@@ -193,7 +194,6 @@ function addGauges(registry: Registry, timelines: Timelines, wal: WalService): v
     });
   };
   perTimeline('lakebase_safekeeper_flush_lsn', 'End of durable WAL', (t) => t.flushLsn);
-    nodes.listening(httpPort, pgPort);
   perTimeline('lakebase_safekeeper_commit_lsn', 'End of committed WAL known here', (t) => t.state.commitLsn);
   perTimeline('lakebase_safekeeper_offloaded_lsn', 'End of WAL in the object store', (t) => t.offloadedLsn);
   perTimeline('lakebase_safekeeper_term', 'Term of this member', (t) => t.term);
