@@ -14,6 +14,7 @@
 
 #include "agent_client.h"
 #include "cache.h"
+#include "crypt.h"
 #include "libc.h"
 
 /* Guards the connection and the buffer. Postgres's processes have one thread that does file calls; the lock is for the day they do not. */
@@ -73,6 +74,13 @@ static uint32_t request_length(struct map_entry *entry, uint32_t block, uint32_t
     return need + (limit > block + need ? absent_run(entry, block + need, limit) : 0);
 }
 
+static void report_failure(struct map_entry *entry, uint32_t block, uint32_t count, int error)
+{
+    map_count(&map->errors, 1);
+    shim_log("cannot fetch %u blocks from block %u of segment %u of relation %u/%u fork %u: %s", count, block, entry->segno, entry->db, entry->rel,
+             entry->fork, strerror(error));
+}
+
 static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, uint32_t count)
 {
     uint32_t index = (uint32_t)(entry - map_entries);
@@ -85,11 +93,8 @@ static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, ui
     }
     pthread_mutex_unlock(&fault_lock);
     cache_settle();
-    if (error != 0) {
-        map_count(&map->errors, 1);
-        shim_log("cannot fetch %u blocks from block %u of segment %u of relation %u/%u fork %u: %s", count, block, entry->segno, entry->db,
-                 entry->rel, entry->fork, strerror(error));
-    }
+    if (error != 0 && !cache_is_full(error)) /* then reads go past the disk, and writes say so themselves */
+        report_failure(entry, block, count, error);
     return error;
 }
 
@@ -124,6 +129,81 @@ int fault_blocks(struct map_entry *entry, int fd, struct block_range range)
     signals_release(&saved);
     errno = saved_errno;
     return error;
+}
+
+/* `length` bytes at `offset` of the whole read. */
+static void scatter(const struct iovec *vector, size_t offset, const char *bytes, size_t length)
+{
+    for (; length > 0; vector++) {
+        if (offset >= vector->iov_len) {
+            offset -= vector->iov_len;
+            continue;
+        }
+        size_t n = vector->iov_len - offset < length ? vector->iov_len - offset : length;
+        memcpy((char *)vector->iov_base + offset, bytes, n);
+        bytes += n;
+        length -= n;
+        offset = 0;
+    }
+}
+
+/* What the file says of part of one block; false when it may have been dropped meanwhile. */
+static bool read_kept(struct map_entry *entry, int fd, uint32_t block, char *to, size_t length, off_t at, ssize_t *got)
+{
+    uint32_t generation = map_generation(entry);
+    if (block < map_nblocks(entry) && map_state(entry, block) < BLOCK_RESIDENT)
+        return false;
+    *got = crypt_pread(fd, to, length, at);
+    return map_generation(entry) == generation;
+}
+
+/* The same from storage; false when the block is not absent (any more). */
+static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size_t length, size_t from, ssize_t *got)
+{
+    sigset_t saved;
+    signals_hold(&saved);
+    pthread_mutex_lock(&fault_lock);
+    int error = agent_fetch((uint32_t)(entry - map_entries), block, 1, fetched);
+    memcpy(to, fetched + from, length);
+    pthread_mutex_unlock(&fault_lock);
+    signals_release(&saved);
+    *got = error == 0 ? (ssize_t)length : -1;
+    if (error != 0) {
+        report_failure(entry, block, 1, error);
+        errno = error;
+    }
+    return map_state(entry, block) == BLOCK_ABSENT;
+}
+
+ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset)
+{
+    static _Thread_local char part[BLCKSZ];
+    size_t length = 0, done = 0;
+    for (int i = 0; i < count; i++)
+        length += vector[i].iov_len;
+    while (done < length) {
+        off_t at = offset + (off_t)done;
+        size_t from = (size_t)(at % BLCKSZ);
+        size_t n = BLCKSZ - from < length - done ? BLCKSZ - from : length - done;
+        uint32_t block = (uint32_t)(at / BLCKSZ);
+        ssize_t got = 0;
+        while (!read_kept(entry, fd, block, part, n, at, &got)) {
+            int error = map_wait(entry, block);
+            if (error != 0) {
+                errno = error;
+                return -1;
+            }
+            if (block < map_nblocks(entry) && map_state(entry, block) == BLOCK_ABSENT && read_fetched(entry, block, part, n, from, &got))
+                break;
+        }
+        if (got < 0)
+            return done > 0 ? (ssize_t)done : -1;
+        scatter(vector, done, part, (size_t)got);
+        done += (size_t)got;
+        if ((size_t)got < n)
+            break; /* the file ends here */
+    }
+    return (ssize_t)done;
 }
 
 static bool become_written(struct map_entry *entry, uint32_t block)

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "resident_map.h"
 #include "util.h"
@@ -60,6 +61,9 @@ static inline bool fault_read_holds(const struct read_guard *guard, struct map_e
 {
     return likely(!guard->tracked || map_generation(entry) == guard->generation);
 }
+
+/* A read whose blocks cannot be kept, because the disk is full of what cannot be dropped: absent blocks go from storage to the reader only. */
+ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset);
 
 /* A write in progress. Between begin and end signals are held when `held`. */
 struct write_claim {

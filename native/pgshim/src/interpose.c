@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "crypt.h"
 #include "export.h"
 #include "fault.h"
@@ -73,8 +74,8 @@ static ssize_t tracked_preadv(struct map_entry *entry, int fd, const struct iove
     struct read_guard guard;
     size_t length = vector_length(vector, count);
     for (;;) {
-        if (read_fails(&guard, entry, fd, offset, length))
-            return -1;
+        if (unlikely(read_fails(&guard, entry, fd, offset, length)))
+            return cache_is_full(errno) && offset >= 0 ? fault_read_past(entry, fd, vector, count, offset) : -1;
         ssize_t got = count == 1 ? crypt_pread(fd, vector->iov_base, length, offset) : crypt_preadv(fd, vector, count, offset);
         if (fault_read_holds(&guard, entry))
             return got;

@@ -106,8 +106,15 @@ static void full_disk(void)
     int fd = open("base/5/1", O_RDWR), wal = open("pg_wal/000000010000000A00000003", O_RDWR | O_CREAT, 0600);
     /* Nothing to drop: Postgres gets what it would get. */
     atomic_store(&full_count, 1);
-    CHECK(pwrite(wal, many, BLCKSZ, 0) == -1 && errno == EDQUOT && pread(fd, page, BLCKSZ, 0) == -1 && errno == EDQUOT);
-    CHECK(map_state(map_entries, 0) == BLOCK_ABSENT);
+    CHECK(pwrite(wal, many, BLCKSZ, 0) == -1 && errno == EDQUOT && pwrite(fd, many, BLCKSZ, 0) == -1 && errno == EDQUOT);
+    /* Reads go on: what cannot be kept is not. */
+    CHECK(read_block(fd, 0) == pattern(0, 0, 0) && map_state(map_entries, 0) == BLOCK_ABSENT);
+    struct iovec vector[2] = {{many, 3 * BLCKSZ - 100}, {many + 3 * BLCKSZ - 100, 5 * BLCKSZ + 100}};
+    CHECK(preadv(fd, vector, 2, (N - 6) * BLCKSZ) == 6 * BLCKSZ && atomic_load(&map->clean_blocks) == 0);
+    for (uint32_t i = 0; i < 6; i++)
+        CHECK(page_word(many + i * BLCKSZ) == pattern(0, N - 6 + i, 0));
+    CHECK(pread(fd, many, 100, 5 * BLCKSZ + 8) == 100 && *(uint64_t *)(void *)many == pattern(0, 5, 0));
+    memset(many, 0, sizeof many);
     for (uint32_t n = 1; n <= 4; n++) {
         atomic_store(&full_count, 0);
         for (uint32_t block = 0; block < 1000; block++)

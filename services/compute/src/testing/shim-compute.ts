@@ -21,10 +21,12 @@ import { type Server, type Socket, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { silentLogger } from '@lakebase/base';
 import { BLCKSZ, FORK_INIT, FORK_MAIN, parseRelPath, relPath } from '@lakebase/ids';
 import { type PostgresInstallation, accountName, findPostgres, unprivilegedAccount } from '@lakebase/service-kit';
 import pg from 'pg';
 import type { Writable } from 'node:stream';
+import { CacheWorker } from '../agent/cache-worker.ts';
 import { ResidentMap, type ResidentSegment } from '../resident-map.ts';
 import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
 
@@ -89,6 +91,8 @@ export interface ShimComputeOptions {
   readonly plaintext?: boolean;
   /** An existing data directory to use as the source; see {@link ShimCompute.startPlain}. */
   readonly adopt?: string;
+  /** The compute's data directory lies on a file system of its own, of this size (root only). */
+  readonly diskBytes?: number;
 }
 
 export class ShimCompute implements AsyncDisposable {
@@ -106,6 +110,7 @@ export class ShimCompute implements AsyncDisposable {
   /** How long the agent takes for each answer, as a stand-in for the network and the pageserver. */
   answerDelayMs = 0;
   readonly #settings: Readonly<Record<string, string>>;
+  readonly #disk: string | undefined;
   readonly #sockets = new Set<Socket>();
   #server: Postmaster | undefined;
   #agent: Server | undefined;
@@ -116,12 +121,17 @@ export class ShimCompute implements AsyncDisposable {
     this.installation = options.installation ?? findPostgres(18);
     this.directory = mkdtempSync(join(tmpdir(), 'lb-shim-'));
     this.source = options.adopt ?? join(this.directory, 'source');
-    this.pgdata = join(this.directory, 'compute');
+    this.#disk = options.diskBytes === undefined ? undefined : join(this.directory, 'disk');
+    this.pgdata = join(this.#disk ?? this.directory, 'compute');
     this.mapPath = join(this.directory, 'resident.map');
     this.#settings = options.settings ?? {};
     this.cipher = options.plaintext === true ? null : new ScratchCipher();
     this.#own(this.directory);
     chmodSync(this.directory, 0o700);
+    if (this.#disk === undefined) return;
+    mkdirSync(this.#disk);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${options.diskBytes}`, 'tmpfs', this.#disk]);
+    this.#own(this.#disk);
   }
 
   get logPath(): string {
@@ -251,6 +261,25 @@ export class ShimCompute implements AsyncDisposable {
     await this.#startServer(this.pgdata, server, key);
   }
 
+  /** The cache worker beside this compute, as an agent starts it. */
+  worker(cacheBytes: number | null): CacheWorker {
+    const worker = new CacheWorker({
+      program: join(this.installation.binDir, 'postgres'),
+      env: {
+        ...baseEnv(this.installation),
+        LD_PRELOAD: join(this.directory, 'pgshim.so'),
+        LAKEBASE_SHIM_DATADIR: this.pgdata,
+        LAKEBASE_SHIM_MAP: this.mapPath,
+        LAKEBASE_SHIM_SOCKET: this.socketPath,
+      },
+      scratchKey: () => this.cipher?.key ?? null,
+      cacheBytes,
+      log: silentLogger,
+    });
+    worker.start();
+    return worker;
+  }
+
   async stop(signal: NodeJS.Signals = 'SIGINT'): Promise<void> {
     const server = this.#server;
     this.#server = undefined;
@@ -287,6 +316,7 @@ export class ShimCompute implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop('SIGQUIT');
     await this.stopAgent();
+    if (this.#disk !== undefined) execFileSync('umount', [this.#disk]);
     if (process.env['KEEP_SHIM_TEST'] === undefined)
       rmSync(this.directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 });
   }
