@@ -18,6 +18,7 @@ export const FAILPOINTS = {
   'pageserver.flush.before-layer': 'A frozen layer is about to be written to disk.',
   'pageserver.flush.before-index': 'A flushed layer is on disk, the local index does not name it yet.',
   'pageserver.flush.after-index': 'The local index names a flushed layer; WAL it covers may be trimmed once that is uploaded.',
+  'pageserver.ingest.before-piece': 'A piece of WAL, at most 128 KiB, has come from a safekeeper and is about to be ingested.',
   'pageserver.layer.fetch': 'A range of a remote layer is about to be fetched for a read.',
   'pageserver.upload.before-layer': 'A layer is on disk and about to be uploaded.',
   'pageserver.upload.after-layer': 'A layer is uploaded, no uploaded index names it yet.',

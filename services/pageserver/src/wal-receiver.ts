@@ -2,7 +2,7 @@
  *  Invariants: WAL is asked for from lastRecordLsn on, so nothing is skipped or ingested twice; a safekeeper shows committed WAL only.
  *  The last record LSN is reported as written; as flushed and applied what the safekeepers may forget: what the object store has (remote-consistent),
  *  or without one what this disk has. While the disk is full nothing is ingested and the connection is kept. */
-import { LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
+import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode, sleep } from '@lakebase/base';
 import type { PeerAddress } from '@lakebase/api';
 import { type Lsn, formatLsn } from '@lakebase/ids';
 import { PgConnection, type ReplicationStream } from '@lakebase/pg-wire';
@@ -125,6 +125,7 @@ export class WalReceiver {
             for (let room = this.#options.room(); room !== undefined && !this.#stop.signal.aborted; room = this.#options.room()) {
               await Promise.race([room, ended]);
             }
+            await failpoint('pageserver.ingest.before-piece');
             this.#stop.signal.throwIfAborted();
             expected += message.data.length;
             decoder.push(message.data);
