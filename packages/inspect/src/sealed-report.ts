@@ -13,7 +13,11 @@ export const BOOT_MAGIC = 0x4c424250;
 /** A boot set has 4,096 blocks at most; a suspend state is bounded by its route; an index by how many layers a timeline can have. */
 const SEALED_BYTES_MAX = 512 << 20;
 
+/** Its content is the pageserver's own affair: which blocks were read lately. */
+const HEAT_MAGIC = 0x4c424854;
+
 const KINDS: Readonly<Record<number, string>> = {
+  [HEAT_MAGIC]: 'heat map',
   [INDEX_MAGIC]: 'timeline index',
   [SUSPEND_MAGIC]: 'suspend state',
   [BOOT_MAGIC]: 'boot set',
@@ -53,7 +57,8 @@ export async function reportSealed(source: ByteSource, magic: number, o: SealedR
     const payload = await openSealed(source, magic, o.identity, o.openWith);
     if (magic === INDEX_MAGIC) indexContents(report, parseIndex(payload, source.name));
     else if (magic === SUSPEND_MAGIC) suspendContents(report, payload);
-    else bootContents(report, payload);
+    else if (magic === BOOT_MAGIC) bootContents(report, payload);
+    else report.field('opened', `${payload.length} bytes`);
   } catch (error) {
     report.damage(error);
   }

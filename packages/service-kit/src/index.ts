@@ -12,3 +12,5 @@ export * from './key-re-encryption.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
 export * from './scrub-jobs.ts';
+export * from './inspect-routes.ts';
+export * from './scrub-orphans.ts';

@@ -10,8 +10,7 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type ByteSource, bufferSource, checkLayer, fileSource, openSealed, parseIndex, readWhole } from '@lakebase/inspect';
 import { INDEX_MAGIC, type ObjectEntry, type ObjectKeys, type TimelineIndex, keyFromText, namesOf } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject, timelinePrefix } from '@lakebase/object-store';
-import type { ScrubJob } from '@lakebase/service-kit';
-import type { OrphanMemory } from './scrub-orphans.ts';
+import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
 
 /** What the scrubber needs of a timeline, attached or not. */
 export interface ScrubSubject {

@@ -23,12 +23,11 @@ import {
 } from '@lakebase/layers';
 import { indexObject, timelineObject, timelinePrefix } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
-import type { ScrubJob } from '@lakebase/service-kit';
+import { OrphanMemory, type ScrubJob } from '@lakebase/service-kit';
 import { runCompaction } from './compaction-job.ts';
 import { SUSPEND_OBJECT_MAGIC } from './bundle.ts';
 import { Generations } from './generations.ts';
 import { scrubPageserver } from './scrub.ts';
-import { OrphanMemory } from './scrub-orphans.ts';
 import { subjectOf } from './scrub-subject.ts';
 import { scrubTimeline } from './scrub-timeline.ts';
 import { TimelineStorage } from './storage.ts';

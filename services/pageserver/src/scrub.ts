@@ -4,8 +4,7 @@ import { type ScrubFindingKind } from '@lakebase/api';
 import { errorMessage, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
-import type { ScrubJob } from '@lakebase/service-kit';
-import type { OrphanMemory } from './scrub-orphans.ts';
+import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
 import { type ScrubSubject, scrubTimeline } from './scrub-timeline.ts';
 
 export interface ScrubHost {

@@ -1,0 +1,182 @@
+/** The scrubber and the inspector of a safekeeper, over its routes, with WAL of a stock server on three members and in the object store. */
+import assert from 'node:assert/strict';
+import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { ScrubClient, type InspectReport, type ScrubStatus } from '@lakebase/api';
+import { silentLogger } from '@lakebase/base';
+import { WAL_SEGMENT_BYTES } from '@lakebase/ids';
+import type { PgConnection } from '@lakebase/pg-wire';
+import { Quorum, StockServer, until } from './testing/rig.ts';
+
+let scrubs = 0;
+
+describe('scrubbing WAL', () => {
+  let server: StockServer;
+  let quorum: Quorum;
+  let sql: PgConnection;
+  let objects = '';
+
+  before(async () => {
+    server = new StockServer({ 'lakebase.term': '1' });
+    await server.start();
+    quorum = await Quorum.start(silentLogger, {}, (root) => {
+      objects = join(root, 'objects');
+      return { objectStore: { kind: 'directory', path: objects } };
+    });
+    await quorum.create(server);
+    await quorum.elect(1);
+    await quorum.subscribe(server, 1);
+    server.reload({ synchronous_standby_names: 'ANY 2 (sk1,sk2,sk3)' });
+    sql = await server.connect();
+    await sql.query('CREATE TABLE t (id int, pad text)');
+    for (let i = 0; i < 3; i++) {
+      await sql.query(`INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 20000) i`);
+      await sql.query('SELECT pg_switch_wal()');
+    }
+    await sql.query('INSERT INTO t VALUES (0)');
+    for (const i of [0, 1, 2])
+      await until(
+        'three segments are offloaded',
+        () => timeline(i).offloadedLsn >= timeline(i).control.startLsn + 2 * WAL_SEGMENT_BYTES,
+        30_000,
+      );
+  });
+  after(async () => {
+    sql.destroy();
+    await quorum[Symbol.asyncDispose]();
+    await server[Symbol.asyncDispose]();
+  });
+
+  const timeline = (i: number) => {
+    const { running } = quorum.member(i);
+    assert.ok(running !== undefined);
+    return running.timelines.get(quorum.project, quorum.timeline);
+  };
+  const walDir = (i: number): string => join(timeline(i).dir, 'wal');
+  const objectDir = (): string => join(objects, 'projects', quorum.project, 'timelines', quorum.timeline, 'wal');
+  const flip = (path: string, at: number): void => {
+    const bytes = readFileSync(path);
+    bytes[at] = (bytes[at] as number) ^ 0x08;
+    writeFileSync(path, bytes);
+  };
+
+  async function scrub(i: number, repair = false): Promise<ScrubStatus> {
+    const client = new ScrubClient(quorum.member(i).client.http);
+    const id = `test-${++scrubs}`;
+    await client.start({ id, project: null, repair, knownProjects: null, bytesPerSecond: null });
+    let status = await client.status(id);
+    await until('the scrub ended', async () => (status = await client.status(id)).state !== 'RUNNING', 30_000);
+    assert.equal(status.state, 'DONE', status.error ?? '');
+    return status;
+  }
+  /** Objects that a takeover made twice come by themselves. */
+  const shape = (s: ScrubStatus): string[] => s.findings.filter((f) => f.kind !== 'orphan').map((f) => `${f.kind} ${f.where} ${f.outcome}`);
+  const show = (i: number, name: string, more: object = {}): Promise<InspectReport> =>
+    quorum.member(i).client.http.call('POST', '/v1/inspect', { project: quorum.project, timeline: quorum.timeline, name, ...more });
+
+  test('nothing is wrong with it, while it is being written', async () => {
+    let writing = true;
+    const writer = (async () => {
+      while (writing) await sql.query('INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 200) i');
+    })();
+    for (const i of [1, 2]) {
+      const status = await scrub(i);
+      assert.deepEqual(shape(status), [], JSON.stringify(status.findings));
+      assert.ok(status.objects >= 4 && status.bytes > 3 * WAL_SEGMENT_BYTES);
+      assert.deepEqual(status.timelines, { done: 1, total: 1 });
+    }
+    writing = false;
+    await writer;
+  });
+
+  test('a flipped bit in a WAL object is found by the first member and put right from its own WAL', async () => {
+    // Of two that hold the same WAL the larger one is read.
+    const name = readdirSync(objectDir())
+      .filter((f) => /-[1248]$/.test(f))
+      .sort((a, b) => Number(b.slice(-1)) - Number(a.slice(-1)))[0] as string;
+    const path = join(objectDir(), name);
+    for (const share of [0.5]) {
+      flip(path, Math.floor(readFileSync(path).length * share));
+      assert.deepEqual(shape(await scrub(1, true)), [], 'the second member leaves objects to the first');
+      const found = await scrub(0);
+      assert.deepEqual(shape(found), ['damaged store left']);
+      assert.ok(found.findings.some((f) => f.name.endsWith(name)));
+      assert.deepEqual(shape(await scrub(0, true)), ['damaged store repaired']);
+      assert.deepEqual(shape(await scrub(0)), []);
+    }
+    // A smaller one with the same WAL would stand in.
+    await scrub(0, true);
+    rmSync(path);
+    assert.deepEqual(shape(await scrub(0)), ['missing store left']);
+    assert.deepEqual(shape(await scrub(0, true)), ['missing store repaired']);
+    assert.deepEqual(shape(await scrub(0)), []);
+  });
+
+  test('an object inside of a larger one goes', async () => {
+    const larger = readdirSync(objectDir()).find((f) => /-[248]$/.test(f));
+    if (larger === undefined) return;
+    const inside = join(objectDir(), larger.replace(/-[248]$/, '-1'));
+    writeFileSync(inside, 'x');
+    const about = (status: ScrubStatus): string[] =>
+      status.findings.filter((f) => f.name.endsWith(basename(inside))).map((f) => `${f.kind} ${f.outcome}`);
+    assert.deepEqual(about(await scrub(0)), ['orphan left']);
+    assert.deepEqual(about(await scrub(0, true)), ['orphan deleted']);
+    assert.equal((await scrub(0)).left, 0);
+  });
+
+  test('a flipped bit in a segment nobody reads is found, and the member keeps its vote', async () => {
+    const name = readdirSync(walDir(1))
+      .filter((f) => /^0{7}1/.test(f))
+      .sort()[0] as string;
+    const path = join(walDir(1), name);
+    flip(path, 100_000);
+    const status = await scrub(1);
+    assert.deepEqual(shape(status), ['damaged disk left']);
+    assert.ok(status.findings[0]?.name.endsWith(name));
+    assert.equal(timeline(1).control.damage, null);
+    assert.deepEqual(shape(await scrub(1, true)), ['damaged disk repaired']);
+    assert.equal(timeline(1).control.damage, null);
+    assert.deepEqual(shape(await scrub(1)), []);
+  });
+
+  test('a damaged control file is written again from what is in memory', async () => {
+    flip(join(timeline(2).dir, 'control'), 20);
+    assert.deepEqual(shape(await scrub(2)), ['damaged disk left']);
+    assert.deepEqual(shape(await scrub(2, true)), ['damaged disk repaired']);
+    assert.deepEqual(shape(await scrub(2)), []);
+  });
+
+  test('one scrub at a time; what nobody started is not known', async () => {
+    const client = new ScrubClient(quorum.member(0).client.http);
+    const slow = { id: 'slow', project: null, repair: false, knownProjects: null, bytesPerSecond: 1_024 * 1_024 };
+    await client.start(slow);
+    assert.equal((await client.start(slow)).id, 'slow', 'asked for again');
+    await assert.rejects(client.start({ ...slow, id: 'other' }), { code: 'CONFLICT' });
+    await client.end('slow');
+    assert.equal((await client.status('slow')).state, 'FAILED');
+    await assert.rejects(client.status('nobody'), { code: 'NOT_FOUND' });
+    await assert.rejects(client.http.call('POST', '/v1/scrubs', { id: '../x' }), { code: 'INVALID_ARGUMENT' });
+  });
+
+  test('inspect: the list, the control file, a segment and an object with their records', async () => {
+    const list = await show(0, '');
+    assert.ok(list.tables[0]?.rows.some(([name]) => name === 'control'));
+    assert.match(JSON.stringify((await show(0, 'control')).tables[0]), /term/);
+    const [segment] = readdirSync(walDir(0))
+      .filter((f) => /^0{7}1/.test(f))
+      .sort() as [string];
+    const report = await show(0, segment, { limit: 5 });
+    assert.deepEqual(report.damage, []);
+    assert.equal(report.tables.at(-1)?.rows.length, 5);
+    assert.ok((report.tables.at(-1)?.omitted ?? 0) > 100);
+    const object = readdirSync(objectDir()).find((f) => /-[1248]$/.test(f)) as string;
+    const stored = await show(1, `wal/${object}`, { limit: 5 });
+    assert.deepEqual(stored.damage, []);
+    assert.match(stored.notes.join(), /frames open/);
+    assert.match(JSON.stringify(stored.tables), /"Heap|"heap|HEAP/i);
+    await assert.rejects(show(0, '../../secret'), { code: 'INVALID_ARGUMENT' });
+    await assert.rejects(show(0, 'wal/..'), { code: 'INVALID_ARGUMENT' });
+    await assert.rejects(show(0, 'nothing'), { code: 'NOT_FOUND' });
+  });
+});
