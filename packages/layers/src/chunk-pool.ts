@@ -18,6 +18,8 @@ export class ChunkPool {
   #expiry: NodeJS.Timeout | undefined;
   /** Blocks that were handed out a second time or later. */
   reused = 0;
+  /** Blocks that are in use, or that nobody has given back and the collector has not found yet. */
+  taken = 0;
 
   constructor(bytes: number) {
     this.#bytes = bytes;
@@ -32,6 +34,7 @@ export class ChunkPool {
   take(): SharedArrayBuffer {
     const kept = this.#free.pop();
     if (kept !== undefined) this.reused++;
+    this.taken++;
     const memory = kept ?? new SharedArrayBuffer(this.#bytes);
     // A second object over the same memory, whose end the registry can watch.
     const block = structuredClone(memory);
@@ -55,6 +58,7 @@ export class ChunkPool {
   }
 
   #keep(memory: SharedArrayBuffer): void {
+    this.taken--;
     if (this.#free.length >= KEPT_BLOCKS) return;
     this.#free.push(memory);
     clearTimeout(this.#expiry);

@@ -10,6 +10,7 @@ import { parseArgs } from 'node:util';
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { LakebaseError, silentLogger } from '@lakebase/base';
 import { MAX_LSN, type ProjectUid, type RelTag, type TimelineId, parseLsn } from '@lakebase/ids';
+import { openLayerMemory } from '@lakebase/layers';
 import { readControlFile } from '@lakebase/pg-format';
 import { type PageFigures, type PageRequestAt, askPages, randomPages } from './bench-pages.ts';
 import { walChunks } from './bench-wal.ts';
@@ -96,6 +97,8 @@ async function main(): Promise<void> {
         turnCpuP99Ms: turns.at(0.99),
         turnCpuMaxMs: turns.at(1),
         cpuShare: turns.share,
+        openLayersMb: round(openLayerMemory().used / 1e6),
+        openLayersFreeMb: round(openLayerMemory().free / 1e6),
         memory: Object.fromEntries(Object.entries(process.memoryUsage()).map(([k, v]) => [k, Math.round(v / 1e6)])),
       };
     };
