@@ -2,7 +2,7 @@
  *  byte of data is written again, and what became old can go. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdtempSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join, relative } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -77,6 +77,12 @@ describe('rotation', () => {
         filesIn(join(cluster.home, 'data', sk, project.uid, t, 'wal'), SEGMENT),
       ),
     );
+  /** Layers in the object store. */
+  function stored(): string[] {
+    const dir = join(cluster.home, 'objects', 'projects', project.uid, 'timelines');
+    if (!existsSync(dir)) return [];
+    return readdirSync(dir).flatMap((t) => filesIn(join(dir, t), /\.layer$/));
+  }
   /** Of this project: the default one may run too. */
   async function compute(): Promise<ComputeStatus> {
     const { computes } = await new ClusterInternals(cluster).host.list();
@@ -157,6 +163,37 @@ describe('rotation', () => {
       await settled(from + 1);
       await checked();
     });
+
+  it('re-encryption: every old layer, segment and object in the store under fresh data keys, while clients write and processes are killed', async () => {
+    const from = (await keks()).length;
+    const before = new Set([...layers(), ...segments(), ...stored()]);
+    const began = performance.now();
+    const asked = await project.account.call('POST', `${project.encryptionPath}/re-encrypt`);
+    assert.equal(asked['re_encryption']['state'], 'RUNNING');
+    assert.equal(asked['kek_version'], from + 1);
+    for (const name of ['pageserver', 'sk2'] as const) cluster.kill(name);
+    const progress = await eventually(
+      'everything is encrypted anew',
+      async () => {
+        const now = (await project.encryption())['re_encryption'] as Record<string, unknown>;
+        return now['state'] === 'DONE' ? now : undefined;
+      },
+      120_000,
+    );
+    await settled(from + 1);
+    process.stdout.write(
+      `# ${String(progress['objects_done'])} objects, ${(Number(progress['bytes_written']) / 2 ** 20).toFixed(0)} MB encrypted anew in ${Math.round(performance.now() - began)} ms, two kills included\n`,
+    );
+    assert.ok(before.size > 4);
+    for (const file of layers()) assert.ok(kekVersion(file, 'layer') > from, file);
+    for (const file of segments()) assert.ok(kekVersion(file, 'segment') > from, file);
+    // What is superseded leaves the store after a confirmation.
+    await eventually('no old layer is in the store', () => (stored().every((file) => kekVersion(file, 'layer') > from) ? true : undefined));
+    await checked();
+    // Nothing of it hangs on what processes have in memory.
+    for (const name of ['keymanager', 'pageserver', ...SAFEKEEPERS] as const) cluster.kill(name);
+    await checked();
+  });
 
   it('a new version of the customer key is noticed, KEKs are wrapped with it, and the old version may go', async () => {
     ledger.errors.clear();
