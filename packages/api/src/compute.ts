@@ -8,7 +8,7 @@
  *    POST   /v1/computes/:computeId/stop   { mode: 'fast' | 'immediate' } -> ComputeStatus when gone (idempotent)
  *    GET    /v1/computes/:computeId/log?lines=200  -> PostgresLogTail: what Postgres said last. It may hold data: it lies in the agent's memory only
  *    GET    /v1/computes/:computeId/roles/:role  -> RoleSecret (from pg_authid) */
-import type { PeerAddress } from './safekeeper.ts';
+import type { ConfigurationJson, PeerAddress } from './safekeeper.ts';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
 
 export interface RoleSpec {
@@ -33,7 +33,10 @@ export interface ComputeSpec {
   readonly endpointId: string;
   readonly pgVersion: number;
   readonly systemId: string;
+  /** The members of the branch's WAL, by member id. */
   readonly safekeepers: readonly PeerAddress[];
+  /** By which they count; absent: their set has never been changed. */
+  readonly walConfiguration?: ConfigurationJson;
   readonly pageserver: { readonly httpUrl: string; readonly pageHost: string; readonly pagePort: number };
   readonly roles: readonly RoleSpec[];
   readonly databases: readonly DatabaseSpec[];

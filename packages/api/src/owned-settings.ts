@@ -44,6 +44,7 @@ export const AGENT_OWNED_SETTINGS: ReadonlySet<string> = new Set([
   'unix_socket_permissions',
   'archive_mode',
   'lakebase.term',
+  'lakebase.generation',
   'ssl',
   'unix_socket_group',
   'recovery_target',

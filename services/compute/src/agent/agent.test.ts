@@ -17,7 +17,14 @@ import { pgIdentConf, postgresqlConf } from './settings.ts';
 const tag = { spc: 1663, db: 5, rel: 16384, fork: 0 } as const;
 
 describe('settings', () => {
-  const input = { major: 18, term: 7 as Term, socketDir: "/tmp/o'dd", safekeeperNames: ['sk1', 'sk2', 'sk3'], sharedBuffers: '64MB' };
+  const input = {
+    major: 18,
+    term: 7 as Term,
+    socketDir: "/tmp/o'dd",
+    rule: { count: 2, names: ['sk1', 'sk2', 'sk3'] },
+    generation: 0,
+    sharedBuffers: '64MB',
+  };
   it('the agent has the last word', () => {
     const conf = postgresqlConf({
       ...input,

@@ -15,15 +15,14 @@ import {
   PageserverClient,
   type PostgresLogTail,
   type RoleSecret,
-  SafekeeperClient,
   type StartBundle,
-  type WalTimelineStatus,
   encodeBootSet,
   encodeSuspendState,
 } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, isCode, must, sleep } from '@lakebase/base';
 import { type Lsn, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
+import { configurationFromJson, staticConfiguration } from '@lakebase/wal-quorum';
 import { Client } from 'pg';
 import { ResidentMap, type ResidentMapFile } from '../resident-map.ts';
 import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
@@ -46,9 +45,9 @@ import type { AgentSetup, AgentStart } from './protocol.ts';
 import { slotsAt } from './replication-slots.ts';
 import { RunningState } from './running-state.ts';
 import { ADMIN_ROLE, COMPUTE_PORT, pgHbaConf, pgIdentConf, postgresqlConf } from './settings.ts';
-import { Subscriptions } from './subscriptions.ts';
 import { collectSuspendState } from './suspend-state.ts';
 import { putBinary } from './upload.ts';
+import { WalMembers, membersAt } from './wal-members.ts';
 
 const BUNDLE_WAIT_MS = 30_000;
 const READY_MS = 60_000;
@@ -78,7 +77,7 @@ export class Compute {
   #postgres: PostgresProcess | undefined;
   #disk: LocalDisk | undefined;
   #relay: PageRelay | undefined;
-  #subscriptions: Subscriptions | undefined;
+  #walMembers: WalMembers | undefined;
   #sql: Promise<Client> | undefined;
   #backpressure: Backpressure | undefined;
   #bootSet: BootSet | undefined;
@@ -140,12 +139,19 @@ export class Compute {
     try {
       checkPreloadLibraries(this.#spec.settings, this.#start.postgres.libDir);
       this.#pages.warm();
-      const members = this.#spec.safekeepers.map((peer) => ({
-        peer,
-        client: new SafekeeperClient({ baseUrl: peer.httpUrl, token: this.#start.token }),
-      }));
-      const election = await elect(members, { project: this.#project, timeline: this.#timeline }, this.#start.lastTerm, this.#log);
+      const { safekeepers, walConfiguration } = this.#spec;
+      const election = await elect({
+        members: membersAt(safekeepers, this.#start.token),
+        configuration:
+          walConfiguration === undefined ? staticConfiguration(safekeepers.map((s) => s.id)) : configurationFromJson(walConfiguration),
+        branch: { project: this.#project, timeline: this.#timeline },
+        lastTerm: this.#start.lastTerm,
+        token: this.#start.token,
+        log: this.#log,
+      });
       this.#election = election;
+      const walMembers = this.#quorumOf(election);
+      this.#walMembers = walMembers;
       this.#stage('elected');
       const bundle = await this.#pages.getStartBundle(election.startLsn, BUNDLE_WAIT_MS);
       this.#stage('bundle');
@@ -153,23 +159,7 @@ export class Compute {
       this.#stage('laidOut');
       await this.#startPostgres();
       this.#stage('postgres');
-      this.#subscriptions = new Subscriptions({
-        members,
-        project: this.#project,
-        timeline: this.#timeline,
-        term: election.term,
-        host: this.#start.socketDir,
-        port: COMPUTE_PORT,
-        user: ADMIN_ROLE,
-        log: this.#log,
-        onFenced: (term) => this.#fenced(term),
-        onStatus: (member, { pressure, offloadedLsn }: WalTimelineStatus & { readonly pressure?: number }) =>
-          this.#backpressure?.member(member, {
-            ...(pressure === undefined ? {} : { pressure }),
-            ...(offloadedLsn === undefined ? {} : { offloadedLsn: parseLsn(offloadedLsn) }),
-          }),
-      });
-      this.#subscriptions.start();
+      walMembers.start();
       const work = hasWork(this.#catalog());
       // With nothing to apply, clients neither wait for our own connection nor share the processor with its start.
       const catalog = work ? this.#openCatalog() : sleep(OWN_CONNECTION_AFTER_MS).then(() => this.#openCatalog());
@@ -189,6 +179,32 @@ export class Compute {
     }
   }
 
+  #quorumOf({ configuration, members, term }: ElectionResult): WalMembers {
+    return new WalMembers({
+      configuration,
+      members,
+      project: this.#project,
+      timeline: this.#timeline,
+      term,
+      token: this.#start.token,
+      connection: this.#connection,
+      log: this.#log,
+      onFenced: (newer) => this.#fenced(newer),
+      onStatus: (member, { pressure, offloadedLsn }) =>
+        this.#backpressure?.member(member, {
+          ...(pressure === undefined ? {} : { pressure }),
+          ...(offloadedLsn === undefined ? {} : { offloadedLsn: parseLsn(offloadedLsn) }),
+        }),
+      applySettings: () => this.#reload(),
+    });
+  }
+
+  async #reload(): Promise<void> {
+    const sql = await must(this.#sql, 'connection to Postgres');
+    writeScratchFile(this.#cipher, join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
+    await sql.query('SELECT pg_reload_conf()');
+  }
+
   async change(change: ComputeChange): Promise<ComputeStatus> {
     this.#spec = { ...this.#spec, ...change };
     if (change.pageserver !== undefined) {
@@ -196,10 +212,7 @@ export class Compute {
       if (Object.keys(change).length === 1) return this.status();
     }
     const sql = await must(this.#sql, 'connection to Postgres');
-    if (change.settings !== undefined) {
-      writeScratchFile(this.#cipher, join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
-      await sql.query('SELECT pg_reload_conf()');
-    }
+    if (change.settings !== undefined) await this.#reload();
     await applyCatalog(sql, this.#catalog());
     return this.status();
   }
@@ -235,7 +248,7 @@ export class Compute {
     await this.#runningState?.stop();
     await this.#sql?.then((sql) => sql.end()).catch(() => {});
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
-    this.#subscriptions?.stop();
+    this.#walMembers?.stop();
     if (clean)
       await this.#keepSuspendState().catch((error: unknown) =>
         this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'),
@@ -299,7 +312,8 @@ export class Compute {
       major: this.#spec.pgVersion,
       term: election.term,
       socketDir: this.#start.socketDir,
-      safekeeperNames: this.#spec.safekeepers.map((s) => s.id),
+      rule: must(this.#walMembers, 'members').rule,
+      generation: must(this.#walMembers, 'members').generation,
       sharedBuffers: this.#setup.sharedBuffers,
       settings: this.#spec.settings,
       logicalSlots: this.#logicalSlots,
@@ -349,7 +363,7 @@ export class Compute {
 
   async #readActivity(): Promise<void> {
     if (this.#sql === undefined) return;
-    const names = this.#spec.safekeepers.map((s) => s.id);
+    const names = must(this.#walMembers, 'members').names;
     this.#activity = await readActivity(await this.#sql, names, this.#activity);
     this.#onStatus(this.status());
   }
@@ -466,7 +480,7 @@ export class Compute {
     this.#backpressure?.stop();
     void this.#periodic?.stop();
     void this.#runningState?.stop();
-    this.#subscriptions?.stop();
+    this.#walMembers?.stop();
     if (this.#postgres !== undefined && !this.#postgres.gone) await this.#postgres.stop('immediate', 5_000);
     this.#relay?.close();
     this.#pages.close();

@@ -1,24 +1,28 @@
 /** Runs an election over HTTP before a compute starts: the sans-I/O core (wal-quorum) decides, this file only carries messages.
  *  When it returns, a majority has adopted (term, startLsn): no older compute can acknowledge anything any more. Members that answer late
  *  still adopt in the background. */
-import type { ElectedRequest, PeerAddress, SafekeeperClient } from '@lakebase/api';
-import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
+import type { ElectedRequest, WalConfiguration } from '@lakebase/api';
+import { LakebaseError, type Logger, errorMessage, isCode, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, parseLsn, parseTerm } from '@lakebase/ids';
 import {
+  type Configuration,
   Election,
   type ElectionAction,
   type ElectionWon,
+  configurationFromJson,
   historyFromJson,
   historyToJson,
+  isQuorum,
   planCandidacy,
-  staticConfiguration,
+  votersOf,
 } from '@lakebase/wal-quorum';
+import { type WalMember, membersAt } from './wal-members.ts';
 
-export interface ElectionMember {
-  readonly peer: PeerAddress;
-  readonly client: SafekeeperClient;
+export interface ElectionResult extends Pick<ElectionWon, 'term' | 'startLsn' | 'lastRecordLsn'> {
+  /** By which it was won, and where those members are. */
+  readonly configuration: Configuration;
+  readonly members: readonly WalMember[];
 }
-export type ElectionResult = Pick<ElectionWon, 'term' | 'startLsn' | 'lastRecordLsn'>;
 
 const ATTEMPTS_MAX = 5;
 const STATUS_MS = 1_500;
@@ -30,22 +34,35 @@ export interface Branch {
   readonly timeline: TimelineId;
 }
 
-/** `lastTerm`: the highest term the caller knows of this branch, or null. A guess that is too low costs one refused round, never safety. */
-export async function elect(
-  members: readonly ElectionMember[],
-  branch: Branch,
-  lastTerm: number | null,
-  log: Logger,
-): Promise<ElectionResult> {
+export interface ElectOptions {
+  readonly members: readonly WalMember[];
+  readonly configuration: Configuration;
+  readonly branch: Branch;
+  /** The highest term the caller knows of this branch, or null. A guess that is too low costs one refused round, never safety. */
+  readonly lastTerm: number | null;
+  readonly token: string;
+  readonly log: Logger;
+}
+
+export async function elect({ branch, lastTerm, token, log, ...first }: ElectOptions): Promise<ElectionResult> {
+  let { members, configuration } = first;
   let atLeast = 0;
   let reason = '';
   for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
     const guess = attempt === 0 && lastTerm !== null && lastTerm % STATUS_EVERY_TERMS !== 0;
-    const { term, commitFloor } = guess ? { term: lastTerm + 1, commitFloor: 0 as Lsn } : await candidacy(members, branch, log);
-    const outcome = await campaign(members, branch, { term: Math.max(term, atLeast + 1) as Term, commitFloor }, log);
-    if (!('lostTo' in outcome)) return outcome;
+    const { term, commitFloor } = guess
+      ? { term: lastTerm + 1, commitFloor: 0 as Lsn }
+      : await candidacy(members, configuration, branch, log);
+    const options = { term: Math.max(term, atLeast + 1) as Term, commitFloor, configuration };
+    const outcome = await campaign(members, branch, options, log);
+    if (!('lostTo' in outcome)) return { ...outcome, configuration, members };
     atLeast = outcome.lostTo;
     reason = outcome.reason;
+    if (outcome.newer !== undefined) {
+      configuration = configurationFromJson(outcome.newer.configuration);
+      members = membersAt(outcome.newer.addresses, token);
+      log.info({ generation: configuration.generation }, 'the members of this branch have changed');
+    }
     await sleep(50 * (attempt + 1));
   }
   throw new LakebaseError('UNAVAILABLE', `no majority of safekeepers elects this compute: ${reason}`);
@@ -53,12 +70,12 @@ export async function elect(
 
 /** Statuses of a majority suffice for the term; the history is pruned only when all told their commit LSN. */
 async function candidacy(
-  members: readonly ElectionMember[],
+  members: readonly WalMember[],
+  configuration: Configuration,
   { project, timeline }: Branch,
   log: Logger,
 ): Promise<{ term: Term; commitFloor: Lsn }> {
   const statuses = new Map<string, { term: Term; commitLsn: Lsn }>();
-  const quorum = Math.floor(members.length / 2) + 1;
   const asked = members.map(async ({ peer, client }) => {
     try {
       const status = await client.status(project, timeline);
@@ -71,23 +88,26 @@ async function candidacy(
   const patience = new AbortController();
   await Promise.race([Promise.all(asked), sleep(STATUS_MS, patience.signal).catch(() => {})]);
   patience.abort();
-  if (statuses.size < quorum)
-    throw new LakebaseError('UNAVAILABLE', `only ${statuses.size} of ${members.length} safekeepers answer; a start needs ${quorum}`);
-  return planCandidacy(
-    members.map((m) => m.peer.id),
-    statuses,
-  );
+  if (!isQuorum(configuration, statuses.keys()))
+    throw new LakebaseError('UNAVAILABLE', `only ${statuses.size} of ${members.length} safekeepers answer; a start needs a majority`);
+  return planCandidacy(votersOf(configuration), statuses);
 }
 
 function campaign(
-  members: readonly ElectionMember[],
+  members: readonly WalMember[],
   { project, timeline }: Branch,
-  options: { term: Term; commitFloor: Lsn },
+  options: { term: Term; commitFloor: Lsn; configuration: Configuration },
   log: Logger,
-): Promise<ElectionResult | { lostTo: number; reason: string }> {
+): Promise<ElectionWon | { lostTo: number; reason: string; newer: WalConfiguration | undefined }> {
   return new Promise((resolve, reject) => {
-    const election = new Election({ configuration: staticConfiguration(members.map((m) => m.peer.id)), ...options });
-    const { term } = options;
+    const election = new Election(options);
+    const { term, configuration } = options;
+    let newer: WalConfiguration | undefined;
+    const heard = (told: WalConfiguration | undefined): { configuration?: Configuration } => {
+      if (told === undefined) return {};
+      newer = told;
+      return { configuration: configurationFromJson(told.configuration) };
+    };
     const step = (actions: () => readonly ElectionAction[]): void => {
       try {
         for (const action of actions()) perform(action);
@@ -97,7 +117,7 @@ function campaign(
     };
     const perform = (action: ElectionAction): void => {
       if (action.kind === 'won') resolve(action.result);
-      else if (action.kind === 'lost') resolve({ lostTo: action.highestTerm, reason: action.reason });
+      else if (action.kind === 'lost') resolve({ lostTo: action.highestTerm, reason: action.reason, newer });
       else if (action.kind === 'elected') void tellElected(action.to, action.request);
       else
         log.warn(
@@ -105,9 +125,15 @@ function campaign(
           'safekeeper is at a higher term and cannot follow this compute',
         );
     };
-    const refused = (member: string, error: unknown): void => {
+    const refused = async (member: string, error: unknown): Promise<void> => {
       log.warn({ safekeeper: member, term, err: errorMessage(error) }, 'safekeeper refuses this election');
-      step(() => election.onRefusal(member, { reason: errorMessage(error) }));
+      const told = isCode(error, 'CONFLICT')
+        ? await memberOf(member)
+            .client.configuration(project, timeline)
+            .catch(() => undefined)
+        : undefined;
+      const overtaken = told !== undefined && told.configuration.generation > configuration.generation ? told : undefined;
+      step(() => election.onRefusal(member, { ...heard(overtaken), reason: errorMessage(error) }));
     };
     const tellElected = async (to: string, request: NonNullable<typeof election.request>): Promise<void> => {
       const member = memberOf(to);
@@ -118,23 +144,29 @@ function campaign(
         termHistory: historyToJson(request.termHistory),
         donor: memberOf(request.donor).peer,
         voters: request.voters,
+        configuration,
       };
       try {
         const answer = await member.client.elected(project, timeline, body);
         step(() => election.onElected(to, { term: parseTerm(answer.term), flushRecordLsn: parseLsn(answer.flushRecordLsn) }));
       } catch (error) {
-        refused(to, error);
+        await refused(to, error);
       }
     };
-    const memberOf = (id: string): ElectionMember => {
+    const memberOf = (id: string): WalMember => {
       const member = members.find((m) => m.peer.id === id);
       if (member === undefined) throw new LakebaseError('INTERNAL', `${id} is no member`);
       return member;
     };
+    for (const id of votersOf(configuration))
+      if (!members.some((m) => m.peer.id === id)) step(() => election.onRefusal(id, { reason: 'nobody knows where it is' }));
     for (const { peer, client } of members) {
-      client.vote(project, timeline, { term }).then(
+      client.vote(project, timeline, { term, configuration }).then(
         (v) => {
-          if (!v.granted) return step(() => election.onRefusal(peer.id, { term: parseTerm(v.term), reason: `has granted term ${v.term}` }));
+          if (!v.granted)
+            return step(() =>
+              election.onRefusal(peer.id, { term: parseTerm(v.term), ...heard(v.newer), reason: `has granted term ${v.term}` }),
+            );
           step(() =>
             election.onVote({
               voter: peer.id,

@@ -2,6 +2,7 @@
  *  Local files are scratch: no fsync, no torn-page protection, no checksums; durability is the quorum's (synchronous standbys). */
 import { AGENT_OWNED_SETTINGS, refusedValue } from '@lakebase/api';
 import type { Term } from '@lakebase/ids';
+import type { StandbyRule } from '@lakebase/wal-quorum';
 
 /** Role the agent, safekeepers and proxy connect as for their own work; made by initdb in the template. */
 export const ADMIN_ROLE = 'lakebase_admin';
@@ -12,7 +13,10 @@ export interface PostgresConfInput {
   readonly major: number;
   readonly term: Term;
   readonly socketDir: string;
-  readonly safekeeperNames: readonly string[];
+  /** Whose flush reports a commit waits for, and how many of them. */
+  readonly rule: StandbyRule;
+  /** Of the configuration the rule is of: members ask for it before they stream. */
+  readonly generation: number;
   readonly sharedBuffers: string;
   readonly settings: Readonly<Record<string, string>>;
   /** The branch has logical replication slots: Postgres starts with them at wal_level=logical only. */
@@ -30,7 +34,6 @@ export function userSettings(settings: Readonly<Record<string, string>>): [strin
 }
 
 export function postgresqlConf(input: PostgresConfInput): string {
-  const quorum = Math.floor(input.safekeeperNames.length / 2) + 1;
   const lines: [string, string][] = [
     ['shared_buffers', input.sharedBuffers],
     ['max_connections', '200'],
@@ -56,7 +59,7 @@ export function postgresqlConf(input: PostgresConfInput): string {
     // `mmap` would put shared memory into files of the data directory, past the shim.
     ['dynamic_shared_memory_type', 'posix'],
     ['synchronous_commit', 'on'],
-    ['synchronous_standby_names', `ANY ${quorum} (${input.safekeeperNames.map((name) => `"${name}"`).join(',')})`],
+    ['synchronous_standby_names', `ANY ${input.rule.count} (${input.rule.names.map((name) => `"${name}"`).join(',')})`],
     ['max_wal_senders', '16'],
     ['wal_keep_size', '512MB'],
     ['wal_sender_timeout', '30s'],
@@ -66,6 +69,7 @@ export function postgresqlConf(input: PostgresConfInput): string {
     ['log_destination', 'stderr'],
     ['log_line_prefix', '%m [%p] '],
     ['lakebase.term', String(input.term)],
+    ['lakebase.generation', String(input.generation)],
   ];
   return `# Written by the Lakebase agent at every start; changes are lost.\n${lines.map(([name, value]) => `${name} = ${quote(value)}\n`).join('')}`;
 }

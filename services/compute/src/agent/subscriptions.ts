@@ -3,11 +3,14 @@
 import type { PeerAddress, SafekeeperClient, SubscribeRequest, WalTimelineStatus } from '@lakebase/api';
 import { type Logger, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { ProjectUid, Term, TimelineId } from '@lakebase/ids';
+import type { Configuration } from '@lakebase/wal-quorum';
 
 const POLL_MS = 1_000;
 
 export interface SubscriptionsOptions {
   readonly members: readonly { readonly peer: PeerAddress; readonly client: SafekeeperClient }[];
+  /** By which this compute counts. */
+  readonly configuration: Configuration;
   readonly project: ProjectUid;
   readonly timeline: TimelineId;
   readonly term: Term;
@@ -44,6 +47,7 @@ export class Subscriptions {
       port: this.#options.port,
       user: this.#options.user,
       standbyName: peer.id,
+      configuration: this.#options.configuration,
     };
     let known = false;
     while (!this.#abort.signal.aborted) {
@@ -61,6 +65,12 @@ export class Subscriptions {
         else if (known || !isCode(error, 'UNAVAILABLE'))
           log.warn({ safekeeper: peer.id, err: errorMessage(error) }, 'safekeeper does not follow this compute now');
         known = false;
+        // It may hold a newer configuration, which only its status tells.
+        if (isCode(error, 'CONFLICT'))
+          await client.status(project, timeline).then(
+            (status) => this.#options.onStatus?.(peer.id, status),
+            () => {},
+          );
       }
       await sleep(POLL_MS, this.#abort.signal).catch(() => {});
     }

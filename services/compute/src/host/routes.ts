@@ -30,6 +30,13 @@ const spec = Type.Object({
   pgVersion: Type.Integer(),
   systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
   safekeepers: Type.Array(peer, { minItems: 1, maxItems: 7 }),
+  walConfiguration: Type.Optional(
+    Type.Object({
+      generation: Type.Integer({ minimum: 0 }),
+      members: Type.Array(Type.String()),
+      newMembers: Type.Union([Type.Array(Type.String()), Type.Null()]),
+    }),
+  ),
   pageserver,
   ...change,
 });
