@@ -1,5 +1,5 @@
 /** Configuration of the pageserver (keys common to all services: service-kit commonConfig). */
-import { commonConfig, keyConfig, objectStoreConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig, objectStoreConfig, scrubConfig } from '@lakebase/service-kit';
 import { type Static, Type } from 'typebox';
 
 const MIB = 1 << 20;
@@ -9,6 +9,7 @@ export const configSchema = Type.Object(
     ...commonConfig,
     ...keyConfig,
     ...objectStoreConfig,
+    ...scrubConfig,
     /** The Manager, which gives out generations; null: this disk is all there is, whatever objectStore says. */
     managerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
     /** Directory of templates and timelines. */

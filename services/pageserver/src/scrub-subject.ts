@@ -6,9 +6,27 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { TEMP_SUFFIX, syncDirectory } from '@lakebase/layers';
 import { type ObjectStore, timelineObject } from '@lakebase/object-store';
 import type { Generations } from './generations.ts';
+import type { ScrubHost } from './scrub.ts';
 import type { ScrubSubject } from './scrub-timeline.ts';
 import type { TimelineStorage } from './storage.ts';
+import type { TimelineStore } from './store.ts';
 import type { Uploader } from './uploader.ts';
+
+/** All timelines of a pageserver as the scrubber sees them. */
+export function scrubHostOf(store: TimelineStore): ScrubHost {
+  const { remote } = store;
+  return {
+    store: remote?.store,
+    timelines: (projects) => store.timelinesOf(projects),
+    open: async (project, timeline) => {
+      const held = await store.hold(project, timeline);
+      const uploader = [...store.attached()].find((t) => t.timeline === held.timeline)?.uploader;
+      const far = remote === undefined || uploader === undefined ? undefined : { ...remote, uploader };
+      return { subject: subjectOf(held.timeline.storage, far), release: held.release };
+    },
+    restore: (project, timeline) => store.restoreDamaged(project, timeline),
+  };
+}
 
 /** With the object store; without one everything is on this disk only. */
 export interface ScrubRemote {

@@ -332,6 +332,7 @@ test('projects that the Manager does not know are reported and left; a locked ti
         if (timeline === locked) throw new LakebaseError('KEY_REVOKED', 'revoked');
         return { subject: rig.subject, release: () => {} };
       },
+      restore: async () => false,
     },
     job,
     rig.memory,

@@ -9,14 +9,19 @@ import { type ScrubSubject, scrubTimeline } from './scrub-timeline.ts';
 
 export interface ScrubHost {
   readonly store: ObjectStore | undefined;
-  /** Every timeline this pageserver is responsible for. */
-  timelines(): Promise<readonly { readonly project: ProjectUid; readonly timeline: TimelineId }[]>;
+  /** Every timeline this pageserver is responsible for, of these projects or of all it knows. */
+  timelines(projects: readonly ProjectUid[] | null): Promise<readonly { readonly project: ProjectUid; readonly timeline: TimelineId }[]>;
   /** `release` when it is done with. Throws CORRUPT for one that cannot be opened, KEY_REVOKED for one that may not be. */
   open(project: ProjectUid, timeline: TimelineId): Promise<{ readonly subject: ScrubSubject; readonly release: () => void }>;
+  /** One that could not be opened is made anew from the object store. False when it cannot be. */
+  restore(project: ProjectUid, timeline: TimelineId): Promise<boolean>;
 }
 
 export async function scrubPageserver(host: ScrubHost, job: ScrubJob, orphans: OrphanMemory): Promise<void> {
-  const all = (await host.timelines()).filter((t) => job.project === null || t.project === job.project);
+  const wanted = job.project === null ? job.knownProjects : [job.project];
+  const all = (await host.timelines(wanted as readonly ProjectUid[] | null)).filter(
+    (t) => job.project === null || t.project === job.project,
+  );
   let done = 0;
   job.timelines(0, all.length);
   for (const { project, timeline } of all) {
@@ -35,7 +40,16 @@ export async function scrubPageserver(host: ScrubHost, job: ScrubJob, orphans: O
         if (!isCode(error, 'NOT_FOUND')) job.skipped(`${project}/${timeline}: ${errorMessage(error)}`);
       } else {
         const kind: ScrubFindingKind = isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED') ? 'damaged' : 'unreadable';
-        job.found({ kind, name: timeline, where: 'disk', project, timeline, detail: errorMessage(error), outcome: 'left' });
+        const restored = job.repair && kind === 'damaged' && (await host.restore(project, timeline).catch(() => false));
+        job.found({
+          kind,
+          name: timeline,
+          where: 'disk',
+          project,
+          timeline,
+          detail: errorMessage(error),
+          outcome: restored ? 'repaired' : 'left',
+        });
       }
     }
     job.timelines(++done, all.length);

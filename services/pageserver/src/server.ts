@@ -1,12 +1,25 @@
 /** The pageserver put together, without process concerns: what main.ts and tests start. */
 import { PlacementClient, internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
-import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
+import { join } from 'node:path';
+import {
+  type ObjectStore,
+  OrphanMemory,
+  ScrubJobs,
+  type ServiceKeys,
+  addInspectRoutes,
+  createHttpServer,
+  openKeys,
+  openObjectStore,
+} from '@lakebase/service-kit';
 import type { PageserverConfig } from './config.ts';
 import { Generations, type PlacementCalls } from './generations.ts';
 import { registerPlacementRoutes, registerRoutes } from './http.ts';
+import { inspectPage, inspectTimeline } from './inspect.ts';
 import { registerMetrics } from './metrics.ts';
 import { PageListener } from './page-listener.ts';
+import { scrubPageserver } from './scrub.ts';
+import { scrubHostOf } from './scrub-subject.ts';
 import { TimelineStore } from './store.ts';
 
 export interface Pageserver {
@@ -47,6 +60,21 @@ export async function startPageserver(
   const pageMetrics = registerMetrics(metrics, store, () => late.listener);
   registerRoutes(app, store);
   registerPlacementRoutes(app, store);
+  const orphans = new OrphanMemory(join(config.dataDir, 'scrub-orphans.json'), log);
+  const scrubs = new ScrubJobs({
+    service: config.id,
+    config,
+    stateFile: join(config.dataDir, 'scrub.json'),
+    log,
+    run: (job) => scrubPageserver(scrubHostOf(store), job, orphans),
+  });
+  scrubs.addRoutes(app);
+  scrubs.registerMetrics(metrics);
+  addInspectRoutes(
+    app,
+    (request) => inspectTimeline(store, request),
+    (request) => inspectPage(store, request),
+  );
   await keys.source.start();
   await store.open();
   target?.generations.start();
@@ -57,6 +85,7 @@ export async function startPageserver(
   await app.listen({ host: config.httpHost, port: config.httpPort });
   const address = app.server.address();
   const httpPort = typeof address === 'object' && address !== null ? address.port : config.httpPort;
+  scrubs.startSchedule();
   log.info({ httpPort, pagePort, timelines: [...store.attached()].length }, 'pageserver is ready');
   return {
     store,
@@ -64,6 +93,7 @@ export async function startPageserver(
     pagePort,
     close: async () => {
       await app.close();
+      await scrubs.close();
       await listener.close();
       await store.close();
       await keys.source.stop();
