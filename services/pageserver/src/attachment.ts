@@ -80,8 +80,8 @@ export async function attachLocal(c: AttachContext, files: TimelineFiles): Promi
       durableLsn: () => uploader?.remoteConsistentLsn ?? storage.diskConsistentLsn,
       room: () => c.disk.room,
     });
-    void warmUp(timeline, bootSet, heatOf(timeline), log);
-    return { timeline, receiver, uploader, bootSet, users: 0, lastUsed: performance.now() };
+    const warm = warmUp(timeline, bootSet, heatOf(timeline), log);
+    return { timeline, receiver, uploader, bootSet, warm, users: 0, lastUsed: performance.now() };
   } catch (error) {
     await storage.close();
     throw error;

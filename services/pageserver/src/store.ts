@@ -26,6 +26,7 @@ import { DiskSpace } from './disk-space.ts';
 import { forgetLockedProject } from './locked-memory.ts';
 import { openLayerCache } from './local-cache.ts';
 import { CacheBudget } from './page-cache.ts';
+import { findIndex } from './remote-index.ts';
 import { removeObjects } from './remote-removal.ts';
 import { reEncrypt } from './re-encryption.ts';
 import { type TimelineFiles, ensureDirectory } from './storage.ts';
@@ -40,6 +41,8 @@ const BUNDLE_CACHE_BYTES = 16 << 20;
 const ATTACH_AGAIN_MS = 1_000;
 const DELETED_SUFFIX = '.deleted';
 const ATTACHED_AT_ONCE = 8;
+/** A move waits so long for the target's cache. */
+const WARM_MS = 10_000;
 /** A new timeline is in the object store before anybody relies on it. */
 const CREATE_UPLOAD_MS = 20_000;
 
@@ -365,6 +368,14 @@ export class TimelineStore {
     for (const entry of this.#timelines.values()) if (is(entry)) n++;
     return n;
   }
+  /** Of all projects that have something here, or of those named. What the object store has of them counts too. */
+  async timelinesOf(projects: readonly ProjectUid[] | null): Promise<{ project: ProjectUid; timeline: TimelineId }[]> {
+    const here = new Set([...this.#timelines.keys()].map((name) => name.slice(0, 32) as ProjectUid));
+    const all: { project: ProjectUid; timeline: TimelineId }[] = [];
+    for (const project of new Set([...here, ...(projects ?? [])]))
+      for (const timeline of await this.#allTimelines(project)) all.push({ project, timeline });
+    return all;
+  }
   get locked(): number {
     return this.#count(isLocked);
   }
@@ -430,7 +441,11 @@ export class TimelineStore {
   async takeOver(given: AttachedProject): Promise<void> {
     const { generations } = this.#remote();
     generations.adopt(given);
-    await Promise.all(given.timelines.filter((t) => t.active === true).map((t) => this.#refetch(given.project, t.timeline)));
+    const active = given.timelines.filter((t) => t.active === true).map((t) => t.timeline);
+    await Promise.all(active.map((timeline) => this.#refetch(given.project, timeline)));
+    // Whoever reads there now finds no cold cache here.
+    const warm = active.map((timeline) => this.#known(given.project, timeline).warm);
+    await withDeadline(Promise.all(warm), WARM_MS, 'warm-up').catch(() => {});
   }
 
   /** Committed WAL that is not readable yet, in bytes; undefined while it is not known. */
@@ -489,6 +504,19 @@ export class TimelineStore {
       if ((await this.#find(project, timeline)) === undefined)
         throw new LakebaseError('NOT_FOUND', `the object store has nothing of timeline ${timeline}`);
     });
+  }
+
+  /** One that cannot be attached because of its files here is laid out from the object store again. False when it is not such a one, or when the
+   *  store does not have it: then the files here are all there is. */
+  async restoreDamaged(project: ProjectUid, timeline: TimelineId): Promise<boolean> {
+    const isSuch = (): boolean => isDamaged(this.#timelines.get(timelineKey(project, timeline)));
+    if (this.remote === undefined || !isSuch()) return false;
+    const { generation } = await this.remote.generations.attach(project);
+    const found = await findIndex(this.remote.store, this.#files(project, timeline), { below: generation + 1, floor: 1, list: true });
+    if (found === undefined || !isSuch()) return false;
+    this.#log.warn({ project, timeline, version: found.index.version }, 'a damaged timeline is laid out from the object store again');
+    await this.#refetch(project, timeline);
+    return true;
   }
 
   // --- keys -----------------------------------------------------------------------------------------------------------------------

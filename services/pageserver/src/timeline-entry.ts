@@ -13,6 +13,8 @@ export interface Attached {
   /** Undefined without an object store. */
   readonly uploader: Uploader | undefined;
   bootSet: readonly BlockRef[];
+  /** Settles when what is likely to be read is local, as far as it may be. */
+  readonly warm: Promise<unknown>;
   /** Connections and calls that hold it in service. */
   users: number;
   /** When somebody last let go of it, by performance.now(). */

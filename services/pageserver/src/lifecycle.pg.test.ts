@@ -1,0 +1,288 @@
+/** Timelines between disk, memory and the object store: a lost disk, idle timelines, a project on two pageservers, crashes at every step of an upload.
+ *  A stock server plays the safekeeper; the Manager's part is played in memory. */
+import assert from 'node:assert/strict';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { PageserverClient, internalToken, timelineScope } from '@lakebase/api';
+import { isCode, silentLogger, sleep } from '@lakebase/base';
+import { type Lsn, type ProjectUid, type TimelineId, parseLsn, parseTimelineId } from '@lakebase/ids';
+import { indexObject, timelinePrefix } from '@lakebase/object-store';
+import { MemoryStore } from '@lakebase/object-store/testing';
+import { readControlFile } from '@lakebase/pg-format';
+import { StockPostgres, freePort } from '@lakebase/testkit';
+import pg from 'pg';
+import type { PageserverConfig } from './config.ts';
+import { type Pageserver, startPageserver } from './server.ts';
+import { PROJECT, PageClient, SECRET, TIMELINE, put, tarBytes } from './testing-client.ts';
+import { FakePlacements } from './testing-placements.ts';
+import { testConfig, testServiceKeys } from './testing.ts';
+
+const TOKEN = internalToken(SECRET, timelineScope(PROJECT, TIMELINE));
+const QUICK: Partial<PageserverConfig> = { validateMs: 50, uploadMs: 50, waitLsnTimeoutMs: 5_000, detachAfterMs: 3_600_000 };
+
+/** For states that have no event. What it throws meanwhile is no answer. */
+async function until(reached: () => boolean, ms = 10_000): Promise<void> {
+  for (const deadline = performance.now() + ms; ; await sleep(20)) {
+    try {
+      if (reached()) return;
+    } catch (error) {
+      if (performance.now() > deadline) throw error;
+    }
+    assert.ok(performance.now() < deadline, 'not in time');
+  }
+}
+
+describe('life of a timeline', () => {
+  let stock: StockPostgres;
+  let sql: pg.Client;
+  let tar: Buffer;
+  let systemId: string;
+  let peer: { id: string; httpUrl: string; pgHost: string; pgPort: number };
+  let directory: string;
+  let store: MemoryStore;
+  let placements: FakePlacements;
+  const servers = new Set<Pageserver>();
+
+  before(async () => {
+    stock = StockPostgres.create({
+      settings: {
+        wal_keep_size: '1GB',
+        fsync: 'off',
+        autovacuum: 'off',
+        listen_addresses: '127.0.0.1',
+        password_encryption: 'scram-sha-256',
+      },
+    });
+    writeFileSync(join(stock.pgdata, 'pg_hba.conf'), 'local all all trust\nhost replication pageserver 127.0.0.1/32 scram-sha-256\n');
+    tar = await tarBytes(stock.pgdata);
+    systemId = String(readControlFile(readFileSync(join(stock.pgdata, 'global/pg_control'))).systemId);
+    const pgPort = await freePort();
+    peer = { id: 'sk1', httpUrl: 'http://x', pgHost: '127.0.0.1', pgPort };
+    stock.configure({ port: String(pgPort) });
+    await stock.start();
+    sql = new pg.Client({ ...stock.clientConfig, port: pgPort });
+    await sql.connect();
+    await sql.query(`create role pageserver replication login password '${TOKEN}'`);
+    await sql.query('create table t (id int primary key, v text)');
+  });
+  after(async () => {
+    await sql.end();
+    await stock[Symbol.asyncDispose]();
+  });
+
+  async function fresh(): Promise<void> {
+    directory = mkdtempSync(join(tmpdir(), 'lb-psl-'));
+    store = new MemoryStore();
+    placements = new FakePlacements();
+    placements.safekeepers = [peer];
+    placements.add(PROJECT, [TIMELINE], 'ps');
+  }
+  async function clean(): Promise<void> {
+    for (const server of servers) await server.close();
+    servers.clear();
+    rmSync(directory, { recursive: true, force: true });
+  }
+  async function start(id = 'ps', overrides: Partial<PageserverConfig> = {}): Promise<Pageserver> {
+    const config = testConfig(join(directory, id), { id, ...QUICK, ...overrides });
+    const server = await startPageserver(config, SECRET, silentLogger, testServiceKeys, { store, calls: placements.of(id) });
+    servers.add(server);
+    return server;
+  }
+  async function stop(server: Pageserver): Promise<void> {
+    servers.delete(server);
+    await server.close();
+  }
+  const client = (server: Pageserver): PageserverClient =>
+    new PageserverClient({ baseUrl: `http://127.0.0.1:${server.httpPort}`, token: internalToken(SECRET, 'service') });
+  async function create(server: Pageserver): Promise<void> {
+    assert.equal((await put(server.httpPort, '/v1/templates/18', tar, 'application/x-tar')).status, 200);
+    await client(server).create(PROJECT, TIMELINE, { pgVersion: 18, systemId, safekeepers: [peer] });
+  }
+  /** Rows, and where their pages are. */
+  async function write(rows: number): Promise<{ lsn: Lsn; tag: { spc: number; db: number; rel: number; fork: number }; blocks: number }> {
+    await sql.query('insert into t select coalesce(max(id), 0) + g, $1 from t, generate_series(1, $2) g group by g', [
+      'x'.repeat(100),
+      rows,
+    ]);
+    const { rows: found } = await sql.query(
+      "select pg_current_wal_flush_lsn()::text lsn, pg_relation_filenode('t')::int f, (select oid::int from pg_database where datname = 'postgres') db, pg_relation_size('t')::int / 8192 blocks",
+    );
+    const { lsn, f, db, blocks } = found[0] as { lsn: string; f: number; db: number; blocks: number };
+    return { lsn: parseLsn(lsn), tag: { spc: 1663, db, rel: f, fork: 0 }, blocks };
+  }
+  async function pagesOf(server: Pageserver, at: Awaited<ReturnType<typeof write>>): Promise<Buffer> {
+    const pages = await PageClient.open(server.pagePort, TOKEN);
+    try {
+      const all: Buffer[] = [];
+      for (let b = 0; b < at.blocks; b += 64) all.push(...(await pages.pages(at.tag, b, Math.min(64, at.blocks - b), at.lsn)));
+      assert.equal(all.length, at.blocks);
+      return Buffer.concat(all);
+    } finally {
+      pages.socket.destroy();
+      await pages.closed;
+    }
+  }
+  const uploaded = async (server: Pageserver): Promise<void> => {
+    await client(server).checkpoint(PROJECT, TIMELINE);
+    await server.store.upload(PROJECT);
+  };
+
+  test('F13: a lost disk comes back from the object store and the WAL, also while nobody has told the pageserver anything', async () => {
+    await fresh();
+    try {
+      let server = await start();
+      await create(server);
+      assert.ok(store.objects.has(indexObject(PROJECT, TIMELINE, 1)), 'a new timeline is in the store when its creation is answered');
+      const first = await write(5_000);
+      await pagesOf(server, first);
+      await uploaded(server);
+      const second = await write(2_000);
+      const before = await pagesOf(server, second);
+      await stop(server);
+      rmSync(join(directory, 'ps'), { recursive: true, force: true });
+      server = await start();
+      assert.equal([...server.store.attached()].length, 0);
+      const began = performance.now();
+      assert.deepEqual(await pagesOf(server, second), before);
+      console.log(`readable ${(performance.now() - began).toFixed(0)} ms after the first question, ${store.calls.list} lists`);
+      // And the creation that the Manager may repeat makes no empty one in its place.
+      const status = await client(server).create(PROJECT, TIMELINE, { pgVersion: 18, systemId, safekeepers: [peer] });
+      assert.ok(parseLsn(status.lastRecordLsn) >= second.lsn);
+      await assert.rejects(
+        PageClient.open(server.pagePort, internalToken(SECRET, 'service'), parseTimelineId('9'.repeat(32))),
+        (e: unknown) => isCode(e, 'NOT_FOUND'),
+      );
+    } finally {
+      await clean();
+    }
+  });
+
+  test('without the Manager what is on disk is served and ingested; uploads wait', async () => {
+    await fresh();
+    try {
+      let server = await start();
+      await create(server);
+      const first = await write(1_000);
+      await pagesOf(server, first);
+      await stop(server);
+      placements.down = true;
+      server = await start();
+      const puts = store.calls.put;
+      const second = await write(1_000);
+      await pagesOf(server, second);
+      await client(server).checkpoint(PROJECT, TIMELINE);
+      assert.equal(store.calls.put, puts);
+      placements.down = false;
+      await server.store.upload(PROJECT);
+      assert.ok(store.objects.has(indexObject(PROJECT, TIMELINE, 2)));
+      assert.ok(!store.objects.has(indexObject(PROJECT, TIMELINE, 1)));
+    } finally {
+      await clean();
+    }
+  });
+
+  test('an idle timeline leaves memory, is not attached by a start, and is there when asked', async () => {
+    await fresh();
+    try {
+      let server = await start('ps', { detachAfterMs: 300 });
+      await create(server);
+      const at = await write(1_000);
+      const before = await pagesOf(server, at);
+      await until(() => server.store.idle === 1);
+      assert.equal([...server.store.attached()].length, 0);
+      assert.deepEqual(await pagesOf(server, at), before);
+      await until(() => server.store.idle === 1);
+      await stop(server);
+      server = await start('ps', { detachAfterMs: 3_600_000 });
+      assert.equal([...server.store.attached()].length, 0);
+      assert.equal(server.store.idle, 1);
+      const later = await write(1_000);
+      assert.equal((await pagesOf(server, later)).length, later.blocks * 8192);
+      assert.equal((await client(server).status(PROJECT, TIMELINE)).state, 'ACTIVE');
+      await stop(server);
+      // Attached again: a start takes it up by itself.
+      server = await start();
+      assert.equal([...server.store.attached()].length, 1);
+      // A held connection keeps it.
+      const pages = await PageClient.open(server.pagePort, TOKEN);
+      pages.socket.destroy();
+      await client(server).remove(PROJECT, TIMELINE);
+      assert.deepEqual(
+        [...store.objects.keys()].filter((k) => k.startsWith(timelinePrefix(PROJECT, TIMELINE))),
+        [],
+      );
+    } finally {
+      await clean();
+    }
+  });
+
+  test('a project moves to another pageserver and back; the old one answers FENCED and keeps nothing', async () => {
+    await fresh();
+    try {
+      const a = await start('ps');
+      const b = await start('other');
+      await create(a);
+      const first = await write(3_000);
+      const before = await pagesOf(a, first);
+      const project = placements.projects.get(PROJECT) as { owner: string; serving: string; generation: number };
+      const move = async (from: Pageserver, to: Pageserver, id: string): Promise<void> => {
+        await client(from).upload(PROJECT, 10_000);
+        project.owner = id;
+        project.generation++;
+        const timelines = [{ timeline: TIMELINE as TimelineId, published: project.generation - 1, safekeepers: [peer], active: true }];
+        let { lagBytes } = await client(to).takeOver({ project: PROJECT as ProjectUid, generation: project.generation, timelines }, 10_000);
+        // Both read until the new one serves.
+        assert.deepEqual(await pagesOf(from, first), before);
+        while (lagBytes === null || lagBytes > 0) {
+          await sleep(10);
+          ({ lagBytes } = await client(to).readiness(PROJECT));
+        }
+        project.serving = id;
+        await client(from).letGo(PROJECT);
+      };
+      await move(a, b, 'other');
+      assert.deepEqual(await pagesOf(b, first), before);
+      await assert.rejects(PageClient.open(a.pagePort, TOKEN), (e: unknown) => isCode(e, 'FENCED'));
+      assert.ok(!existsSync(join(directory, 'ps', 'timelines', PROJECT, TIMELINE)));
+      const second = await write(1_000);
+      await pagesOf(b, second);
+      await move(b, a, 'ps');
+      await pagesOf(a, second);
+      await assert.rejects(PageClient.open(b.pagePort, TOKEN), (e: unknown) => isCode(e, 'FENCED'));
+      assert.deepEqual(readdirSync(join(directory, 'other', 'timelines', PROJECT)), []);
+    } finally {
+      await clean();
+    }
+  });
+
+  test('a disk that was put back to an earlier state is replaced by what the store has', async () => {
+    await fresh();
+    try {
+      let server = await start();
+      await create(server);
+      await write(1_000);
+      await uploaded(server);
+      await stop(server);
+      const { cpSync } = await import('node:fs');
+      cpSync(join(directory, 'ps'), join(directory, 'backup'), { recursive: true });
+      server = await start();
+      const later = await write(3_000);
+      const before = await pagesOf(server, later);
+      await uploaded(server);
+      await server.store.get(PROJECT, TIMELINE).storage.compact();
+      await uploaded(server);
+      await stop(server);
+      rmSync(join(directory, 'ps'), { recursive: true, force: true });
+      cpSync(join(directory, 'backup'), join(directory, 'ps'), { recursive: true });
+      server = await start();
+      assert.deepEqual(await pagesOf(server, later), before);
+      await server.store.upload(PROJECT).catch(() => {});
+      await until(() => (server.store.get(PROJECT, TIMELINE).storage.index.remote?.generation ?? 0) >= 2);
+      assert.deepEqual(await pagesOf(server, later), before);
+    } finally {
+      await clean();
+    }
+  });
+});
