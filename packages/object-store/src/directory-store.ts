@@ -84,7 +84,10 @@ export class DirectoryStore implements ObjectStore {
     const temporary = join(this.#root, TEMPORARY, temporaryName());
     try {
       const tag = await this.#write(temporary, source);
-      await makeDirectory(dirname(path), this.#root);
+      await makeDirectory(dirname(path), this.#root).catch((cause: NodeJS.ErrnoException) => {
+        if (cause.code !== 'EEXIST' && cause.code !== 'ENOTDIR') throw cause;
+        throw new LakebaseError('INVALID_ARGUMENT', `object ${key}: there is an object with the name of its directory`, { cause });
+      });
       await this.#place(temporary, path, key, options);
       await syncDirectory(dirname(path));
       return tag;

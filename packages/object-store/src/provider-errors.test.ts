@@ -44,7 +44,8 @@ test('all tables are reached through the shape of the SDK', () => {
 });
 
 const CASES: readonly [string, LakebaseError, ErrorCode][] = [
-  ['S3: HEAD of nothing', s3Error(s3('NotFound', 404), 'x'), 'NOT_FOUND'],
+  ['S3: no key', s3Error(s3('NoSuchKey', 404), 'x'), 'NOT_FOUND'],
+  ['S3: a 404 without a code', s3Error(s3('NotFound', 404), 'x'), 'UNAVAILABLE'],
   ['S3: a 404 of something in between is no absence', s3Error(s3('UnknownError', 404), 'x'), 'UNAVAILABLE'],
   ['S3: unknown 5xx', s3Error(s3('Whatever', 502), 'x'), 'UNAVAILABLE'],
   ['S3: unknown 4xx', s3Error(s3('Whatever', 403), 'x'), 'PERMISSION_DENIED'],

@@ -11,7 +11,7 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { Readable } from 'node:stream';
 import { LakebaseError, sleep } from '@lakebase/base';
-import { BYTES_UNKNOWN, transferMs, withAbort } from './deadline-store.ts';
+import { transferMs, withAbort } from './deadline-store.ts';
 import type { CallOptions, GetOptions, ObjectBytes, ObjectInfo, ObjectStore, ObjectTag, PutOptions, PutSource } from './object-store.ts';
 import { sizeOf } from './put-source.ts';
 import { absolute, checkRange } from './range.ts';
@@ -31,6 +31,8 @@ export interface RetryOptions {
 /** What a broken stream goes on with. */
 const RESUME_BYTES = 8 * 1024 * 1024;
 const COMPARE_BYTES = 4 * 1024 * 1024;
+/** Larger ones do not belong into memory. */
+const WHOLE_BYTES_MAX = 1024 * 1024 * 1024;
 
 export class RetryingStore extends StoreDecorator {
   readonly #options: Required<Omit<RetryOptions, 'onRetry'>> & Pick<RetryOptions, 'onRetry'>;
@@ -42,8 +44,10 @@ export class RetryingStore extends StoreDecorator {
 
   override async get(key: string, options: GetOptions = {}): Promise<ObjectBytes> {
     const { range } = options;
-    if (range !== undefined) checkRange(range, key);
-    const bytes = range === undefined ? undefined : 'suffix' in range ? range.suffix : range.length;
+    // How long an object of unknown size may take cannot be said before; that its bytes go on coming can be watched.
+    if (range === undefined) return this.#collect(key, options);
+    checkRange(range, key);
+    const bytes = 'suffix' in range ? range.suffix : range.length;
     return this.around({ operation: 'get', key, bytes }, options, async (o) => {
       const answer = await this.inner.get(key, o);
       const { length } = absolute(range, answer.size, key);
@@ -76,7 +80,7 @@ export class RetryingStore extends StoreDecorator {
 
   protected around<T, O extends CallOptions>(call: StoreCall, options: O, run: (options: O) => Promise<T>): Promise<T> {
     const { deadlineMs } = this.#options;
-    const bytes = call.bytes ?? (call.operation === 'get' ? BYTES_UNKNOWN : 0);
+    const bytes = call.bytes ?? 0;
     let last: LakebaseError | undefined;
     return withAbort(deadlineMs + 2 * transferMs(bytes), call, options, async (o) => {
       for (let attempt = 0; ; attempt++) {
@@ -127,6 +131,26 @@ export class RetryingStore extends StoreDecorator {
     }
   }
 
+  async #collect(key: string, options: CallOptions): Promise<ObjectBytes> {
+    for (let attempt = 0; ; attempt++) {
+      const { body, ...info } = await this.stream(key, options);
+      try {
+        if (info.size > WHOLE_BYTES_MAX)
+          throw new LakebaseError('RESOURCE_EXHAUSTED', `object ${key} has ${info.size} bytes: read it by ranges or as a stream`);
+        const bytes = Buffer.allocUnsafeSlow(info.size);
+        let filled = 0;
+        for await (const chunk of body as AsyncIterable<Buffer>) filled += chunk.copy(bytes, filled);
+        return { ...info, bytes };
+      } catch (error) {
+        // Damaged on the way, perhaps; or replaced while it was read.
+        if (attempt > 1 || !(error instanceof LakebaseError) || options.signal?.aborted === true) throw error;
+        if (error.code !== 'CORRUPT' && error.code !== 'UNAVAILABLE') throw error;
+      } finally {
+        body.destroy();
+      }
+    }
+  }
+
   /** The bytes of `body`, and where it breaks off, the rest by ranges of the same version. */
   async *#whole(body: Readable, info: ObjectInfo, options: CallOptions): AsyncGenerator<Buffer> {
     const { key, size, tag } = info;
@@ -138,7 +162,8 @@ export class RetryingStore extends StoreDecorator {
         yield chunk;
       }
     } catch (error) {
-      if (options.signal?.aborted === true || !(error instanceof LakebaseError) || !passes(error, 0)) throw error;
+      // What failed a check has been passed on already: it cannot go on from there.
+      if (options.signal?.aborted === true || !(error instanceof LakebaseError) || error.code !== 'UNAVAILABLE') throw error;
       this.#options.onRetry?.({ operation: 'stream', key, bytes: size - offset }, error, 0);
     } finally {
       body.destroy();

@@ -12,7 +12,8 @@ const BUSY = `the store does not serve the request now; ${AGAIN}`;
 
 export const S3_ERRORS: StoreErrorTable = {
   NoSuchKey: ['NOT_FOUND', 'there is no such object'],
-  NotFound: ['NOT_FOUND', 'there is no such object'],
+  // What the SDK says of a 404 without a code, which any proxy may send; head() asks again by a GET.
+  NotFound: ['UNAVAILABLE', 'something answers 404 that does not say what is missing; check "endpoint" in the configuration'],
   NoSuchBucket: ['UNAVAILABLE', 'there is no such bucket; create it, or correct "bucket" in the configuration'],
   PreconditionFailed: ['CONFLICT', 'the object has changed'],
   ConditionalRequestConflict: ['UNAVAILABLE', `another conditional write is under way; ${AGAIN}`],

@@ -118,14 +118,13 @@ export class S3Store implements ObjectStore {
       const answer = await this.#send(what, options, (o) => this.#client.send(new HeadObjectCommand(named), o));
       return infoOf(key, answer.ContentLength, answer.ETag, what);
     } catch (error) {
-      if (!(error instanceof LakebaseError) || error.code !== 'NOT_FOUND') throw error;
+      if (statusOf((error as LakebaseError).cause) !== 404) throw error;
       // The answer to HEAD has no body and does not say what is missing; that to GET does.
-      await this.#send(what, options, async (o) => {
+      return this.#send(what, options, async (o) => {
         const answer = await this.#client.send(new GetObjectCommand({ ...named, Range: 'bytes=0-0' }), o);
         (answer.Body as Readable | undefined)?.destroy();
         throw new LakebaseError('UNAVAILABLE', `${what}: it came while it was asked for`);
       });
-      throw error;
     }
   }
 
@@ -270,10 +269,13 @@ export class S3Store implements ObjectStore {
         }
       };
       const workers = Array.from({ length: PARTS_AT_ONCE }, () =>
-        work().catch((error: unknown) => (failed.abort(), Promise.reject(error as Error))),
+        work().catch((error: unknown) => {
+          failed.abort(error);
+          throw error;
+        }),
       );
-      const rejected = (await Promise.allSettled(workers)).find((w) => w.status === 'rejected');
-      if (rejected !== undefined) throw rejected.reason;
+      await Promise.allSettled(workers);
+      if (failed.signal.aborted) throw failed.signal.reason;
       checkSignal(options);
       const answer = await this.#client.send(
         new CompleteMultipartUploadCommand({ ...named, ...condition, UploadId, MultipartUpload: { Parts: done } }),
