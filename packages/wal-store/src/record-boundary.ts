@@ -1,11 +1,23 @@
-/** Finds record boundaries in a stream of WAL bytes without decoding records: reads only page headers, xl_tot_len, xl_rmid and xl_info.
+/** Finds record boundaries in a stream of WAL bytes without decoding records: reads only page headers, xl_tot_len, xl_prev, xl_rmid and xl_info.
+ *  What cannot be WAL of this place is refused: a page that says it is another one, of another Postgres timeline or segment size; a record that
+ *  does not name the one before it.
  *  `flushRecordLsn` is the end of the last complete record (8-aligned; for XLOG_SWITCH the start of the next segment), `lastRecordLsn`
  *  its start. Invariants: bytes are pushed in order and exactly once, in pieces of any size; the result does not depend on the pieces.
  *  Layout facts: xlogrecord.h, xlog_internal.h. Record starts and page headers are multiples of 8, so the padding after a record is
  *  accounted for by rounding its length up. */
 import { LakebaseError } from '@lakebase/base';
 import { ByteReader, ByteWriter, crc32c } from '@lakebase/bytes';
-import { type Lsn, WAL_SEGMENT_BYTES, XLOG_BLCKSZ, formatLsn, lsn, pageHeaderBytes } from '@lakebase/ids';
+import {
+  LONG_PAGE_HEADER_BYTES,
+  type Lsn,
+  WAL_SEGMENT_BYTES,
+  XLOG_BLCKSZ,
+  formatLsn,
+  lsn,
+  lsnHigh,
+  lsnLow,
+  pageHeaderBytes,
+} from '@lakebase/ids';
 
 /** SizeOfXLogRecord. */
 const RECORD_HEADER_BYTES = 24;
@@ -13,6 +25,10 @@ const RECORD_HEADER_BYTES = 24;
 const RECORD_BYTES_MAX = 1020 * 1024 * 1024;
 const RM_XLOG = 0;
 const XLOG_SWITCH = 0x40;
+/** xlp_magic of every major we know begins with this byte. */
+const PAGE_MAGIC_HIGH = 0xd1;
+/** xlp_info bit: the header has the long form (XLP_LONG_HEADER). */
+const LONG_HEADER = 0x0002;
 /** xlp_info bit: the record that continued here was abandoned by a crash and is replaced (XLP_FIRST_IS_OVERWRITE_CONTRECORD). */
 const OVERWRITE_CONTRECORD = 0x0008;
 /** Bytes of {@link RecordBoundary.serialize}. */
@@ -33,7 +49,9 @@ export class RecordBoundary {
   /** End of the zeros that follow an XLOG_SWITCH; 0 outside of them. */
   #switchEnd = 0;
   #pageHeaderLeft = 0;
-  #pageInfo = 0;
+  /** A record was completed since this tracker began: what it began with is somebody's word. */
+  #seen = false;
+  readonly #page = Buffer.alloc(LONG_PAGE_HEADER_BYTES);
   #bodyCrc = 0;
   #crcUsable = false;
   readonly #header = Buffer.alloc(RECORD_HEADER_BYTES);
@@ -61,20 +79,14 @@ export class RecordBoundary {
       }
       if (this.#pageHeaderLeft === 0 && position % XLOG_BLCKSZ === 0) {
         this.#pageHeaderLeft = pageHeaderBytes(position);
-        this.#pageInfo = 0;
       }
       if (this.#pageHeaderLeft > 0) {
-        const inPage = position % XLOG_BLCKSZ;
-        if (inPage === 2) this.#pageInfo = bytes[offset] as number;
-        // xlp_info is bytes 2 and 3: stop at byte 2 to see it, however the pieces fall.
-        const take = Math.min(end - offset, this.#pageHeaderLeft, inPage < 2 ? 2 - inPage : inPage === 2 ? 1 : this.#pageHeaderLeft);
+        const take = Math.min(end - offset, this.#pageHeaderLeft);
+        bytes.copy(this.#page, position % XLOG_BLCKSZ, offset, offset + take);
         offset += take;
         position += take;
         this.#pageHeaderLeft -= take;
-        if (this.#pageHeaderLeft === 0 && (this.#pageInfo & OVERWRITE_CONTRECORD) !== 0) {
-          this.#total = 0;
-          this.#consumed = 0;
-        }
+        if (this.#pageHeaderLeft === 0) this.#pageSeen(position);
         continue;
       }
       const pageLeft = XLOG_BLCKSZ - (position % XLOG_BLCKSZ);
@@ -89,6 +101,7 @@ export class RecordBoundary {
         bytes.copy(this.#header, this.#consumed, offset, offset + take);
         this.#consumed += take;
         if (this.#total === 0 && this.#consumed >= 4) this.#total = this.#readLength();
+        if (this.#consumed === RECORD_HEADER_BYTES && this.#seen) this.#checkPrevious();
       } else {
         const padded = Math.ceil(this.#total / 8) * 8;
         take = Math.min(take, padded - this.#consumed);
@@ -101,6 +114,37 @@ export class RecordBoundary {
       if (this.#consumed >= RECORD_HEADER_BYTES && this.#consumed === Math.ceil(this.#total / 8) * 8) this.#recordSeen(position);
     }
     this.position = position as Lsn;
+  }
+
+  /** The header that ends at `end` is whole. */
+  #pageSeen(end: number): void {
+    const page = this.#page;
+    const start = lsn(end - (end % XLOG_BLCKSZ));
+    const info = page.readUInt16LE(2);
+    const isLong = start % WAL_SEGMENT_BYTES === 0;
+    const bad =
+      page[1] !== PAGE_MAGIC_HIGH
+        ? 'it does not begin as one'
+        : page.readUInt32LE(4) !== 1
+          ? `it is of the Postgres timeline ${page.readUInt32LE(4)}`
+          : page.readUInt32LE(8) !== lsnLow(start) || page.readUInt32LE(12) !== lsnHigh(start)
+            ? 'it says that it is another page'
+            : ((info & LONG_HEADER) !== 0) !== isLong
+              ? 'its header has the wrong form'
+              : isLong && (page.readUInt32LE(32) !== WAL_SEGMENT_BYTES || page.readUInt32LE(36) !== XLOG_BLCKSZ)
+                ? 'its segments or pages have another size'
+                : undefined;
+    if (bad !== undefined) throw new LakebaseError('CORRUPT', `no WAL page at ${formatLsn(start)}: ${bad}`);
+    if ((info & OVERWRITE_CONTRECORD) === 0) return;
+    this.#total = 0;
+    this.#consumed = 0;
+  }
+
+  #checkPrevious(): void {
+    const previous = this.lastRecordLsn;
+    if (this.#header.readUInt32LE(8) === lsnLow(previous) && this.#header.readUInt32LE(12) === lsnHigh(previous)) return;
+    const at = formatLsn(this.#recordStart as Lsn);
+    throw new LakebaseError('CORRUPT', `no WAL record at ${at}: it does not follow the one at ${formatLsn(previous)}`);
   }
 
   #readLength(): number {
@@ -122,6 +166,7 @@ export class RecordBoundary {
   #complete(position: number): void {
     this.lastRecordLsn = this.#recordStart as Lsn;
     this.flushRecordLsn = position as Lsn;
+    this.#seen = true;
     this.#total = 0;
     this.#consumed = 0;
     this.#switchEnd = 0;
@@ -172,7 +217,8 @@ export class RecordBoundary {
     this.#consumed = from.#consumed;
     this.#switchEnd = from.#switchEnd;
     this.#pageHeaderLeft = from.#pageHeaderLeft;
-    this.#pageInfo = from.#pageInfo;
+    this.#seen = from.#seen;
+    from.#page.copy(this.#page);
     this.#bodyCrc = from.#bodyCrc;
     this.#crcUsable = from.#crcUsable;
     from.#header.copy(this.#header);

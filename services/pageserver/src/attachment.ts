@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createHash } from 'node:crypto';
-import { type AttachedProject, type PeerAddress, decodeBootSet, internalToken, timelineScope } from '@lakebase/api';
+import { type AttachedProject, type PeerAddress, decodeBootSet, internalToken } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, failpoint } from '@lakebase/base';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { type LayerCache, type ObjectEntry, namesOf, sealedObjectsOf, syncDirectory, writeFileDurably } from '@lakebase/layers';
@@ -76,7 +76,8 @@ export async function attachLocal(c: AttachContext, files: TimelineFiles): Promi
     const uploader = c.remote === undefined ? undefined : new Uploader(storage, c.remote, c.config, log);
     const receiver = new WalReceiver(timeline, {
       safekeepers: (index.extra['safekeepers'] ?? []) as PeerAddress[],
-      password: internalToken(c.secret, timelineScope(files.project, files.timeline)),
+      // Only with the service token does a safekeeper take a reader's word for what may be trimmed: computes have the timeline's.
+      password: internalToken(c.secret, 'service'),
       durableLsn: () => uploader?.remoteConsistentLsn ?? storage.diskConsistentLsn,
       room: () => c.disk.room,
     });

@@ -39,6 +39,10 @@ export function syntheticWal(start: Lsn, length: number, seed: number, switchEve
     header.writeUInt32LE(at % 0x1_0000_0000, 8);
     header.writeUInt32LE(Math.floor(at / 0x1_0000_0000), 12);
     header.writeUInt32LE(left > 0 ? remaining : 0, 16);
+    if (header.length === 40) {
+      header.writeUInt32LE(WAL_SEGMENT_BYTES, 32);
+      header.writeUInt32LE(XLOG_BLCKSZ, 36);
+    }
     pages.push(header);
     at += header.length;
   };
@@ -49,6 +53,9 @@ export function syntheticWal(start: Lsn, length: number, seed: number, switchEve
     const total = isSwitch ? 24 : 24 + (random(20) === 0 ? random(30_000) : random(300));
     const record = Buffer.alloc(Math.ceil(total / 8) * 8);
     record.writeUInt32LE(total, 0);
+    const previous = starts.at(-1) ?? lsn(Math.max(0, start - 120));
+    record.writeUInt32LE(previous % 0x1_0000_0000, 8);
+    record.writeUInt32LE(Math.floor(previous / 0x1_0000_0000), 12);
     record[16] = isSwitch ? 0x40 : 0;
     record[17] = isSwitch ? 0 : 10;
     for (let i = 24; i < total; i++) record[i] = random(256);
