@@ -4,9 +4,11 @@ import { LakebaseError, errorMessage } from '@lakebase/base';
 import { Command } from 'commander';
 import { createContext } from './commands/context.ts';
 import { addDrillCommand } from './commands/drill.ts';
+import { addInspectCommands } from './commands/inspect.ts';
 import { addKeyCommands } from './commands/keys.ts';
 import { addStorageCommands } from './commands/storage.ts';
 import { addResourceCommands } from './commands/resources.ts';
+import { addScrubCommand } from './commands/scrub.ts';
 import { addSystemCommands } from './commands/system.ts';
 
 const program = new Command('lakebase')
@@ -22,6 +24,8 @@ addSystemCommands(program, context);
 addResourceCommands(program, context);
 addKeyCommands(program, context);
 addDrillCommand(program, context);
+addScrubCommand(program, context);
+addInspectCommands(program, context);
 addStorageCommands(program, context);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

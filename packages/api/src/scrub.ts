@@ -76,3 +76,10 @@ export class ScrubClient {
     return this.http.call('DELETE', `/v1/scrubs/${encodeURIComponent(id)}`);
   }
 }
+
+/** What the Manager says of one scrub of the whole installation: `/api/2.0/lakebase/scrubs`. A service that cannot be asked is FAILED. */
+export interface ScrubSummary {
+  readonly id: string;
+  readonly state: 'RUNNING' | 'DONE' | 'FAILED';
+  readonly services: readonly ScrubStatus[];
+}
