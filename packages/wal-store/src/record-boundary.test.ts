@@ -1,6 +1,7 @@
 /** The tracker must not depend on how the bytes are cut. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { LakebaseError } from '@lakebase/base';
 import { type Lsn, WAL_SEGMENT_BYTES, XLOG_BLCKSZ, lsn } from '@lakebase/ids';
 import fc from 'fast-check';
 import { RecordBoundary } from './record-boundary.ts';
@@ -92,5 +93,67 @@ describe('record boundary', () => {
     const b = new RecordBoundary(start, lsn(8));
     b.verifyCrc = true;
     assert.throws(() => b.push(wal.bytes), /wrong checksum/);
+  });
+
+  test('hostile WAL (B11): what cannot be WAL of this place is refused where it is, whatever the pieces', () => {
+    const start = lsn(2 * WAL_SEGMENT_BYTES - 3 * XLOG_BLCKSZ);
+    const wal = syntheticWal(start, 8 * XLOG_BLCKSZ, 9);
+    const edge = 2 * WAL_SEGMENT_BYTES - start;
+    const record = (n: number): number => (wal.starts[n] as number) - start;
+    // A record whose header is not cut by a page's end.
+    const whole = wal.starts.findIndex((s, i) => i > 3 && s % XLOG_BLCKSZ < XLOG_BLCKSZ - 24 && s > start + XLOG_BLCKSZ);
+    const cases: [string, (bytes: Buffer) => void, RegExp][] = [
+      ['a page that does not begin as one', (b) => b.writeUInt16LE(0x1234, XLOG_BLCKSZ), /does not begin as one/],
+      ['a page of zeros', (b) => b.fill(0, XLOG_BLCKSZ, 2 * XLOG_BLCKSZ), /does not begin as one/],
+      ['another Postgres timeline', (b) => b.writeUInt32LE(2, XLOG_BLCKSZ + 4), /Postgres timeline 2/],
+      ['a page from elsewhere', (b) => b.writeUInt32LE(b.readUInt32LE(XLOG_BLCKSZ + 8) + XLOG_BLCKSZ, XLOG_BLCKSZ + 8), /another page/],
+      ['a page from another 4 GB', (b) => b.writeUInt32LE(1, XLOG_BLCKSZ + 12), /another page/],
+      ['a long header in the middle', (b) => b.writeUInt16LE(b.readUInt16LE(XLOG_BLCKSZ + 2) | 2, XLOG_BLCKSZ + 2), /wrong form/],
+      ['a short header at the edge', (b) => b.writeUInt16LE(b.readUInt16LE(edge + 2) & ~2, edge + 2), /wrong form/],
+      ['segments of another size', (b) => b.writeUInt32LE(1 << 20, edge + 32), /another size/],
+      ['a length of nothing', (b) => b.writeUInt32LE(0, record(whole)), /its length would be 0/],
+      ['a length that lies', (b) => b.writeUInt32LE(0xffff_ffff, record(whole)), /its length would be/],
+      ['a record that follows another one', (b) => b.writeUInt32LE(8, record(whole) + 8), /does not follow/],
+      [
+        'a length that is one record too long',
+        (b) => b.writeUInt32LE(b.readUInt32LE(record(whole)) + 8, record(whole)),
+        /no WAL record|does not follow/,
+      ],
+    ];
+    for (const [what, spoil, expected] of cases) {
+      const bytes = Buffer.from(wal.bytes);
+      spoil(bytes);
+      for (const size of [1, 7, 4096, bytes.length]) {
+        const b = new RecordBoundary(start, lsn(start - 120));
+        const push = (): void => {
+          for (let at = 0; at < bytes.length; at += size) b.push(bytes.subarray(at, at + size));
+        };
+        assert.throws(push, (e: unknown) => {
+          assert.ok(e instanceof LakebaseError && e.code === 'CORRUPT' && expected.test(e.message), `${what}: ${String(e)}`);
+          return true;
+        });
+        assert.ok(b.flushRecordLsn <= wal.end, what);
+      }
+    }
+  });
+
+  test('random damage never makes it lose its place', () => {
+    const start = lsn(2 * WAL_SEGMENT_BYTES - 3 * XLOG_BLCKSZ);
+    const wal = syntheticWal(start, 6 * XLOG_BLCKSZ, 11);
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: wal.bytes.length - 1 }), fc.integer({ min: 1, max: 255 }), (at, mask) => {
+        const bytes = Buffer.from(wal.bytes);
+        bytes[at] = (bytes[at] as number) ^ mask;
+        const b = new RecordBoundary(start, lsn(start - 120));
+        try {
+          b.push(bytes);
+        } catch (error) {
+          assert.ok(error instanceof LakebaseError && error.code === 'CORRUPT', String(error));
+          return;
+        }
+        assert.equal(b.position, wal.end);
+      }),
+      { numRuns: 300 },
+    );
   });
 });
