@@ -175,7 +175,11 @@ export class DirectoryStore implements ObjectStore {
       await access(join(this.#root, DIRECTORY_MARKER));
       this.#initialised = true;
     } catch (cause) {
-      if (this.#initialised || (cause as NodeJS.ErrnoException).code !== 'ENOENT')
+      const { code } = cause as NodeJS.ErrnoException;
+      if (code === 'ENOTDIR')
+        throw new LakebaseError('CONFIG', `${this.#root} is not a directory: move it away, or name another`, { cause });
+      if (code !== 'ENOENT') throw translated(cause, this.location);
+      if (this.#initialised)
         throw new LakebaseError('UNAVAILABLE', `the directory of the object store is not there: is the disk of ${this.#root} mounted?`, {
           cause,
         });

@@ -52,7 +52,8 @@ test('a page of a list after any key goes on where the one before ended', async 
 });
 
 test('ranges: what a server is asked for is what is expected of it', () => {
-  const number = fc.oneof(fc.nat(300), fc.integer({ min: -5, max: 5 }), fc.maxSafeInteger(), fc.double());
+  // Without -0, which is 0.
+  const number = fc.oneof(fc.nat(300), fc.integer({ min: -5, max: 5 }), fc.maxSafeInteger(), fc.double()).map((n) => n + 0);
   const range: fc.Arbitrary<ByteRange> = fc.oneof(fc.record({ offset: number, length: number }), fc.record({ suffix: number }));
   fc.assert(
     fc.property(range, fc.nat(300), (r, size) => {

@@ -11,6 +11,7 @@ export * from './key-rotation.ts';
 export * from './key-re-encryption.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
+export * from './object-store-probe.ts';
 export * from './scrub-jobs.ts';
 export * from './inspect-routes.ts';
 export * from './scrub-orphans.ts';

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -7,6 +7,7 @@ import { isCode, silentLogger } from '@lakebase/base';
 import { Registry } from 'prom-client';
 import { Type } from 'typebox';
 import { parseConfig } from './config.ts';
+import { probeObjectStore } from './object-store-probe.ts';
 import { objectStoreConfig, openObjectStore, registerObjectStoreMetrics } from './object-store.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'lb-objectstore-kit-'));
@@ -39,4 +40,10 @@ test('a service may have no store, or one, and every request of it is counted', 
     openObjectStore({ kind: 's3' } as never, { log: silentLogger }),
     (e: unknown) => isCode(e, 'CONFIG') && /"bucket" is missing/.test(e.message),
   );
+});
+
+test('a store is probed by using it, and nothing stays behind', async () => {
+  const path = join(dir, 'probed');
+  await probeObjectStore({ kind: 'directory', path });
+  assert.deepEqual(readdirSync(join(path, 'probe')), []);
 });

@@ -13,7 +13,7 @@ import { checkBuilt, checkHome, diskError } from './checks.ts';
 import { type ChildEvent, SupervisedChild } from './child.ts';
 import { endLeftovers, findLeftovers } from './leftovers.ts';
 import { processStartTime } from './lock.ts';
-import { rememberObjectStore } from './object-store-settings.ts';
+import { requireObjectStore } from './object-store-settings.ts';
 import { choosePorts, isFree, requireFree } from './ports.ts';
 import {
   INTERNAL_PORTS,
@@ -218,7 +218,7 @@ test('an operator may set what concerns keys, and nothing else of the key manage
   assert.throws(config, /cannot read .*keymanager\.json/);
 });
 
-test('every service that stores has the same object store, and an installation does not change it unnoticed', () => {
+test('every service that stores has the same object store, and an installation does not change it unnoticed', async () => {
   const home = homeFrom({ LAKEBASE_HOME: join(dir, 'stored') }, '/');
   mkdirSync(home.config, { recursive: true });
   const ports = Object.fromEntries(INTERNAL_PORTS.map((name, i) => [name, 20_000 + i])) as unknown as InternalPorts;
@@ -233,12 +233,20 @@ test('every service that stores has the same object store, and an installation d
   };
   const ours = only({});
   assert.deepEqual(ours, { kind: 'directory', path: join(home.dir, 'objects') });
-  rememberObjectStore(home, ours);
-  rememberObjectStore(home, ours);
+  const said: string[] = [];
+  const require = (config: ObjectStoreConfig): Promise<void> => requireObjectStore(home, config, (line) => said.push(line));
+  await require(ours);
+  await require(ours);
   writeFileSync(home.objectStoreFile, '{ "kind": "s3", "bucket": "data", "region": "eu-central-1" }');
   const s3 = only({});
   assert.equal(s3.kind, 's3');
-  assert.throws(() => rememberObjectStore(home, s3), /keeps its objects in home:\/objects.*s3:\/\/data/);
+  await assert.rejects(require(s3), /keeps its objects in home:\/objects.*s3:\/\/data/);
+  rmSync(join(home.dir, 'objects'), { recursive: true });
+  await assert.rejects(require(ours), /empty or not there: mount its disk/);
+  rmSync(join(home.config, 'objectstore-location'));
+  writeFileSync(join(home.dir, 'objects'), 'a file');
+  await assert.rejects(require(ours), /cannot be used/);
+  assert.deepEqual(said, []);
   assert.equal(only({ LAKEBASE_OBJECT_STORE: 'gs://bucket/prefix' }).kind, 'gcs');
   assert.throws(() => stores({ LAKEBASE_OBJECT_STORE: 's3:/' }), /LAKEBASE_OBJECT_STORE: /);
   writeFileSync(home.objectStoreFile, '{ "kind": "s3", "bucket": "data", "secretAccessKey": "x" }');

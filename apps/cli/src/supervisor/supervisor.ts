@@ -10,7 +10,7 @@ import { checkBuilt, checkHome, diskError } from './checks.ts';
 import { type ChildEvent, EXIT_CONFIG, SupervisedChild } from './child.ts';
 import { endLeftovers } from './leftovers.ts';
 import { HomeLock } from './lock.ts';
-import { rememberObjectStore } from './object-store-settings.ts';
+import { requireObjectStore } from './object-store-settings.ts';
 import { choosePorts, requireFree } from './ports.ts';
 import {
   INTERNAL_PORTS,
@@ -112,7 +112,7 @@ export class Supervisor {
       writeJson(file, { ...ports, pgPort: settings.pgPort, httpPort: settings.httpPort });
       const configs = serviceConfigs(home, root, ports, settings);
       this.#checkKeyguard(configs.keymanager['requireKeyguard'] === true);
-      rememberObjectStore(home, configs.pageserver['objectStore'] as ObjectStoreConfig);
+      await requireObjectStore(home, configs.pageserver['objectStore'] as ObjectStoreConfig, say);
       for (const name of SERVICE_NAMES) {
         if (!isWanted(name, settings)) {
           rmSync(configPath(home, name), { force: true });
