@@ -30,7 +30,7 @@ describe('back-pressure (F17)', () => {
     const { project, timeline } = inside.branch();
     const setup = await cluster.connect();
     await setup.query('CREATE TABLE bulk (i int, pad text); CREATE TABLE ticks (n int PRIMARY KEY, at timestamptz DEFAULT now())');
-    await setup.query("CREATE TABLE old AS SELECT g AS id, repeat(md5(g::text), 20) AS pad FROM generate_series(1, 30000) g");
+    await setup.query('CREATE TABLE old AS SELECT g AS id, repeat(md5(g::text), 20) AS pad FROM generate_series(1, 30000) g');
     await setup.query('CREATE INDEX ON old (id)');
     await slow(SLOW);
     const until = performance.now() + SECONDS * 1_000;
@@ -40,7 +40,7 @@ describe('back-pressure (F17)', () => {
     const bulk = Array.from({ length: 2 }, async () => {
       const client = await cluster.connect();
       while (going()) {
-        await client.query("INSERT INTO bulk SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 3000) i"); // 2 MB of WAL
+        await client.query('INSERT INTO bulk SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 3000) i'); // 2 MB of WAL
         bulkRows += 3_000;
       }
       await client.end();
@@ -85,7 +85,9 @@ describe('back-pressure (F17)', () => {
     await Promise.all([...bulk, committer, reader, watcher]);
     const status = await inside.running();
     const pressure = status?.backpressure;
-    const rss = cluster.pids('pageserver').map((pid) => Number(/VmRSS:\s+([0-9]+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0) / 1024);
+    const rss = cluster
+      .pids('pageserver')
+      .map((pid) => Number(/VmRSS:\s+([0-9]+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0) / 1024);
     const sorted = [...commits].sort((a, b) => a - b);
     t.diagnostic(
       `lag at most ${Math.round(Math.max(...lags) / MB)} of ${MAX_LAG / MB} MB; ${commits.length} commits, p50 ${Math.round(sorted[commits.length >> 1] ?? 0)} ms, ` +
@@ -99,7 +101,9 @@ describe('back-pressure (F17)', () => {
     assert.ok(reads.length > SECONDS && Math.max(...rss) < 1_200);
 
     await slow('off');
-    await eventually('nobody is slowed', async () => ((await inside.running())?.backpressure?.allowedBytesPerSecond === null ? true : undefined));
+    await eventually('nobody is slowed', async () =>
+      (await inside.running())?.backpressure?.allowedBytesPerSecond === null ? true : undefined,
+    );
     const { rows } = await setup.query<{ n: number }>('SELECT count(*)::int AS n FROM bulk');
     assert.equal(rows[0]?.n, bulkRows);
     const port = (JSON.parse(readFileSync(`${cluster.home}/config/compute.json`, 'utf8')) as { httpPort: number }).httpPort;

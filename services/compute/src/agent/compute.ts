@@ -12,20 +12,15 @@ import {
   type BundleFile,
   type ComputeChange,
   type ComputeStatus,
-  PageserverClient,
   type PostgresLogTail,
   type RoleSecret,
   type StartBundle,
-  encodeBootSet,
-  encodeSuspendState,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, errorMessage, isCode, must, sleep } from '@lakebase/base';
-import { type Lsn, formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
-import { CONTROL_FILE_PATH, DB_SHUTDOWNED, SHUTDOWN_CHECKPOINT_BYTES, endOfRecord, readControlFile } from '@lakebase/pg-format';
+import { LakebaseError, type Logger, errorMessage, must, sleep } from '@lakebase/base';
+import { formatLsn, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { configurationFromJson, staticConfiguration } from '@lakebase/wal-quorum';
 import { Client } from 'pg';
-import { ResidentMap, type ResidentMapFile } from '../resident-map.ts';
-import { ScratchCipher, readScratchFile, writeScratchFile } from '../scratch-cipher.ts';
+import { ScratchCipher, writeScratchFile } from '../scratch-cipher.ts';
 import { AGENT_APPLICATION, type Activity, readActivity } from './activity.ts';
 import { Backpressure } from './backpressure.ts';
 import { BootSet } from './boot-set.ts';
@@ -39,14 +34,13 @@ import { PageRelay } from './page-relay.ts';
 import { PostgresLog } from './postgres-log.ts';
 import { PeriodicStatistics, STATISTICS_FILE } from './periodic-statistics.ts';
 import { PostgresProcess } from './postgres-process.ts';
-import { fetchOlderWal } from './older-wal.ts';
+import { fetchSlotWal } from './older-wal.ts';
 import { checkPreloadLibraries } from './preload-libraries.ts';
 import type { AgentSetup, AgentStart } from './protocol.ts';
 import { slotsAt } from './replication-slots.ts';
 import { RunningState } from './running-state.ts';
 import { ADMIN_ROLE, COMPUTE_PORT, pgHbaConf, pgIdentConf, postgresqlConf } from './settings.ts';
-import { collectSuspendState } from './suspend-state.ts';
-import { putBinary } from './upload.ts';
+import { StorageCalls } from './storage-calls.ts';
 import { WalMembers, membersAt } from './wal-members.ts';
 
 const BUNDLE_WAIT_MS = 30_000;
@@ -62,6 +56,7 @@ export class Compute {
   readonly #log: Logger;
   readonly #onStatus: (status: ComputeStatus) => void;
   readonly #pages: PageClient;
+  readonly #storage: StorageCalls;
   readonly #pgdata: string;
   readonly #mapPath: string;
   readonly #begun = performance.now();
@@ -103,6 +98,13 @@ export class Compute {
     this.#pages = new PageClient({
       host: pageHost,
       port: pagePort,
+      token: start.token,
+      project: this.#project,
+      timeline: this.#timeline,
+      log,
+    });
+    this.#storage = new StorageCalls({
+      baseUrl: () => this.#spec.pageserver.httpUrl,
       token: start.token,
       project: this.#project,
       timeline: this.#timeline,
@@ -250,11 +252,18 @@ export class Compute {
     const clean = (await this.#postgres?.stop(mode, STOP_MS)) ?? false;
     this.#walMembers?.stop();
     if (clean)
-      await this.#keepSuspendState().catch((error: unknown) =>
+      await this.#keepState().catch((error: unknown) =>
         this.#log.warn({ err: errorMessage(error) }, 'suspend state not kept: statistics and exact sequence values are lost, data is not'),
       );
     await this.#tearDown();
     this.#enter(end);
+  }
+
+  async #keepState(): Promise<void> {
+    await this.#storage.keepBootSet(this.#bootSet);
+    const hot = this.#disk?.hotSet();
+    const files = hot === undefined ? [] : [hot];
+    await this.#storage.keepSuspendState({ pgdata: this.#pgdata, mapPath: this.#mapPath, cipher: this.#cipher, files });
   }
 
   async #layOut(bundle: StartBundle, election: ElectionResult): Promise<void> {
@@ -270,7 +279,19 @@ export class Compute {
     });
     this.#disk = new LocalDisk({ pgdata: this.#pgdata, mapPath: this.#mapPath, files: bundle.files, log: this.#log });
     const disk = this.#disk;
-    if (slots.walFrom !== undefined) await this.#fetchWal(slots.walFrom, election.startLsn);
+    if (slots.walFrom !== undefined)
+      await fetchSlotWal(
+        {
+          members: this.#spec.safekeepers,
+          project: this.#project,
+          timeline: this.#timeline,
+          token: this.#start.token,
+          from: slots.walFrom,
+          to: election.startLsn,
+          write: (at, bytes) => writeWal(this.#pgdata, at, bytes, this.#cipher),
+        },
+        this.#log,
+      );
     const bootSet = new BootSet(bundle.bootPages, performance.now());
     this.#bootSet = bootSet;
     this.#relay = new PageRelay({
@@ -283,28 +304,6 @@ export class Compute {
       background: (entry, block, count) => disk.take(entry, block, count),
     });
     await this.#relay.listen();
-  }
-
-  async #fetchWal(from: Lsn, to: Lsn): Promise<void> {
-    try {
-      await fetchOlderWal({
-        members: this.#spec.safekeepers,
-        project: this.#project,
-        timeline: this.#timeline,
-        token: this.#start.token,
-        from,
-        to,
-        write: (at, bytes) => writeWal(this.#pgdata, at, bytes, this.#cipher),
-      });
-      this.#log.info({ from: formatLsn(from), to: formatLsn(to) }, 'WAL for logical replication slots is there');
-    } catch (error) {
-      // Then those slots fail in Postgres's own words; the database is there.
-      if (isCode(error, 'NOT_FOUND'))
-        return this.#log.error({ err: errorMessage(error) }, 'WAL that logical replication slots need is gone');
-      throw new LakebaseError('UNAVAILABLE', `cannot fetch the WAL that logical replication slots need: ${errorMessage(error)}`, {
-        cause: error,
-      });
-    }
   }
 
   #conf(election: ElectionResult): string {
@@ -369,13 +368,12 @@ export class Compute {
   }
 
   /** Storage that cannot follow slows the writer. */
-  #watchLag(file: ResidentMapFile, startLsn: Lsn): void {
-    const storage = new PageserverClient({ baseUrl: this.#spec.pageserver.httpUrl, token: this.#start.token });
+  #watchLag({ file }: LocalDisk): void {
     this.#backpressure = new Backpressure({
       walPosition: () => file.counters().walPosition,
       setWalDelay: (ns) => file.setWalDelay(ns),
-      ingested: async () => parseLsn((await storage.status(this.#project, this.#timeline)).lastRecordLsn),
-      startLsn,
+      ingested: () => this.#storage.ingestedLsn(),
+      startLsn: must(this.#election, 'election').startLsn,
       maxLagBytes: this.#setup.maxIngestLagBytes,
       quorum: Math.floor(this.#spec.safekeepers.length / 2) + 1,
       log: this.#log,
@@ -383,24 +381,22 @@ export class Compute {
     this.#backpressure.start();
   }
 
-  #startDisk(running: RunningState): void {
+  #startDisk(disk: LocalDisk, running: RunningState): void {
     const relay = must(this.#relay, 'relay');
     const { binDir, libDir } = this.#start.postgres;
-    this.#disk?.start(
-      {
-        program: join(binDir, 'postgres'),
-        env: { ...this.#shimEnv, LD_LIBRARY_PATH: libDir, PATH: process.env['PATH'] ?? '/usr/bin:/bin' },
-        scratchKey: () => this.#cipher?.key ?? null,
-        cacheBytes: this.#setup.cacheBytes,
-        log: this.#log,
-      },
-      this.#setup.prefetch ? { pages: (batch) => relay.fetch(batch), busy: () => relay.busy } : null,
-      (file) => running.replace(file),
-    );
+    disk.start({
+      program: join(binDir, 'postgres'),
+      env: { ...this.#shimEnv, LD_LIBRARY_PATH: libDir, PATH: process.env['PATH'] ?? '/usr/bin:/bin' },
+      scratchKey: () => this.#cipher?.key ?? null,
+      cacheBytes: this.#setup.cacheBytes,
+      prefetchFrom: this.#setup.prefetch ? relay : null,
+      keep: (file) => running.replace(file),
+    });
   }
 
   #watch(): void {
-    this.#watchLag(must(this.#disk, 'local disk').file, must(this.#election, 'election').startLsn);
+    const disk = must(this.#disk, 'local disk');
+    this.#watchLag(disk);
     this.#activity = { ...this.#activity, lastActiveAt: new Date().toISOString() };
     let reading = false;
     this.#timers.push(
@@ -417,7 +413,7 @@ export class Compute {
     this.#runningState = new RunningState(
       this.#pgdata,
       this.#statistics,
-      (body) => putBinary(this.#storageUrl('suspend-state'), this.#start.token, body),
+      (body) => this.#storage.putSuspendState(body),
       this.#log,
       this.#cipher,
     );
@@ -432,33 +428,8 @@ export class Compute {
       log: this.#log,
     });
     this.#periodic.start();
-    this.#timers.push(setTimeout(() => void this.#keepBootSet(), BOOT_SET_AFTER_MS));
-    this.#startDisk(keep);
-  }
-
-  async #keepBootSet(): Promise<void> {
-    if (this.#bootSet?.grown !== true) return;
-    try {
-      await putBinary(this.#storageUrl('boot-set'), this.#start.token, encodeBootSet(this.#bootSet.blocks()));
-    } catch (error) {
-      this.#log.debug({ err: errorMessage(error) }, 'boot set not kept');
-    }
-  }
-
-  async #keepSuspendState(): Promise<void> {
-    await this.#keepBootSet();
-    const control = readControlFile(readScratchFile(this.#cipher, join(this.#pgdata, CONTROL_FILE_PATH)));
-    if (control.state !== DB_SHUTDOWNED) throw new LakebaseError('CONFLICT', 'Postgres did not shut down cleanly');
-    const end = endOfRecord(control.checkPoint, SHUTDOWN_CHECKPOINT_BYTES);
-    const collected = collectSuspendState(this.#pgdata, ResidentMap.open(this.#mapPath), end, this.#cipher);
-    const hot = this.#disk?.hotSet();
-    const state = hot === undefined ? collected : { ...collected, files: [...collected.files, hot] };
-    await putBinary(this.#storageUrl('suspend-state'), this.#start.token, encodeSuspendState(state));
-    this.#log.info({ lsn: formatLsn(end), files: state.files.length, pages: state.pages.length }, 'suspend state kept');
-  }
-
-  #storageUrl(verb: string): string {
-    return `${this.#spec.pageserver.httpUrl}/v1/timelines/${this.#project}/${this.#timeline}/${verb}`;
+    this.#timers.push(setTimeout(() => void this.#storage.keepBootSet(this.#bootSet), BOOT_SET_AFTER_MS));
+    this.#startDisk(disk, keep);
   }
 
   #fenced(term: number): void {

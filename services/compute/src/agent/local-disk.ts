@@ -5,8 +5,9 @@ import { type Logger, errorMessage } from '@lakebase/base';
 import { BLCKSZ } from '@lakebase/ids';
 import { ResidentMap, ResidentMapFile, type ShimCounters } from '../resident-map.ts';
 import { CacheWorker, type CacheWorkerOptions } from './cache-worker.ts';
-import { HotPrefetch, type HotPrefetchOptions, batchesOf } from './hot-prefetch.ts';
+import { HotPrefetch, batchesOf } from './hot-prefetch.ts';
 import { HOT_SET_FILE, type HotRun, collectHotSet, decodeHotSet, encodeHotSet } from './hot-set.ts';
+import type { PageRelay } from './page-relay.ts';
 
 /** The hot set is also kept while Postgres runs, for a start after a crash. */
 const KEEP_HOT_MS = 5 * 60_000;
@@ -18,6 +19,13 @@ export interface LocalDiskOptions {
   /** Of the start bundle: the last hot set may be among them. */
   readonly files: readonly BundleFile[];
   readonly log: Logger;
+}
+
+export interface LocalDiskStart extends Omit<CacheWorkerOptions, 'log'> {
+  /** Where pages come from; null: the hot set is not fetched. */
+  readonly prefetchFrom: Pick<PageRelay, 'fetch' | 'busy'> | null;
+  /** Gets the hot set from time to time. */
+  readonly keep: (file: BundleFile) => void;
 }
 
 export class LocalDisk {
@@ -36,16 +44,18 @@ export class LocalDisk {
     this.#previous = this.#decode(options.files.find((f) => f.path === HOT_SET_FILE));
   }
 
-  /** Once Postgres runs. `keep` gets the hot set from time to time. */
-  start(worker: CacheWorkerOptions, prefetch: Pick<HotPrefetchOptions, 'pages' | 'busy'> | null, keep: (file: BundleFile) => void): void {
+  /** Once Postgres runs. */
+  start(options: LocalDiskStart): void {
     if (this.#stopped) return;
-    this.#worker = new CacheWorker(worker);
+    const { log } = this.#o;
+    this.#worker = new CacheWorker({ ...options, log });
     this.#worker.start();
-    this.#timer = setInterval(() => this.#keep(keep), KEEP_HOT_MS);
+    this.#timer = setInterval(() => this.#keep(options.keep), KEEP_HOT_MS);
     this.#timer.unref();
-    if (prefetch === null || this.#previous.length === 0) return;
+    const from = options.prefetchFrom;
+    if (from === null || this.#previous.length === 0) return;
     const batches = batchesOf(this.#previous, ResidentMap.open(this.#o.mapPath));
-    this.#prefetch = new HotPrefetch({ ...prefetch, batches, worker: this.#worker, log: this.#o.log });
+    this.#prefetch = new HotPrefetch({ pages: (batch) => from.fetch(batch), busy: () => from.busy, batches, worker: this.#worker, log });
     void this.#prefetch.run();
   }
 

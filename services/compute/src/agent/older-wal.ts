@@ -1,7 +1,7 @@
 /** WAL before the start LSN, fetched from safekeepers into pg_wal: a compute needs none of its own, but logical decoding begins at the slots'
  *  restart LSN. Only committed WAL is asked for: the start bundle at the same LSN was made from it. */
 import type { PeerAddress } from '@lakebase/api';
-import { LakebaseError, errorMessage } from '@lakebase/base';
+import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, segmentNumber } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
 
@@ -17,6 +17,19 @@ export interface OlderWalOptions {
   readonly from: Lsn;
   readonly to: Lsn;
   readonly write: (at: Lsn, bytes: Buffer) => void;
+}
+
+/** For slots of a start: WAL that is gone is said, and leaves it to Postgres to say which slots fail; the database is there. */
+export async function fetchSlotWal(options: OlderWalOptions, log: Logger): Promise<void> {
+  try {
+    await fetchOlderWal(options);
+    log.info({ from: formatLsn(options.from), to: formatLsn(options.to) }, 'WAL for logical replication slots is there');
+  } catch (error) {
+    if (isCode(error, 'NOT_FOUND')) return log.error({ err: errorMessage(error) }, 'WAL that logical replication slots need is gone');
+    throw new LakebaseError('UNAVAILABLE', `cannot fetch the WAL that logical replication slots need: ${errorMessage(error)}`, {
+      cause: error,
+    });
+  }
 }
 
 /** Throws NOT_FOUND when members have trimmed it, UNAVAILABLE when none answers. */
