@@ -34,7 +34,8 @@ const spec = Type.Object({
     Type.Object({
       generation: Type.Integer({ minimum: 0 }),
       members: Type.Array(Type.String()),
-      newMembers: Type.Union([Type.Array(Type.String()), Type.Null()]),
+      // Null first: the checker tries in this order, and would make [''] of null.
+      newMembers: Type.Union([Type.Null(), Type.Array(Type.String())]),
     }),
   ),
   pageserver,
