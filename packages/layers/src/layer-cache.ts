@@ -81,6 +81,13 @@ export class LayerCache {
     return layer;
   }
 
+  /** Counts the local file of a timeline that is not attached: all of it is in the object store, so it may go. */
+  adopt(place: Place, file: CachedFile): void {
+    if (this.store === undefined || this.#layers.has(`${place.directory}/${file.name}`)) return;
+    const layer = this.layer(place, file);
+    layer.remote = true;
+  }
+
   get layers(): number {
     return this.#layers.size;
   }

@@ -41,6 +41,8 @@ const IDLE_FILE = 'idle';
 export interface IdleNote {
   /** Every key here is wrapped by a KEK of this version or newer. */
   readonly kekVersion: number;
+  /** All of it was in the object store then, so its local layers may be dropped. */
+  readonly uploaded: boolean;
 }
 
 export const hasIndex = (files: TimelineFiles): boolean => existsSync(join(files.directory, INDEX_FILE));
@@ -48,7 +50,7 @@ export const hasIndex = (files: TimelineFiles): boolean => existsSync(join(files
 export function readIdleNote(directory: string): IdleNote | undefined {
   try {
     const note = JSON.parse(readFileSync(join(directory, IDLE_FILE), 'utf8')) as Partial<IdleNote>;
-    return { kekVersion: typeof note.kekVersion === 'number' ? note.kekVersion : 0 };
+    return { kekVersion: typeof note.kekVersion === 'number' ? note.kekVersion : 0, uploaded: note.uploaded === true };
   } catch {
     return undefined;
   }

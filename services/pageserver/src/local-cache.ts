@@ -1,7 +1,9 @@
 /** The layer cache of this process: how much of the disk it may take, and its figures. */
 import { statfsSync } from 'node:fs';
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Logger } from '@lakebase/base';
-import { LayerCache } from '@lakebase/layers';
+import { LayerCache, isLayerName } from '@lakebase/layers';
 import type { ObjectStore } from '@lakebase/object-store';
 import { Gauge, type Registry } from 'prom-client';
 import type { PageserverConfig } from './config.ts';
@@ -26,6 +28,26 @@ function defaultBytes(path: string): number {
     return Math.max(BYTES_MIN, Math.min(DEFAULT_BYTES, Math.floor((bavail * bsize) / 2)));
   } catch {
     return DEFAULT_BYTES;
+  }
+}
+
+export interface IdlePlace {
+  readonly directory: string;
+  readonly project: string;
+  readonly timeline: string;
+}
+
+/** Counts the layers of timelines that were left detached by an earlier process, all of them uploaded then, so that the budget is kept although nobody
+ *  asks for them. When one is attached, its index says what its files should be, and they are looked at again. */
+export async function adoptIdle(cache: LayerCache, places: readonly IdlePlace[]): Promise<void> {
+  if (cache.store === undefined) return;
+  for (const place of places) {
+    const names = await readdir(place.directory).catch(() => []);
+    for (const name of names) {
+      if (!isLayerName(name)) continue;
+      const bytes = (await stat(join(place.directory, name)).catch(() => undefined))?.size;
+      if (bytes !== undefined) cache.adopt(place, { name, bytes, hash: '' });
+    }
   }
 }
 

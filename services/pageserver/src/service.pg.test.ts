@@ -65,7 +65,7 @@ test('templates, timelines, streaming ingest, reads, restart, suspend state and 
     await stock.start();
     const sql = new pg.Client({ ...stock.clientConfig, port: pgPort });
     await sql.connect();
-    await sql.query(`create role pageserver replication login password '${TOKEN}'`);
+    await sql.query(`create role pageserver replication login password '${internalToken(SECRET, 'service')}'`);
     await sql.query('create table t (id int primary key, v text)');
     await sql.query("insert into t select i, 'row ' || i from generate_series(1, 5000) i");
     const { rows } = await sql.query(

@@ -24,7 +24,7 @@ import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
 import { DiskSpace } from './disk-space.ts';
 import { forgetLockedProject } from './locked-memory.ts';
-import { openLayerCache } from './local-cache.ts';
+import { type IdlePlace, adoptIdle, openLayerCache } from './local-cache.ts';
 import { CacheBudget } from './page-cache.ts';
 import { findIndex } from './remote-index.ts';
 import { removeObjects } from './remote-removal.ts';
@@ -111,15 +111,20 @@ export class TimelineStore {
     await ensureDirectory(this.#root);
     await ensureDirectory(join(this.#config.dataDir, 'templates'));
     const busy: [ProjectUid, TimelineId][] = [];
+    const idle: IdlePlace[] = [];
     for (const project of readdirSync(this.#root)) {
       if (!/^[0-9a-f]{32}$/.test(project)) continue;
       for (const name of readdirSync(join(this.#root, project))) {
         if (name.endsWith(DELETED_SUFFIX)) await rm(join(this.#root, project, name), { recursive: true, force: true });
         if (!/^[0-9a-f]{32}$/.test(name)) continue;
         const ids: [ProjectUid, TimelineId] = [parseProjectUid(project), parseTimelineId(name)];
-        const note = readIdleNote(join(this.#root, project, name));
-        if (note !== undefined) this.#timelines.set(timelineKey(...ids), { idle: note });
-        else busy.push(ids);
+        const directory = join(this.#root, project, name);
+        const note = readIdleNote(directory);
+        // One that was left when there was no object store has something to do now.
+        if (note !== undefined && (this.remote === undefined || note.uploaded)) {
+          this.#timelines.set(timelineKey(...ids), { idle: note });
+          idle.push({ directory, project, timeline: name });
+        } else busy.push(ids);
       }
     }
     const attachSome = async (): Promise<void> => {
@@ -129,6 +134,7 @@ export class TimelineStore {
       }
     };
     await Promise.all(Array.from({ length: ATTACHED_AT_ONCE }, attachSome));
+    void adoptIdle(this.#context.layers, idle);
     this.#context.disk.start();
     this.#rotation.start();
     this.#reEncryption.start();
@@ -414,7 +420,8 @@ export class TimelineStore {
     const { storage } = entry.timeline;
     // Something may have come while that was written.
     if (this.#closed || !unused() || !caughtUp(entry) || storage.diskConsistentLsn < entry.timeline.lastRecordLsn) return;
-    const note = { kekVersion: Math.min(storage.oldestKekVersion, entry.uploader?.indexKekVersion ?? Number.MAX_SAFE_INTEGER) };
+    const kekVersion = Math.min(storage.oldestKekVersion, entry.uploader?.indexKekVersion ?? Number.MAX_SAFE_INTEGER);
+    const note = { kekVersion, uploaded: entry.uploader !== undefined };
     this.#timelines.set(name, { idle: note });
     this.#bundles.forget(entry.timeline.id);
     await detach(entry);
@@ -431,7 +438,7 @@ export class TimelineStore {
       if (!name.startsWith(`${project}/`)) continue;
       this.onEnd(project, error);
       if (!isAttached(entry)) continue;
-      this.#timelines.set(name, { idle: { kekVersion: 0 } });
+      this.#timelines.set(name, { idle: { kekVersion: 0, uploaded: false } });
       this.#bundles.forget(entry.timeline.id);
       void this.#queued(name, () => detach(entry)).catch((cause: unknown) => this.#log.warn({ err: errorMessage(cause) }, 'detach failed'));
     }
