@@ -28,6 +28,8 @@ export const managerConfig = Type.Object(
     pageserver,
     morePageservers: Type.Array(pageserver, { default: [] }),
     safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),
+    /** Safekeepers that hold nothing of new projects and stand ready to take another's place. */
+    spareSafekeepers: Type.Array(peer, { maxItems: 16, default: [] }),
     /** The key manager; null only where nothing asks for keys (tests). */
     keyManagerUrl: Type.Union([Type.String(), Type.Null()], { default: null }),
     /** Where key files of `local_key_info` lie; the key manager reads them. */

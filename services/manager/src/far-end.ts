@@ -6,7 +6,10 @@ export interface FarEnd {
   readonly computeHost: ComputeHostClient;
   /** Where new projects go: an id for {@link pageserverOf}. */
   readonly newProjectsOn: string;
+  /** Where new timelines go. */
   readonly safekeepers: readonly PeerAddress[];
+  /** Those and the ones that stand ready to take another's place. */
+  readonly nodes: readonly PeerAddress[];
   readonly keys: KeyManagerClient;
   /** Throws NOT_FOUND for one that is not in the configuration. */
   pageserverOf(id: string): FarPageserver;
@@ -29,12 +32,14 @@ export interface FarEndAddresses {
   readonly pageserver: PageserverAddress & { readonly id: string };
   readonly morePageservers: readonly (PageserverAddress & { readonly id: string })[];
   readonly safekeepers: readonly PeerAddress[];
+  readonly spareSafekeepers: readonly PeerAddress[];
   readonly keyManagerUrl: string | null;
 }
 
 export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
   const token = internalToken(secret, 'service');
-  const members = new Map(a.safekeepers.map((s) => [s.id, new SafekeeperClient({ baseUrl: s.httpUrl, token, timeoutMs: 10_000 })]));
+  const nodes = [...a.safekeepers, ...a.spareSafekeepers];
+  const members = new Map(nodes.map((s) => [s.id, new SafekeeperClient({ baseUrl: s.httpUrl, token, timeoutMs: 10_000 })]));
   const pageservers = new Map(
     [a.pageserver, ...a.morePageservers].map(({ id, ...address }): [string, FarPageserver] => [
       id,
@@ -51,6 +56,7 @@ export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
       return found;
     },
     safekeepers: a.safekeepers,
+    nodes,
     keys: new KeyManagerClient({ baseUrl: a.keyManagerUrl ?? 'http://127.0.0.1:1', token }),
     safekeeper: (id) => members.get(id),
   };

@@ -14,9 +14,11 @@ import { encryptionRoutes } from './http/encryption.ts';
 import { endpointRoutes } from './http/endpoints.ts';
 import { internalRoutes } from './http/internal.ts';
 import { miscRoutes } from './http/misc.ts';
+import { maintenanceRoutes } from './http/maintenance.ts';
 import { placementRoutes } from './http/placements.ts';
 import { createProject, projectRoutes } from './http/projects.ts';
 import { roleRoutes } from './http/roles.ts';
+import { safekeeperRoutes } from './http/safekeepers.ts';
 import { createManagerServer } from './http/server.ts';
 import { Database } from './metadata/database.ts';
 import { EmbeddedPostgres } from './metadata/embedded-postgres.ts';
@@ -124,6 +126,8 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     accountRoutes,
     encryptionRoutes,
     placementRoutes,
+    safekeeperRoutes,
+    maintenanceRoutes,
   ])
     routes(app, context);
   internalRoutes(app, context);

@@ -53,6 +53,7 @@ import { controlPath, syncDir } from './control-store.ts';
 import { HoleRepair } from './hole-repair.ts';
 import { DiskIdentity } from './disk-identity.ts';
 import type { NodeBook } from './node-book.ts';
+import { findObjects, removeObjects } from './object-removal.ts';
 import { type TimelineOptions, WalTimeline } from './wal-timeline.ts';
 
 export interface TimelinesOptions {
@@ -88,6 +89,8 @@ export class Timelines {
   readonly #rotation: KeyRotation;
   readonly #reEncryption: KeyReEncryption;
   #closed = false;
+  /** Timelines that are noted and not there yet. */
+  readonly #making = new Set<string>();
   /** Timelines are still being opened. */
   #busy = true;
   readonly #positions = new Map<string, Map<string, MemberPosition>>();
@@ -268,6 +271,8 @@ export class Timelines {
     await options.keys.ready();
     const dir = this.#dir(control.project, control.timeline);
     rmSync(this.#tombstone(control.project, control.timeline), { force: true });
+    const key = keyOf(control.project, control.timeline);
+    this.#making.add(key);
     this.#identity.note(control.project, control.timeline, control.membership?.self ?? this.#options.config.id);
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     syncDir(join(dir, '..'));
@@ -276,7 +281,11 @@ export class Timelines {
       { project: control.project, timeline: control.timeline, startLsn: formatLsn(control.startLsn) },
       'timeline created',
     );
-    return this.#add(await WalTimeline.create(dir, control, options));
+    try {
+      return this.#add(await WalTimeline.create(dir, control, options));
+    } finally {
+      this.#making.delete(key);
+    }
   }
 
   async #askPeers(project: ProjectUid, timeline: TimelineId): Promise<WalTimelineStatus[]> {
@@ -360,7 +369,8 @@ export class Timelines {
   node(): SafekeeperNode {
     const lost = [...this.#identity].filter(({ project, timeline }) => {
       const key = keyOf(project, timeline);
-      return !this.#open.has(key) && !this.#locked.has(key) && !this.#busy && !existsSync(this.#tombstone(project, timeline));
+      if (this.#busy || this.#making.has(key)) return false;
+      return !this.#open.has(key) && !this.#locked.has(key) && !existsSync(this.#tombstone(project, timeline));
     });
     return { id: this.#options.config.id, incarnation: this.#identity.incarnation, timelines: this.#open.size, lost };
   }
@@ -381,8 +391,13 @@ export class Timelines {
       this.#locked.delete(key);
       this.#interrupted.delete(key);
       this.#positions.delete(key);
-      if (open === undefined) return rmSync(this.#dir(project, timeline), { recursive: true, force: true });
-      await this.#drop(open);
+      const { objectStore: store, keys, log } = this.#options;
+      const dir = this.#dir(project, timeline);
+      const objects =
+        store === undefined ? undefined : findObjects({ store, keys: keys.source.project(project), log }, project, timeline, dir, open);
+      if (open === undefined) rmSync(this.#dir(project, timeline), { recursive: true, force: true });
+      else await this.#drop(open);
+      if (objects !== undefined) void removeObjects(objects, log, () => this.#closed);
     });
   }
 

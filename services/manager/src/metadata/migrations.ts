@@ -225,4 +225,33 @@ ALTER TABLE branches
   -- The highest generation whose index is known to be in the object store.
   ADD COLUMN published_generation bigint NOT NULL DEFAULT 0;`,
   },
+  {
+    number: 4,
+    name: 'membership',
+    sql: `
+ALTER TABLE wal_members
+  -- Who the node is as a member of this timeline; another than the node's id once it has joined anew.
+  ADD COLUMN member_id text,
+  -- The member has lost its data: a new one takes its place.
+  ADD COLUMN lost boolean NOT NULL DEFAULT false,
+  -- Its place goes to another node.
+  ADD COLUMN evict boolean NOT NULL DEFAULT false;
+UPDATE wal_members SET member_id = safekeeper_id;
+ALTER TABLE wal_members ALTER COLUMN member_id SET NOT NULL;
+-- Absent: generation 0, the members of wal_members. Changed by compare-and-swap on the generation.
+CREATE TABLE wal_configurations (
+  timeline_id text PRIMARY KEY REFERENCES branches ON DELETE CASCADE,
+  generation bigint NOT NULL,
+  members jsonb NOT NULL,
+  new_members jsonb,
+  -- Every member holds it.
+  told boolean NOT NULL DEFAULT false
+);
+-- The disk of each safekeeper as it was last seen.
+CREATE TABLE safekeeper_nodes (
+  id text PRIMARY KEY,
+  incarnation text NOT NULL,
+  seen_time timestamptz NOT NULL DEFAULT now()
+);`,
+  },
 ];

@@ -11,6 +11,7 @@ import { newComputeId } from '../model/names.ts';
 import { databaseSpec, forgetSecret, knownRoleNames, pendingCatalog, rememberSecret, roleSpec, setApplied } from '../store/catalog.ts';
 import type { Pending } from '../store/catalog.ts';
 import { type EndpointRow, endpointByUid, setActive, setIdle, setLastActive, setLastError, setStarting } from '../store/endpoints.ts';
+import { walOf } from './membership.ts';
 
 export type Phase = 'IDLE' | 'STARTING' | 'ACTIVE' | 'STOPPING';
 
@@ -182,7 +183,8 @@ export class EndpointController {
     await setStarting(this.#c.db, this.uid, computeId);
     const pending = await pendingCatalog(this.#c.db, row.timeline_id);
     const pageserver = await this.#c.pageserver(row.project_uid);
-    const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending, pageserver));
+    const wal = await walOf(this.#c, row.timeline_id);
+    const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending, pageserver, wal));
     if (status.state !== 'RUNNING' || status.socketDir === null)
       throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
     this.#setRunning(status);
@@ -202,14 +204,14 @@ export class EndpointController {
     return this.#woken();
   }
 
-  #spec(row: EndpointRow, pending: Pending, pageserver: PageserverAddress): ComputeSpec {
+  #spec(row: EndpointRow, pending: Pending, pageserver: PageserverAddress, wal: Awaited<ReturnType<typeof walOf>>): ComputeSpec {
     return {
       projectUid: row.project_uid,
       timelineId: row.timeline_id,
       endpointId: row.uid,
       pgVersion: row.pg_version,
       systemId: row.system_id,
-      safekeepers: this.#c.far.safekeepers,
+      ...wal,
       pageserver,
       // Only what no compute has carried out yet: SQL may have changed the rest since. Drops go through a running compute, where a
       // refusal (the role owns objects) can be reported instead of failing the start.

@@ -2,10 +2,12 @@
  *  Started at every start of the Manager, so whatever a kill interrupted goes on. */
 import { LakebaseError, backoffDelay, errorMessage, isCode, sleep, withDeadline } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
+import type { FarEnd } from '../far-end.ts';
 import { publicError } from '../model/api-error.ts';
 import { completeTarget, insertOperation, pruneOperations } from '../store/operations.ts';
 import { markProjectDeleting, projectByUid, setProjectError, unfinishedProjects } from '../store/projects.ts';
 import { pruneTokens } from '../store/tokens.ts';
+import { Membership } from './membership.ts';
 import { type StorageContext, announceMembers, reconcileMembers, reconcileProject } from './storage.ts';
 
 const MEMBERS_EVERY_MS = 5_000;
@@ -17,9 +19,15 @@ export class ProjectReconciler {
   readonly #again = new Set<ProjectUid>();
   readonly #stop = new AbortController();
   #background: Promise<unknown> = Promise.resolve();
+  readonly membership: Membership;
 
   constructor(context: StorageContext) {
     this.#context = context;
+    this.membership = new Membership(context);
+  }
+
+  get far(): FarEnd {
+    return this.#context.far;
   }
 
   async start(): Promise<void> {
@@ -109,6 +117,7 @@ export class ProjectReconciler {
     for (let sincePrune = PRUNE_EVERY_MS; ; sincePrune += MEMBERS_EVERY_MS) {
       try {
         await reconcileMembers(this.#context);
+        await this.membership.round(this.#stop.signal);
         await announceMembers(this.#context);
         if (sincePrune >= PRUNE_EVERY_MS) {
           sincePrune = 0;

@@ -8,7 +8,9 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { completeTarget } from '../store/operations.ts';
+import { diskOf, storedConfiguration } from '../store/membership.ts';
 import * as projects from '../store/projects.ts';
+import { toConfiguration, walOf } from './membership.ts';
 import type { Placements } from './placements.ts';
 import type { ProjectKeyring } from './project-keyring.ts';
 
@@ -96,7 +98,7 @@ async function createWalTimelines(c: StorageContext, timeline: TimelineId, body:
   const members = await projects.walMembers(c.db, timeline);
   const need = Math.floor(members.length / 2) + 1;
   let made = members.filter((m) => m.made).length;
-  const missing = members.filter((m) => !m.made && m.wanted);
+  const missing = members.filter((m) => !m.made && m.wanted && !m.lost);
   const problems: string[] = [];
   await new Promise<void>((resolve) => {
     if (made >= need || missing.length === 0) resolve();
@@ -121,7 +123,13 @@ async function createWalTimelines(c: StorageContext, timeline: TimelineId, body:
 async function makeMember(c: StorageContext, member: projects.WalMemberRow, body: CreateWalTimeline): Promise<void> {
   const client = c.far.safekeeper(member.safekeeper_id);
   if (client === undefined) throw new LakebaseError('CONFIG', `safekeeper ${member.safekeeper_id} is not in the configuration`);
-  await client.create(member.project_uid, member.timeline_id, body);
+  const row = await storedConfiguration(c.db, member.timeline_id);
+  const incarnation = await diskOf(c.db, member.safekeeper_id);
+  await client.create(member.project_uid, member.timeline_id, {
+    ...body,
+    ...(row === undefined ? {} : { membership: { member: member.member_id, configuration: toConfiguration(row) } }),
+    ...(incarnation === undefined ? {} : { incarnation }),
+  });
   await projects.setMemberMade(c.db, member);
 }
 
@@ -146,7 +154,8 @@ export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'lo
   const addresses = JSON.stringify(c.far.safekeepers);
   for (const branch of await projects.unannounced(c.db, addresses)) {
     try {
-      const body = { pgVersion: branch.pg_version, systemId: branch.system_id, safekeepers: c.far.safekeepers };
+      const { safekeepers } = await walOf(c, branch.timeline_id);
+      const body = { pgVersion: branch.pg_version, systemId: branch.system_id, safekeepers };
       await (await c.placements.serving(branch.project_uid)).client.create(branch.project_uid, branch.timeline_id, body);
       await projects.setAnnounced(c.db, branch.timeline_id, addresses);
     } catch (error) {

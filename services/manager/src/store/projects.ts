@@ -47,6 +47,9 @@ export interface WalMemberRow {
   readonly safekeeper_id: string;
   readonly wanted: boolean;
   readonly made: boolean;
+  readonly member_id: string;
+  readonly lost: boolean;
+  readonly evict: boolean;
 }
 
 const BRANCH = 'SELECT b.*, p.project_id FROM branches b JOIN projects p ON p.uid = b.project_uid';
@@ -84,9 +87,14 @@ export async function insertWalMembers(
   safekeepers: readonly string[],
 ): Promise<void> {
   await q.query(
-    `INSERT INTO wal_members (timeline_id, project_uid, safekeeper_id, wanted) SELECT $1, $2, unnest($3::text[]), true ON CONFLICT DO NOTHING`,
+    `INSERT INTO wal_members (timeline_id, project_uid, safekeeper_id, member_id, wanted) SELECT $1, $2, id, id, true FROM unnest($3::text[]) AS id
+     ON CONFLICT DO NOTHING`,
     [timeline, project, safekeepers],
   );
+  await q.query('INSERT INTO wal_configurations (timeline_id, generation, members, told) VALUES ($1, 1, $2, true) ON CONFLICT DO NOTHING', [
+    timeline,
+    JSON.stringify(safekeepers),
+  ]);
 }
 
 export const listProjects = (q: Queryable, workspace: string): Promise<ProjectRow[]> =>
@@ -150,10 +158,12 @@ export async function deleteProjectRows(q: Queryable, uid: ProjectUid): Promise<
 
 export const walMembers = (q: Queryable, timeline: TimelineId): Promise<WalMemberRow[]> =>
   q.query<WalMemberRow>('SELECT * FROM wal_members WHERE timeline_id = $1 ORDER BY safekeeper_id', [timeline]);
-/** Members whose observed state is not the wanted one; those still waiting for the pageserver's answer are left out. */
+/** Members whose observed state is not the wanted one; those still waiting for the pageserver's answer are left out, and those that take
+ *  another's place (reconcile/membership.ts makes them). */
 export const laggingMembers = (q: Queryable): Promise<WalMemberRow[]> =>
   q.query<WalMemberRow>(
-    `SELECT m.* FROM wal_members m LEFT JOIN branches b ON b.timeline_id = m.timeline_id WHERE NOT m.wanted OR (NOT m.made AND b.start_lsn IS NOT NULL)`,
+    `SELECT m.* FROM wal_members m LEFT JOIN branches b ON b.timeline_id = m.timeline_id 
+     WHERE NOT m.wanted OR (NOT m.made AND NOT m.lost AND m.member_id = m.safekeeper_id AND b.start_lsn IS NOT NULL)`,
   );
 export async function setMemberMade(q: Queryable, m: WalMemberRow): Promise<void> {
   await q.query('UPDATE wal_members SET made = true WHERE timeline_id = $1 AND safekeeper_id = $2', [m.timeline_id, m.safekeeper_id]);

@@ -1,0 +1,276 @@
+/** Replaces members of timelines for good (docs/protocols/membership.md): sees which disks are there, and drives each change a step at a time.
+ *  Every round begins from the metadata and from what the safekeepers answer, so a Manager that was killed at any step goes on, and a step that was
+ *  done already is done again without harm. */
+import type { ConfigureRequest, PeerAddress, WalTimelineStatus } from '@lakebase/api';
+import { type Logger, errorMessage, sleep } from '@lakebase/base';
+import { type TimelineId, parseLsn, parseTerm } from '@lakebase/ids';
+import {
+  type Configuration,
+  type MemberReport,
+  abortReplacement,
+  beginReplacement,
+  describeConfiguration,
+  finishProblem,
+  finishReplacement,
+  historyFromJson,
+  lastLogTerm,
+  memberIdOf,
+  nodeOf,
+  votersOf,
+} from '@lakebase/wal-quorum';
+import type { FarEnd } from '../far-end.ts';
+import type { Database } from '../metadata/database.ts';
+import * as store from '../store/membership.ts';
+import { walMembers } from '../store/projects.ts';
+
+export interface MembershipContext {
+  readonly db: Database;
+  readonly far: FarEnd;
+  readonly log: Logger;
+}
+
+export const toConfiguration = (row: Pick<store.ConfigurationRow, 'generation' | 'members' | 'new_members'>): Configuration => ({
+  generation: row.generation,
+  members: row.members,
+  newMembers: row.new_members,
+});
+
+/** Where the members of a configuration are, by member id. */
+export function addressesOf(far: FarEnd, configuration: Configuration): PeerAddress[] {
+  return votersOf(configuration).flatMap((id) => {
+    const node = far.nodes.find((n) => n.id === nodeOf(id));
+    return node === undefined ? [] : [{ ...node, id }];
+  });
+}
+
+/** Whom a compute of this timeline elects and streams to. */
+export async function walOf(
+  { db, far }: Pick<MembershipContext, 'db' | 'far'>,
+  timeline: TimelineId,
+): Promise<{ safekeepers: readonly PeerAddress[]; walConfiguration?: Configuration }> {
+  const row = await store.storedConfiguration(db, timeline);
+  if (row === undefined) return { safekeepers: far.safekeepers };
+  const walConfiguration = toConfiguration(row);
+  return { safekeepers: addressesOf(far, walConfiguration), walConfiguration };
+}
+
+/** A change that is close to its end is waited for this long within one round. */
+const STEPS_MAX = 50;
+const STEP_MS = 100;
+const AT_ONCE = 4;
+
+export class Membership {
+  readonly #c: MembershipContext;
+  /** Nodes that answered in this round. */
+  readonly #present = new Set<string>();
+  /** What members told under a joint configuration some time ago: the goal of those that join. */
+  readonly #earlier = new Map<string, { generation: number; reports: ReadonlyMap<string, MemberReport> }>();
+  readonly #copying = new Set<string>();
+  readonly #problems = new Map<string, string>();
+
+  constructor(context: MembershipContext) {
+    this.#c = context;
+  }
+
+  get present(): ReadonlySet<string> {
+    return this.#present;
+  }
+  /** Why a change is not done yet, by timeline. */
+  get problems(): ReadonlyMap<string, string> {
+    return this.#problems;
+  }
+
+  async round(signal: AbortSignal): Promise<void> {
+    await this.#look();
+    const rows = await store.unsettled(this.#c.db);
+    const work = rows.values();
+    const one = async (): Promise<void> => {
+      for (const row of work) {
+        if (signal.aborted) return;
+        try {
+          await this.#settle(row.timeline_id, signal);
+        } catch (error) {
+          this.#problem(row.timeline_id, errorMessage(error));
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, one));
+  }
+
+  /** Which nodes answer, with which disks, and what they have lost. */
+  async #look(): Promise<void> {
+    const { db, far, log } = this.#c;
+    await Promise.all(
+      far.nodes.map(async ({ id }) => {
+        try {
+          const node = await far.safekeeper(id)?.node();
+          if (node === undefined || typeof node.incarnation !== 'string') return;
+          const gone = await db.transaction((tx) => store.seeDisk(tx, id, node.incarnation));
+          if (gone > 0)
+            log.error({ safekeeper: id, members: gone }, 'a safekeeper has lost its disk: new members take the place of its old ones');
+          for (const { timeline, member } of node.lost ?? [])
+            if (await store.loseMember(db, timeline, id, member))
+              log.error({ safekeeper: id, timeline, member }, 'a safekeeper has lost a timeline: a new member takes its place');
+          this.#present.add(id);
+        } catch {
+          this.#present.delete(id);
+        }
+      }),
+    );
+  }
+
+  async #settle(timeline: TimelineId, signal: AbortSignal): Promise<void> {
+    for (let step = 0; step < STEPS_MAX && !signal.aborted; step++) {
+      const row = await store.configurationOf(this.#c.db, timeline);
+      if (row === undefined) return;
+      const configuration = toConfiguration(row);
+      if (configuration.newMembers === null) {
+        if (!row.told) await this.#tell(row, configuration);
+        if (!(await this.#begin(row, configuration))) return;
+      } else if (await this.#advance(row, configuration)) continue;
+      await sleep(STEP_MS, signal).catch(() => {});
+    }
+  }
+
+  #problem(timeline: string, text: string): void {
+    if (this.#problems.get(timeline) !== text) this.#c.log.warn({ timeline, problem: text }, 'a member of a timeline is not replaced yet');
+    this.#problems.set(timeline, text);
+  }
+
+  // ---- steps
+
+  /** Starts the next change when a member has to go. False: nothing to do, or nobody to take its place. */
+  async #begin(row: store.ConfigurationRow, configuration: Configuration): Promise<boolean> {
+    const { db, far, log } = this.#c;
+    const members = await walMembers(db, row.timeline_id);
+    const leaving = members.find((m) => m.wanted && (m.lost || m.evict) && configuration.members.includes(m.member_id));
+    if (leaving === undefined) {
+      this.#problems.delete(row.timeline_id);
+      return false;
+    }
+    const taken = new Set(configuration.members.map(nodeOf));
+    const same = leaving.lost && !leaving.evict && this.#present.has(leaving.safekeeper_id) ? leaving.safekeeper_id : undefined;
+    // A copy that is still to be removed there must be gone first.
+    const dirty = new Set(members.filter((m) => !m.wanted).map((m) => m.safekeeper_id));
+    const node = same ?? far.nodes.find((n) => this.#present.has(n.id) && !taken.has(n.id) && !dirty.has(n.id))?.id;
+    if (node === undefined) {
+      this.#problem(row.timeline_id, `no safekeeper is free to take the place of ${leaving.member_id}`);
+      return false;
+    }
+    const joining = memberIdOf(node, configuration.generation + 1);
+    const joint = beginReplacement(configuration, leaving.member_id, joining);
+    const done = await db.transaction(async (tx) => {
+      if (!(await store.swapConfiguration(tx, row.timeline_id, configuration.generation, joint))) return false;
+      await store.placeMember(tx, row.timeline_id, row.project_uid, node, joining);
+      return true;
+    });
+    if (done) log.info({ timeline: row.timeline_id, configuration: describeConfiguration(joint) }, 'replacing a member');
+    return done;
+  }
+
+  /** One look at a change under way: tells everybody, helps the new member along, and ends the change when it may. True: done at once, go on. */
+  async #advance(row: store.ConfigurationRow, joint: Configuration): Promise<boolean> {
+    const { db, log } = this.#c;
+    const { timeline_id: timeline } = row;
+    const joining = (joint.newMembers ?? []).find((id) => !joint.members.includes(id)) as string;
+    const leaving = joint.members.find((id) => joint.newMembers?.includes(id) === false) as string;
+    const place = (await walMembers(db, timeline)).find((m) => m.member_id === joining);
+    if (place === undefined || place.lost) {
+      const back = abortReplacement(joint);
+      const done = await db.transaction(async (tx) => {
+        if (!(await store.swapConfiguration(tx, timeline, joint.generation, back))) return false;
+        if (nodeOf(leaving) === nodeOf(joining)) await store.restoreMember(tx, timeline, nodeOf(joining), leaving);
+        else await store.dismissMember(tx, timeline, joining);
+        return true;
+      });
+      if (done) log.warn({ timeline, configuration: describeConfiguration(back) }, 'the new member is lost: back to the members of before');
+      return done;
+    }
+    const statuses = await this.#tell(row, joint);
+    const reports = new Map([...statuses].map(([id, status]) => [id, reportOf(status)] as const));
+    const before = this.#earlier.get(timeline);
+    const earlier = before?.generation === joint.generation ? before.reports : reports;
+    const problem = finishProblem(joint, reports, earlier);
+    if (problem === null) return this.#finish(row, joint, joining, leaving);
+    this.#problem(timeline, problem);
+    // A goal that too few have told is of no use later on.
+    if (!problem.includes('old members')) this.#earlier.set(timeline, { generation: joint.generation, reports: earlier });
+    this.#copy(row, joining, statuses);
+    return false;
+  }
+
+  async #finish(row: store.ConfigurationRow, joint: Configuration, joining: string, leaving: string): Promise<boolean> {
+    const final = finishReplacement(joint);
+    const done = await this.#c.db.transaction(async (tx) => {
+      if (!(await store.swapConfiguration(tx, row.timeline_id, joint.generation, final))) return false;
+      await store.setJoined(tx, row.timeline_id, joining);
+      await store.dismissMember(tx, row.timeline_id, leaving);
+      return true;
+    });
+    if (!done) return false;
+    this.#earlier.delete(row.timeline_id);
+    this.#problems.delete(row.timeline_id);
+    this.#c.log.info({ timeline: row.timeline_id, configuration: describeConfiguration(final) }, 'a member was replaced');
+    return true;
+  }
+
+  /** Every member that answers takes the configuration over; the new one is made. */
+  async #tell(row: store.ConfigurationRow, configuration: Configuration): Promise<Map<string, WalTimelineStatus>> {
+    const { far, log } = this.#c;
+    const { timeline_id: timeline, project_uid: project } = row;
+    const voters = votersOf(configuration);
+    const nodes = far.nodes.filter((n) => voters.some((id) => nodeOf(id) === n.id));
+    const told = new Map<string, WalTimelineStatus>();
+    await Promise.all(
+      voters.map(async (id) => {
+        try {
+          const body = { configuration, nodes, make: await this.#make(row, configuration, id) };
+          const status = await far.safekeeper(nodeOf(id))?.configure(project, timeline, body);
+          if (status?.member === id) told.set(id, status);
+        } catch (error) {
+          log.debug({ timeline, member: id, err: errorMessage(error) }, 'a member does not take the configuration over now');
+        }
+      }),
+    );
+    if (told.size === voters.length) await store.setTold(this.#c.db, timeline, configuration.generation);
+    return told;
+  }
+
+  /** Only a member that joins is ever made here. */
+  async #make(row: store.ConfigurationRow, { members, newMembers }: Configuration, id: string): Promise<ConfigureRequest['make']> {
+    if (newMembers === null || members.includes(id)) return null;
+    const incarnation = await store.diskOf(this.#c.db, nodeOf(id));
+    if (incarnation === undefined) return null;
+    const { start_lsn: startLsn, prev_record_lsn: prevRecordLsn, system_id: systemId, pg_version: pgVersion } = row;
+    return { member: id, incarnation, timeline: { startLsn, prevRecordLsn, systemId, pgVersion } };
+  }
+
+  /** The new member copies from whoever has most; with a compute running it streams by itself, too. */
+  #copy(row: store.ConfigurationRow, joining: string, statuses: ReadonlyMap<string, WalTimelineStatus>): void {
+    const { far, log } = this.#c;
+    const own = statuses.get(joining);
+    if (own === undefined || own.streaming !== null || this.#copying.has(row.timeline_id)) return;
+    const sound = [...statuses].filter(([id, s]) => id !== joining && s.damaged === null);
+    sound.sort(([, a], [, b]) => b.term - a.term || parseLsn(b.flushRecordLsn) - parseLsn(a.flushRecordLsn));
+    const donor = far.nodes.find((n) => n.id === nodeOf(sound[0]?.[0] ?? ''));
+    if (donor === undefined) return;
+    this.#copying.add(row.timeline_id);
+    const copy = far.safekeeper(nodeOf(joining))?.catchUp(row.project_uid, row.timeline_id, donor) ?? Promise.resolve();
+    copy
+      .catch((error: unknown) =>
+        log.debug({ timeline: row.timeline_id, joining, donor: donor.id, err: errorMessage(error) }, 'cannot catch up now'),
+      )
+      .finally(() => this.#copying.delete(row.timeline_id));
+  }
+}
+
+export function reportOf(status: WalTimelineStatus): MemberReport {
+  const flushRecordLsn = parseLsn(status.flushRecordLsn);
+  return {
+    term: parseTerm(status.term),
+    lastLogTerm: lastLogTerm(historyFromJson(status.termHistory), flushRecordLsn),
+    flushRecordLsn,
+    generation: status.generation ?? 0,
+    damaged: status.damaged !== null,
+  };
+}
