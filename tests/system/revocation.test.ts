@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { Cluster, ClusterInternals, eventually } from '@lakebase/testkit';
-import { readdirSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { KeyedProject } from './key-scene.ts';
 import { Ledger } from './ledger.ts';
@@ -107,6 +107,22 @@ describe('revocation', () => {
         `${action} in ${lines.length} lines`,
       );
     assert.equal((await project.account.raw('GET', 'accounts/other/audit-log')).status, 404);
+  });
+
+  it("the key manager's disk is lost: its records come back from the object store, and nobody notices", async () => {
+    const records = join(cluster.home, 'data', 'keymanager');
+    cluster.kill('keymanager');
+    rmSync(records, { recursive: true });
+    // Its watch may still be the former process's: the log is only the new one's.
+    const restored = async (): Promise<true | undefined> =>
+      /RECORD_RESTORED/.test(String((await project.account.raw('GET', 'accounts/default/audit-log')).body['text'])) ? true : undefined;
+    await eventually('the key manager is back with what it had', restored, 30_000);
+    await ledger.progress(20, 30_000);
+    cluster.kill('pageserver'); // nothing of it hangs on keys in memory
+    await ledger.progress(20, 30_000);
+    await ledger.verify();
+    await other.verify();
+    assert.equal(await project.state(), 'ACTIVE');
   });
 
   it('deleting the project destroys its keys and says so', async () => {
