@@ -2,16 +2,19 @@
  *  on and see what was written, nothing runs out of memory; and when storage is fast again nobody is slowed. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { cpus, loadavg } from 'node:os';
 import { after, before, describe, it } from 'node:test';
 import { sleep } from '@lakebase/base';
 import { parseLsn } from '@lakebase/ids';
 import { Cluster, ClusterInternals, eventually } from '@lakebase/testkit';
 
 const MB = 1 << 20;
-const MAX_LAG = 96 * MB;
+const MAX_LAG = 64 * MB;
 const SECONDS = process.env['LAKEBASE_FULL'] === '1' ? 120 : 25;
-/** A piece of 128 KiB each: below 10 MB/s. */
-const SLOW = 'delay(13)';
+/** A piece of 128 KiB each: below 12 MB/s. */
+const SLOW = 'delay(10)';
+/** What a commit may take: a second; on a machine that does much else besides, whatever is not a stop. */
+const commitMsMax = (): number => ((loadavg()[0] ?? 0) < 2 * cpus().length ? 1_000 : 5_000);
 
 describe('back-pressure (F17)', () => {
   let cluster: Cluster;
@@ -97,7 +100,7 @@ describe('back-pressure (F17)', () => {
     assert.ok(Math.max(...lags) <= MAX_LAG, `lag of ${Math.max(...lags)} bytes`);
     assert.ok(Math.max(...lags) > MAX_LAG / 4, 'the writer was faster than storage');
     assert.ok((pressure?.sleptMs ?? 0) > 1_000 && pressure?.allowedBytesPerSecond !== null, 'it was slowed');
-    assert.ok((sorted.at(-1) ?? Infinity) < 2_000, 'commits go on'); // 1 s on a quiet machine: this one runs other tests beside
+    assert.ok((sorted.at(-1) ?? Infinity) < commitMsMax(), 'commits go on');
     assert.ok(reads.length > SECONDS && Math.max(...rss) < 1_200);
 
     await slow('off');
