@@ -227,15 +227,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
     const file = this.#opened();
     file.use();
     try {
-      const hash = createHash('sha256');
-      const buffer = Buffer.allocUnsafeSlow(Math.min(HASH_BYTES, this.size));
-      for (let at = 0; at < this.size; ) {
-        const { bytesRead } = await readAt(file.fd, buffer, 0, Math.min(HASH_BYTES, this.size - at), at);
-        if (bytesRead === 0) break;
-        hash.update(buffer.subarray(0, bytesRead));
-        at += bytesRead;
-      }
-      const good = hash.digest('hex') === this.hash;
+      const good = (await this.#hashOf(file)) === this.hash;
       if (good) await syncFd(file.fd);
       if (!current()) return;
       if (good) {
@@ -252,6 +244,41 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
     } finally {
       file.unuse();
     }
+  }
+
+  async #hashOf(file: OpenFile): Promise<string> {
+    const hash = createHash('sha256');
+    const buffer = Buffer.allocUnsafeSlow(Math.min(HASH_BYTES, this.size));
+    for (let at = 0; at < this.size; ) {
+      const { bytesRead } = await readAt(file.fd, buffer, 0, Math.min(HASH_BYTES, this.size - at), at);
+      if (bytesRead === 0) break;
+      hash.update(buffer.subarray(0, bytesRead));
+      at += bytesRead;
+    }
+    return hash.digest('hex');
+  }
+
+  /** Looks at the whole local file, and fetches it anew when it is damaged. True when that was so. The caller has pinned it. */
+  async heal(): Promise<boolean> {
+    if (this.#part !== undefined || !this.#canFetch()) return false;
+    let good = false;
+    try {
+      const file = this.#opened();
+      file.use();
+      try {
+        good = (await this.#hashOf(file)) === this.hash;
+      } finally {
+        file.unuse();
+      }
+    } catch (error) {
+      this.#cache.onDamage(`layer ${this.path} cannot be read: ${errorMessage(error)}`);
+    }
+    if (good || this.#part !== undefined) return false;
+    this.#cache.counters.rejected++;
+    this.#cache.onDamage(`layer ${this.path} is damaged; it is fetched anew`);
+    await this.#dropLocal();
+    await this.makeWhole();
+    return true;
   }
 
   /** Makes the file whole under its name. The caller has pinned it. */

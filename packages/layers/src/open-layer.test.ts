@@ -16,6 +16,7 @@ import {
   SeriesTable,
   encodeKey,
   flushLayer,
+  openLayerMemory,
 } from './index.ts';
 
 const relation = { kind: KIND_REL_PAGE, spc: 1663, db: 5, rel: 7, fork: 0 };
@@ -84,4 +85,27 @@ test('records are found where they were in buffers copied as a whole, in memory 
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
+});
+
+test('memory that was given back goes to the next layer; the layer cannot be read any more', () => {
+  const series = new SeriesTable();
+  const id = series.internSeries(relation);
+  const before = openLayerMemory();
+  const first = new OpenLayer(series, 0 as Lsn);
+  for (let i = 1; i <= 400; i++) first.put(id, i % 17, ENTRY_RECORD, 0, (i * 8) as Lsn, source(i, 9_000));
+  first.freeze(4_000 as Lsn);
+  assert.ok(openLayerMemory().used - before.used >= 3 << 20);
+  assert.equal(found(first).size, 400);
+  first.recycle();
+  first.recycle();
+  assert.equal(openLayerMemory().used, before.used);
+  assert.ok(openLayerMemory().free >= 3 << 20);
+  assert.throws(() => found(first), /given back/);
+  const second = new OpenLayer(series, 4_000 as Lsn, first);
+  for (let i = 1; i <= 400; i++) second.put(id, i % 17, ENTRY_RECORD, 0, (4_000 + i * 8) as Lsn, source(i + 1, 9_000));
+  assert.equal(openLayerMemory().free, before.free, 'it took what the first had');
+  const entries = found(second);
+  for (let i = 1; i <= 400; i++) assert.deepEqual(entries.get(4_000 + i * 8), source(i + 1, 9_000));
+  second.freeze(8_000 as Lsn);
+  second.recycle();
 });

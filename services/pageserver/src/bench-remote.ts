@@ -74,17 +74,26 @@ try {
   }
   const requests = randomPages(largest.tag, largest.blocks, Number(values.requests));
 
+  const quantile = (taken: number[], q: number): number => {
+    taken.sort((x, y) => x - y);
+    return Math.round((taken[Math.floor(taken.length * q)] ?? 0) * 1_000);
+  };
+  /** Reads that waited for a GET apart. */
   const reads = async (t: Timeline): Promise<Record<string, number>> => {
     t.cache.clear();
-    const taken: number[] = [];
+    const counters = t.storage.files.layers?.counters ?? { gets: 0 };
+    const hits: number[] = [];
+    const misses: number[] = [];
+    const started = performance.now();
     for (const { tag, block } of requests) {
+      const gets = counters.gets;
       const began = performance.now();
       await t.pages(tag, block, 1, head as Lsn);
-      taken.push(performance.now() - began);
+      (counters.gets > gets ? misses : hits).push(performance.now() - began);
     }
-    taken.sort((a, b) => a - b);
-    const at = (q: number): number => Math.round((taken[Math.floor(taken.length * q)] ?? 0) * 1_000);
-    return { p50Us: at(0.5), p99Us: at(0.99), seconds: round(taken.reduce((n, x) => n + x, 0) / 1_000) };
+    const missed = { misses: misses.length, missP50Us: quantile(misses, 0.5), missP99Us: quantile(misses, 0.99) };
+    const seconds = round((performance.now() - started) / 1_000);
+    return { p50Us: quantile(hits, 0.5), p99Us: quantile(hits, 0.99), ...(misses.length === 0 ? {} : missed), seconds };
   };
   const result: Record<string, unknown> = {
     layers: names.length,

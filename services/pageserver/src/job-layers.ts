@@ -1,7 +1,8 @@
 /** Layers a background job reads, on the local disk for as long as it runs. A worker thread opens files and cannot wait for the object store, so what
  *  a job is sure to read is fetched whole before it begins, and nothing of its timeline is evicted meanwhile. Whatever else it finds missing ends it;
- *  then everything is fetched and it runs once more. Inputs are not streamed: a job needs disk for what it reads, beyond the cache's budget if need be. */
-import { LakebaseError } from '@lakebase/base';
+ *  then everything is fetched and it runs once more. So it is when a layer is damaged on this disk only. Inputs are not streamed: a job needs disk for what
+ *  it reads, beyond the cache's budget if need be. */
+import { LakebaseError, isCode } from '@lakebase/base';
 import { type CachedLayer, type LayerHandle, type LayerSet, NOT_LOCAL } from '@lakebase/layers';
 
 const FETCHES_AT_ONCE = 2;
@@ -21,6 +22,10 @@ export async function withLocalLayers<T>(
     try {
       return await run(absent);
     } catch (error) {
+      if (isCode(error, 'CORRUPT')) {
+        if (!(await healAny(pinned))) throw error;
+        return await run(absent);
+      }
       if (absent.length === 0 || !(error instanceof LakebaseError) || error.message !== NOT_LOCAL) throw error;
     }
     await makeLocal(set.layers);
@@ -36,6 +41,12 @@ async function makeLocal(layers: readonly LayerHandle[]): Promise<void> {
     for (let layer = missing.pop(); layer !== undefined; layer = missing.pop()) await layer.makeWhole();
   };
   await Promise.all(Array.from({ length: FETCHES_AT_ONCE }, next));
+}
+
+async function healAny(layers: readonly CachedLayer[]): Promise<boolean> {
+  let healed = false;
+  for (const layer of layers) healed = (await layer.heal()) || healed;
+  return healed;
 }
 
 /** The newest images up to `lsn` and the changes since. */

@@ -199,9 +199,18 @@ test('a timeline without local layers: attach, reads at every LSN, a merge, imag
   await remote.timeline.pages(rel(8), 0, 64, lsns[3] as Lsn);
   assert.ok(store.calls.get < 40, `${store.calls.get} GETs for 64 pages of ${remote.timeline.storage.set.layers.length} layers`);
 
-  // Jobs fetch what they read.
+  // Jobs fetch what they read; what is damaged on this disk only is no obstacle.
   await remote.layers.makeRoom(1e9);
+  const input = remote.timeline.storage.set.layers.find((l) => l.descriptor.level === 0);
+  assert.ok(input?.cached !== undefined);
+  input.cached.pin();
+  await input.cached.makeWhole();
+  const damaged = readFileSync(input.path);
+  damaged[damaged.length >> 1] = (damaged[damaged.length >> 1] as number) ^ 4;
+  writeFileSync(input.path, damaged);
+  input.cached.unpin();
   await remote.timeline.storage.compact();
+  assert.ok(remote.layers.counters.rejected > 0);
   assert.ok(remote.timeline.storage.set.layers.every((l) => l.descriptor.level > 0));
   await samePages(local.timeline, remote.timeline, lsns);
   await remote.timeline.close();
