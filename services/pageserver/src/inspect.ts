@@ -11,6 +11,9 @@ import { objectSource } from './scrub-timeline.ts';
 import type { TimelineStore } from './store.ts';
 import type { Timeline } from './timeline.ts';
 
+/** Of WAL that is on its way here; of an LSN to come there is nothing to show. */
+const WAIT_MS = 2_000;
+
 export async function inspectTimeline(store: TimelineStore, r: InspectRequest): Promise<InspectReport> {
   const held = await store.hold(parseProjectUid(r.project), parseTimelineId(r.timeline));
   try {
@@ -82,6 +85,7 @@ export async function inspectPage(store: TimelineStore, r: InspectPageRequest): 
   try {
     const t = held.timeline;
     const wanted = r.lsn === null ? undefined : parseLsn(r.lsn);
+    if (wanted !== undefined) await t.waitFor(wanted, WAIT_MS);
     const lsn = await t.chooseLsn(wanted ?? MAX_LSN, wanted ?? (0 as Lsn));
     const tag = { spc: r.spc, db: r.db, rel: r.rel, fork: r.fork as ForkNumber };
     const blocks = await t.relSize(tag, lsn);

@@ -17,6 +17,7 @@ import {
   type RelTag,
   type TimelineId,
   formatLsn,
+  relPath,
 } from '@lakebase/ids';
 import {
   ARG_STOP,
@@ -29,6 +30,7 @@ import {
   PageReader,
   RemoteMiss,
   RemoteRead,
+  type SeriesId,
   SeriesTable,
   encodeKey,
   scanValues,
@@ -443,6 +445,7 @@ export class Timeline {
         },
         base,
       );
+      checkPageLsn(this.#series.get(series), block, page, lsn);
       const now = this.cache.get(series, block);
       if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
       return page;
@@ -501,6 +504,7 @@ export class Timeline {
     }
     const page = this.reader.pageWithin(s, block, lsn, limit, floors, base);
     if (page === undefined) return undefined;
+    checkPageLsn(s, block, page, lsn);
     if (base === undefined || base.lsn < lsn) this.cache.set(series, block, { page, lsn });
     return page;
   }
@@ -530,6 +534,11 @@ export class Timeline {
       )
         continue;
       if (p.bytes.length !== BLCKSZ) throw new LakebaseError('INVALID_ARGUMENT', `a page of ${p.bytes.length} bytes`);
+      if (pageLsnOf(p.bytes) > lsn)
+        throw new LakebaseError(
+          'INVALID_ARGUMENT',
+          `${relPath(p.tag)} block ${p.block} has a page LSN after ${formatLsn(lsn)}, where WAL ends`,
+        );
       if (blocks === ABSENT || p.block >= blocks) this.catalog.extend(id, p.block + 1, lsn, this.#ingest.valuesAt(lsn));
       this.#open.put(id, p.block, ENTRY_IMAGE, ARG_STOP, lsn, p.bytes);
       this.cache.delete(id, p.block);
@@ -578,4 +587,18 @@ export class Timeline {
     for (const layer of this.memoryLayers()) layer.wipe();
     this.cache.wipe();
   }
+}
+
+/** pd_lsn, whatever it is. */
+const pageLsnOf = (page: Buffer): number => page.readUInt32LE(0) * 0x1_0000_0000 + page.readUInt32LE(4);
+
+/** A page cannot have been changed after the LSN it is read at: such a page is reported, never served or kept. */
+function checkPageLsn(s: SeriesId, block: number, page: Buffer, lsn: Lsn): void {
+  if (s.kind !== KIND_REL_PAGE || pageLsnOf(page) <= lsn) return;
+  const high = page.readUInt32LE(0).toString(16).toUpperCase();
+  const low = page.readUInt32LE(4).toString(16).toUpperCase();
+  throw new LakebaseError(
+    'CORRUPT',
+    `${relPath(s as RelTag)} block ${block} read as of ${formatLsn(lsn)} has the page LSN ${high}/${low}, which is later; look at it with lakebase inspect page`,
+  );
 }
