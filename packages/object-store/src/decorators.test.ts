@@ -12,6 +12,7 @@ import { type DecorationOptions, decorate } from './decorate.ts';
 import { LimitedStore } from './limited-store.ts';
 import type { ObjectInfo, ObjectStore, PutOptions } from './object-store.ts';
 import type { StoreObservation } from './observed-store.ts';
+import { ReplacedObject } from './replaced-object.ts';
 import { type Faults, FaultStore, MemoryStore, bytesOf } from './testing/index.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'lb-objectstore-decorators-'));
@@ -84,6 +85,30 @@ test('a put whose answer was lost: ours by content, of a buffer and of a file; n
   await memory.put('y', Buffer.from('their'));
   await assert.rejects(put, (e: unknown) => isCode(e, 'ALREADY_EXISTS'));
   assert.equal(memory.objects.get('y')?.bytes.toString(), 'their');
+});
+
+test('an object that is replaced again and again never goes back, however late an old request comes; a plain put does', async () => {
+  const share = fc.double({ min: 0, max: 0.4, noNaN: true });
+  const faults = fc.record({ seed: fc.integer(), latePuts: share, lostResponses: share, errors: share });
+  const options = { baseMs: 0.1, maxMs: 0.2 };
+  await fc.assert(
+    fc.asyncProperty(faults, async (f) => {
+      const { memory, faults: between, store } = faulty(f, options);
+      const object = new ReplacedObject(store, 'index');
+      for (let version = 1; version <= 12; version++) {
+        await object.put(Buffer.from(`version ${version}`));
+        assert.equal(memory.objects.get('index')?.bytes.toString(), `version ${version}`);
+      }
+      await between.arriveAll();
+      assert.equal(memory.objects.get('index')?.bytes.toString(), 'version 12');
+    }),
+    { numRuns: 40 },
+  );
+  // What it is for.
+  const { memory, faults: between, store } = faulty({ latePuts: 0.4, seed: 5 } as Faults, options);
+  for (let version = 1; version <= 12; version++) await store.put('index', Buffer.from(`version ${version}`));
+  await between.arriveAll();
+  assert.notEqual(memory.objects.get('index')?.bytes.toString(), 'version 12');
 });
 
 test('503 storms are waited out, with delays that grow and differ; an outage longer than the deadline is said, with its reason', async () => {

@@ -7,3 +7,4 @@ export * from './range.ts';
 export * from './decorate.ts';
 export * from './store-decorator.ts';
 export * from './observed-store.ts';
+export * from './replaced-object.ts';

@@ -8,7 +8,7 @@ import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCo
 import { decodeDekReference } from '@lakebase/envelope';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { type TimelineIndex, namesOf, sealIndex, sealedObjectsOf } from '@lakebase/layers';
-import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
+import { type ObjectStore, ReplacedObject, indexObject, timelineObject } from '@lakebase/object-store';
 import type { Generations } from './generations.ts';
 import { findIndex } from './remote-index.ts';
 import type { TimelineStorage } from './storage.ts';
@@ -51,6 +51,8 @@ export class Uploader {
   /** Generations below ours that have an index in the store. */
   readonly #olderIndexes = new Set<number>();
   #generation: number | undefined;
+  /** The index of our generation. */
+  #indexObject: ReplacedObject | undefined;
   /** `storage.changes` of the newest index that was put and confirmed. */
   #uploadedChanges = -1;
   #dirtySince: number | undefined;
@@ -203,7 +205,9 @@ export class Uploader {
     const key = indexObject(this.#project, this.#timeline, generation);
     const name = key.slice(key.lastIndexOf('/') + 1);
     const { bytes, reference } = await sealIndex({ ...index, generation, remote: null }, name, storage.files.keys);
-    await store.put(key, bytes);
+    // An index put that was given up as unanswered must not come through after a newer one: what it names may be deleted by then.
+    if (this.#indexObject?.key !== key) this.#indexObject = new ReplacedObject(store, key);
+    await this.#indexObject.put(bytes);
     counters.puts++;
     counters.indexPuts++;
     counters.putBytes += bytes.length;

@@ -22,6 +22,8 @@ export interface Faults {
   readonly throttled?: number;
   /** UNAVAILABLE; the put or delete was done nevertheless. */
   readonly lostResponses?: number;
+  /** UNAVAILABLE; the put is done before one of the next calls, whatever its caller has done meanwhile. */
+  readonly latePuts?: number;
   /** A get or stream that ends early. */
   readonly truncated?: number;
   /** A get with a bit flipped: only a check of the content can find it. */
@@ -44,6 +46,7 @@ export class FaultStore implements ObjectStore {
     errors: 0,
     throttled: 0,
     lostResponses: 0,
+    latePuts: 0,
     truncated: 0,
     flipped: 0,
     staleLists: 0,
@@ -51,6 +54,8 @@ export class FaultStore implements ObjectStore {
     storm: 0,
     blackhole: 0,
   };
+  /** Puts that are on their way still. */
+  readonly #late: (() => Promise<unknown>)[] = [];
   #storm = 0;
   #hole: { readonly promise: Promise<void>; readonly resolve: () => void } | undefined;
 
@@ -100,6 +105,13 @@ export class FaultStore implements ObjectStore {
   }
   async put(key: string, source: PutSource, options: PutOptions = {}): Promise<ObjectTag> {
     await this.#before(options);
+    if (this.#hits('latePuts')) {
+      const { ifAbsent, ifMatch } = options;
+      this.#late.push(() =>
+        this.#inner.put(key, source, { ...(ifAbsent === undefined ? {} : { ifAbsent }), ...(ifMatch === undefined ? {} : { ifMatch }) }),
+      );
+      throw new LakebaseError('UNAVAILABLE', `injected: the put of ${key} is on its way`);
+    }
     const tag = await this.#inner.put(key, source, options);
     if (this.#hits('lostResponses')) throw new LakebaseError('UNAVAILABLE', `injected: the answer to the put of ${key} was lost`);
     return tag;
@@ -127,12 +139,24 @@ export class FaultStore implements ObjectStore {
     return this.#inner.close();
   }
 
+  /** Every put that is on its way comes through. */
+  async arriveAll(): Promise<void> {
+    while (this.#late.length > 0) await this.#arrive();
+  }
+
+  async #arrive(): Promise<void> {
+    const [put] = this.#late.splice(Math.floor(this.#random() * this.#late.length), 1);
+    await put?.().catch(() => {}); // nobody waits for its answer
+  }
+
   async #before(options: CallOptions): Promise<void> {
     if (this.#hole !== undefined) {
       this.injected.blackhole++;
       await this.#hole.promise;
       if (options.signal?.aborted === true) throw new LakebaseError('UNAVAILABLE', 'the call was ended');
     }
+    // Any of them, in any order.
+    while (this.#late.length > 0 && this.#random() < 0.3) await this.#arrive();
     const { latencyMsMax = 0 } = this.faults;
     if (latencyMsMax > 0) await sleep(this.#random() * latencyMsMax);
     if (this.#storm > 0) {
