@@ -29,8 +29,8 @@ export function rescueSegment(from: string, to: string, length: number, io: Segm
 }
 
 /** Fills `file` with `bytes`, which begin at `boundary` and go to the end of the segment, and closes it. `next` is what the segment behind says of
- *  its beginning: both must agree, and every record's checksum must hold. */
-export function buildSegment(file: SegmentFile, boundary: RecordBoundary, bytes: Buffer, next: RecordBoundary): void {
+ *  its beginning, where it can say it: both must agree. Every record's checksum must hold. */
+export function buildSegment(file: SegmentFile, boundary: RecordBoundary, bytes: Buffer, next: RecordBoundary | undefined): void {
   try {
     const end = (file.header.segment + 1) * WAL_SEGMENT_BYTES;
     if (boundary.position + bytes.length !== end)
@@ -46,8 +46,10 @@ export function buildSegment(file: SegmentFile, boundary: RecordBoundary, bytes:
       offset += piece.length;
       stage.write(file);
     }
-    const same = at.position === next.position && at.flushRecordLsn === next.flushRecordLsn && at.lastRecordLsn === next.lastRecordLsn;
-    if (!same) throw new LakebaseError('CORRUPT', `${file.path}: the WAL that was offered for it does not fit what follows`);
+    const fits =
+      next === undefined ||
+      (at.position === next.position && at.flushRecordLsn === next.flushRecordLsn && at.lastRecordLsn === next.lastRecordLsn);
+    if (!fits) throw new LakebaseError('CORRUPT', `${file.path}: the WAL that was offered for it does not fit what follows`);
     file.sync();
     file.shrink();
   } finally {

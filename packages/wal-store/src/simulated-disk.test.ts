@@ -18,7 +18,7 @@ after(() => rmSync(root, { recursive: true, force: true }));
 const project = 'a'.repeat(32) as ProjectUid;
 const timeline = 'b'.repeat(32) as TimelineId;
 const ciphers = testCiphers(project);
-const SEEDS = Number(process.env['LAKEBASE_SEEDS'] ?? (process.env['LAKEBASE_FULL'] === '1' ? 2_000 : 60));
+const SEEDS = Number(process.env['LAKEBASE_SEEDS'] ?? (process.env['LAKEBASE_FULL'] === '1' ? 2_000 : 12));
 const START = lsn(3 * WAL_SEGMENT_BYTES - 60_000);
 const wal = syntheticWal(START, 400_000, 7);
 const slice = (from: number, to: number): Buffer => wal.bytes.subarray(from - START, to - START);

@@ -263,7 +263,11 @@ export class WalArchive {
   }
 
   /** Removes every object, once nobody needs the timeline any more. */
-  async remove(through: Lsn): Promise<void> {
+  remove(through: Lsn): Promise<void> {
+    return this.#writes.run(() => this.#remove(through));
+  }
+
+  async #remove(through: Lsn): Promise<void> {
     const { store, project, timeline, startLsn } = this.options;
     const first = Math.floor(startLsn / WAL_OBJECT_BYTES);
     for (let group = first; group * WAL_OBJECT_BYTES <= through; group++) {

@@ -436,14 +436,11 @@ export class WalStore {
     const start = this.holeStart(number);
     const boundary = this.#boundaryAt(number, start);
     const path = `${this.#files.path(number)}.tmp`;
-    const next = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
     try {
-      buildSegment(this.#files.create(number, path), boundary, bytes, next.context());
+      buildSegment(this.#files.create(number, path), boundary, bytes, this.#contextBehind(number));
     } catch (error) {
       removeIfThere(path);
       throw error;
-    } finally {
-      if (next !== this.#current) next.close();
     }
     this.#readers.get(number)?.close();
     this.#readers.delete(number);
@@ -451,6 +448,18 @@ export class WalStore {
     this.#files.rename(path, number);
     this.#holes.delete(number);
     this.#log.info({ path: this.#files.path(number) }, 'a damaged WAL segment was written anew');
+  }
+
+  /** What the segment behind a hole says of its beginning; nothing when it is a hole too. */
+  #contextBehind(number: number): RecordBoundary | undefined {
+    if (this.#holes.has(number + 1)) return undefined;
+    if (number + 1 === this.#current.header.segment) return this.#current.context();
+    const next = this.#files.open(number + 1);
+    try {
+      return next.context();
+    } finally {
+      next.close();
+    }
   }
 
   /** Record boundaries where a segment begins: its own word, or that of the segment before, or the timeline's start. */

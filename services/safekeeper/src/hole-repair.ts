@@ -35,7 +35,8 @@ export class HoleRepair {
 
   async #run(timeline: WalTimeline): Promise<void> {
     const { log } = this.#options;
-    for (const [number, { path, message }] of timeline.holes) {
+    // From the oldest: where records begin in one is known from the one before.
+    for (const [number, { path, message }] of [...timeline.holes].sort(([a], [b]) => a - b)) {
       if (timeline.closed) return;
       const end = lsn((number + 1) * WAL_SEGMENT_BYTES);
       try {

@@ -1,7 +1,7 @@
 /** WAL in the object store: it gets there once, goes from the members' disks, and everybody still reads all of it. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { readdirSync, rmSync } from 'node:fs';
+import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { internalToken } from '@lakebase/api';
@@ -23,11 +23,11 @@ interface Running extends AsyncDisposable {
   readonly objects: string;
 }
 
-async function running(all: Partial<SafekeeperConfig> = {}): Promise<Running> {
+async function running(all: Partial<SafekeeperConfig> = {}, first: Partial<SafekeeperConfig> = {}): Promise<Running> {
   const server = new StockServer({ 'lakebase.term': '1' });
   await server.start();
   let objects = '';
-  const quorum = await Quorum.start(log, {}, (root) => {
+  const quorum = await Quorum.start(log, first, (root) => {
     objects = join(root, 'objects');
     return { objectStore: { kind: 'directory', path: objects }, trimAfterBytes: 1, ...all };
   });
@@ -54,7 +54,7 @@ async function running(all: Partial<SafekeeperConfig> = {}): Promise<Running> {
 /** Some megabytes of WAL, then the rest of the segment. */
 async function writeSegments(sql: PgConnection, n: number): Promise<void> {
   for (let i = 0; i < n; i++) {
-    await sql.query(`INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 20000) i`);
+    await sql.query(`INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 2000) i`);
     await sql.query('SELECT pg_switch_wal()');
   }
   await sql.query('INSERT INTO t VALUES (0)');
@@ -137,6 +137,9 @@ describe('WAL in the object store', () => {
     assert.equal(timelineOf(quorum, 0).offloadedLsn, completeOf(end));
     assert.equal(timelineOf(quorum, 0).pagesLsn, end);
     assert.equal(await digest(quorum, 0, start, end), before);
+    // A deleted timeline leaves nothing there.
+    for (const member of quorum.members) await member.client.remove(quorum.project, quorum.timeline);
+    await until('the objects are gone', async () => (await new DirectoryStore(objects).list('')).objects.length === 0);
   });
 
   test('the member whose turn it is dies or gets nowhere: another one takes over', async () => {
@@ -154,36 +157,111 @@ describe('WAL in the object store', () => {
     await offloadedEverywhere(quorum, completeOf(await flushLsn(sql)));
   });
 
-  test('a member that lost its disk below what is offloaded reads everything again', async () => {
+  test('a member that lost what is offloaded reads everything again', async () => {
     await using r = await running();
-    const { quorum, sql, server } = r;
+    const { quorum, sql } = r;
     const start = timelineOf(quorum, 0).control.startLsn;
     await writeSegments(sql, 4);
     const end = await flushLsn(sql);
-    await until('everything is committed', () => timelineOf(quorum, 1).readableLsn >= end);
-    const before = await digest(quorum, 1, start, end);
+    await until('everything is committed', () => timelineOf(quorum, 0).readableLsn >= end);
+    const before = await digest(quorum, 0, start, end);
     await offloadedEverywhere(quorum, completeOf(end));
-    timelineOf(quorum, 1).notePages(end);
-    await until('trimmed', () => timelineOf(quorum, 1).firstLsn > start && timelineOf(quorum, 2).firstLsn > start);
+    const wal = join(timelineOf(quorum, 0).dir, 'wal');
     await quorum.member(0).stop();
-    rmSync(join(quorum.member(0).config.dataDir), { recursive: true });
+    const files = readdirSync(wal)
+      .filter((f) => /^[0-9A-F]{24}$/.test(f))
+      .sort();
+    // The first is gone, and so is one in the middle; another one does not open.
+    rmSync(join(wal, files[0] as string));
+    rmSync(join(wal, files[2] as string));
+    const bytes = readFileSync(join(wal, files[3] as string));
+    bytes.fill(7, 20_000, 20_100);
+    writeFileSync(join(wal, files[3] as string), bytes);
     await quorum.member(0).start();
-    await until('sk1 begins anew', () =>
-      quorum.status(0).then(
-        (s) => s.damaged !== null,
-        () => false,
-      ),
-    );
-    server.reload({ 'lakebase.term': '2' });
-    await quorum.elect(2, [quorum.member(1), quorum.member(2), quorum.member(0)]).catch(() => undefined);
-    await quorum.subscribe(server, 2);
     await until(
-      'sk1 has all',
-      () => timelineOf(quorum, 0).readableLsn >= end && timelineOf(quorum, 0).offloadedLsn >= completeOf(end),
-      20_000,
+      'all of it is read',
+      () =>
+        digest(quorum, 0, start, end).then(
+          (d) => d === before,
+          () => false,
+        ),
+      30_000,
     );
-    assert.ok(timelineOf(quorum, 0).firstLsn > start);
-    assert.equal(await digest(quorum, 0, start, end), before);
+    assert.equal(timelineOf(quorum, 0).firstLsn, completeOf(end));
+    assert.equal((await quorum.status(0)).damaged, null);
+  });
+
+  test('a failed fdatasync (F9): nothing of it is acknowledged, the member goes on without a restart', async () => {
+    await using r = await running();
+    const { quorum, sql } = r;
+    for (let i = 0; i < 6; i++) {
+      armFailpoint('safekeeper.wal.before-sync', 'errno(EIO)@1');
+      await sql.query(`INSERT INTO t VALUES (${i})`);
+    }
+    disarmFailpoints();
+    const end = await flushLsn(sql);
+    for (const i of [0, 1, 2]) {
+      await until(`sk${i + 1} has all`, () => timelineOf(quorum, i).flushLsn >= end);
+      assert.equal((await quorum.status(i)).damaged, null);
+    }
+    const start = timelineOf(quorum, 0).control.startLsn;
+    const all = [await digest(quorum, 0, start, end), await digest(quorum, 1, start, end), await digest(quorum, 2, start, end)];
+    assert.equal(new Set(all).size, 1);
+  });
+
+  test('a damaged segment that is nowhere but with the peers is repaired from one of them (F11)', async () => {
+    await using r = await running();
+    const { quorum, sql } = r;
+    armFailpoint('safekeeper.offload.before-put', 'error(UNAVAILABLE)');
+    const start = timelineOf(quorum, 0).control.startLsn;
+    await writeSegments(sql, 3);
+    const end = await flushLsn(sql);
+    await until('sk1 has all', () => timelineOf(quorum, 0).readableLsn >= end);
+    const before = await digest(quorum, 0, start, end);
+    const { dir } = timelineOf(quorum, 0);
+    await quorum.member(0).stop();
+    const wal = join(dir, 'wal');
+    const [one, two] = readdirSync(wal)
+      .filter((f) => /^[0-9A-F]{24}$/.test(f))
+      .sort() as [string, string];
+    // The first loses bytes in the middle, the second everything.
+    const bytes = readFileSync(join(wal, one));
+    bytes.fill(7, 20_000, 20_100);
+    writeFileSync(join(wal, one), bytes);
+    rmSync(join(wal, two));
+    await quorum.member(0).start();
+    await until(
+      'it is repaired',
+      () =>
+        digest(quorum, 0, start, end).then(
+          (d) => d === before,
+          () => false,
+        ),
+      30_000,
+    );
+    const timeline = timelineOf(quorum, 0);
+    assert.equal(timeline.holes.size, 0);
+    assert.equal(timeline.firstLsn, start);
+    assert.equal((await quorum.status(0)).damaged, null);
+  });
+
+  test('a member whose budget is used up stops, the others go on, and it comes back by itself (F7)', async () => {
+    await using r = await running({ trimAfterBytes: 1 << 30 }, { walDiskBytes: 64 * 1024 * 1024 });
+    const { quorum, sql } = r;
+    armFailpoint('safekeeper.offload.before-put', 'error(UNAVAILABLE)');
+    await writeSegments(sql, 6);
+    const end = await flushLsn(sql);
+    await until('sk2 has all', () => timelineOf(quorum, 1).readableLsn >= end);
+    await until('sk1 says so', async () => ((await quorum.status(0)).pressure ?? 0) > 0.9);
+    const stood = timelineOf(quorum, 0).flushLsn;
+    assert.ok(stood < end && stood > timelineOf(quorum, 0).control.startLsn);
+    const health = (await quorum.member(0).client.http.call('GET', '/healthz')) as { walDiskFull?: boolean };
+    assert.equal(health.walDiskFull, true);
+    await sql.query('INSERT INTO t VALUES (1)');
+    disarmFailpoints();
+    timelineOf(quorum, 1).notePages(end);
+    await until('sk1 has all', () => timelineOf(quorum, 0).readableLsn >= end, 30_000);
+    assert.equal((await quorum.status(0)).damaged, null);
   });
 
   test('a store that is away costs nothing but disk', async () => {
