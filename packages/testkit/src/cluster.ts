@@ -13,7 +13,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..', '..');
 const CLI = join(root, 'apps', 'cli', 'dist', 'main.js');
 const READY_MS = 120_000;
 
-export type ServiceName = 'keymanager' | 'sk1' | 'sk2' | 'sk3' | 'pageserver' | 'pageserver2' | 'compute' | 'manager' | 'proxy';
+export type ServiceName = 'keymanager' | 'sk1' | 'sk2' | 'sk3' | 'sk4' | 'pageserver' | 'pageserver2' | 'compute' | 'manager' | 'proxy';
 
 export class Cluster implements AsyncDisposable {
   readonly home: string;

@@ -2,6 +2,16 @@
 import { commonConfig, keyConfig, objectStoreConfig } from '@lakebase/service-kit';
 import { type Static, type TObject, Type } from 'typebox';
 
+const address = Type.Object(
+  {
+    id: Type.String({ minLength: 1, maxLength: 64 }),
+    httpUrl: Type.String({ minLength: 1 }),
+    pgHost: Type.String({ minLength: 1 }),
+    pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+  },
+  { additionalProperties: false },
+);
+
 const keys = {
   ...commonConfig,
   /** Address and port of the WAL service (Postgres replication protocol). */
@@ -12,18 +22,9 @@ const keys = {
   ...keyConfig,
   ...objectStoreConfig,
   /** The other members. */
-  peers: Type.Array(
-    Type.Object(
-      {
-        id: Type.String({ minLength: 1, maxLength: 64 }),
-        httpUrl: Type.String({ minLength: 1 }),
-        pgHost: Type.String({ minLength: 1 }),
-        pgPort: Type.Integer({ minimum: 0, maximum: 65535 }),
-      },
-      { additionalProperties: false },
-    ),
-    { maxItems: 8 },
-  ),
+  peers: Type.Array(address, { maxItems: 8 }),
+  /** Safekeepers that are not members of what nobody has configured; others are learned with configurations. */
+  nodes: Type.Array(address, { maxItems: 16, default: [] }),
   /** WAL kept behind what the pageserver has and, with an object store, that has too, else all peers; 0 keeps everything. */
   trimAfterBytes: Type.Integer({ minimum: 0, default: 1024 * 1024 * 1024 }),
   /** Disk that WAL may take (disk-budget.ts); null: what is free, less a reserve. */

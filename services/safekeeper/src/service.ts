@@ -87,7 +87,7 @@ export async function startSafekeeper(
     const flushes = new FlushWatch();
     const token = internalToken(secret, 'service');
     const self = { id: config.id, httpUrl: `http://${config.httpHost}:${config.httpPort}`, pgHost: config.pgHost, pgPort: config.pgPort };
-    const nodes = new NodeBook({ self, peers: config.peers, token, file: NodeBook.fileIn(config.dataDir), log });
+    const nodes = new NodeBook({ self, peers: [...config.peers, ...config.nodes], token, file: NodeBook.fileIn(config.dataDir), log });
     const timelines: Timelines = new Timelines({
       nodes,
       mayGrow: () => disk.check(),

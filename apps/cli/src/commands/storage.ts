@@ -1,11 +1,33 @@
-/** `lakebase storage …`: where the pages of projects are. Needs a token of an account admin. */
+/** `lakebase storage …`: where the pages of projects are, and who keeps their WAL. Needs a token of an account admin. */
+import { sleep } from '@lakebase/base';
 import type { Command } from 'commander';
-import { type Context, show, withJson } from './context.ts';
+import type { Json } from '../api-client.ts';
+import type { Column } from '../output.ts';
+import { type Context, show, showList, withJson } from './context.ts';
 
 const MOVE_MS_MAX = 300_000;
+const SAFEKEEPER_COLUMNS: readonly Column[] = [
+  ['ID', (item) => item['id']],
+  ['STATE', (item) => item['state']],
+  ['TIMELINES', (item) => item['timelines']],
+  ['LOST', (item) => item['lost']],
+  ['LEAVING', (item) => item['leaving']],
+  ['SPARE', (item) => item['spare']],
+  ['DISK', (item) => item['disk']],
+];
+const CHANGE_COLUMNS: readonly Column[] = [
+  ['TIMELINE', (item) => item['timeline']],
+  ['CONFIGURATION', (item) => item['configuration']],
+  ['PROBLEM', (item) => item['problem']],
+];
+
+async function timelinesOn(c: Context, id: string): Promise<number> {
+  const { safekeepers } = await c.api().call('GET', 'lakebase/safekeepers');
+  return Number((safekeepers as Json[]).find((s) => s['id'] === id)?.['timelines'] ?? 0);
+}
 
 export function addStorageCommands(program: Command, c: Context): void {
-  const storage = program.command('storage').description('pageservers and the projects on them');
+  const storage = program.command('storage').description('pageservers and the projects on them, safekeepers and the WAL on them');
   withJson(
     storage
       .command('move <project>')
@@ -14,5 +36,24 @@ export function addStorageCommands(program: Command, c: Context): void {
   ).action(async (project: string, o: { to: string; json?: boolean }) => {
     const path = `lakebase/projects/${encodeURIComponent(project)}/place`;
     show(c, o.json, await c.api().call('POST', path, { pageserver: o.to }, MOVE_MS_MAX));
+  });
+  withJson(storage.command('safekeepers').description('list the safekeepers, and the changes of members under way')).action(
+    async (o: { json?: boolean }) => {
+      const answer = await c.api().call('GET', 'lakebase/safekeepers');
+      if (o.json === true) return c.out(JSON.stringify(answer, null, 2));
+      showList(c, false, answer['safekeepers'] as Json[], SAFEKEEPER_COLUMNS);
+      const changes = answer['changes'] as Json[];
+      if (changes.length > 0) showList(c, false, changes, CHANGE_COLUMNS);
+    },
+  );
+  withJson(
+    storage
+      .command('replace-safekeeper <id>')
+      .description('give every place of a safekeeper that is gone for good to another one; one that only lost its disk needs this not')
+      .option('--wait', 'until nothing is left on it'),
+  ).action(async (id: string, o: { wait?: boolean; json?: boolean }) => {
+    const answer = await c.api().call('POST', `lakebase/safekeepers/${encodeURIComponent(id)}/replace`, {});
+    while (o.wait === true && (await timelinesOn(c, id)) > 0) await sleep(1_000);
+    show(c, o.json, answer);
   });
 }

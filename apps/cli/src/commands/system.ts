@@ -132,7 +132,7 @@ async function firstProject(c: Context, supervisor: Supervisor): Promise<string 
 async function status(c: Context, json: boolean): Promise<void> {
   const supervisor = HomeLock.holder(c.home.lockFile);
   const services = await Promise.all(
-    SERVICE_NAMES.filter((name) => name !== 'pageserver2' || existsSync(configPath(c.home, name))).map(
+    SERVICE_NAMES.filter((name) => (name !== 'pageserver2' && name !== 'sk4') || existsSync(configPath(c.home, name))).map(
       async (name): Promise<Json> => ({ service: name, ...(await serviceHealth(c, name)) }),
     ),
   );

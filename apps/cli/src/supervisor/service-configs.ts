@@ -12,15 +12,18 @@ import { readSafekeeperSettings } from './safekeeper-settings.ts';
 import { OBJECT_STORE_VARIABLE, readObjectStoreSettings } from './object-store-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
+/** Stands ready to take the place of one that is gone for good (docs/protocols/membership.md); runs with LAKEBASE_SAFEKEEPERS=4. */
+export const SPARE_SAFEKEEPERS = ['sk4'] as const;
 /** The second one runs with LAKEBASE_PAGESERVERS=2. */
 export const PAGESERVERS = ['pageserver', 'pageserver2'] as const;
-export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, ...PAGESERVERS, 'compute', 'manager', 'proxy'] as const;
+export const SERVICE_NAMES = ['keymanager', ...SAFEKEEPERS, ...SPARE_SAFEKEEPERS, ...PAGESERVERS, 'compute', 'manager', 'proxy'] as const;
+type SafekeeperName = (typeof SAFEKEEPERS)[number] | (typeof SPARE_SAFEKEEPERS)[number];
 export type ServiceName = (typeof SERVICE_NAMES)[number];
 
 /** Started together, stopped together: a group starts when the one before it is healthy, and stops in the reverse order. */
 export const START_ORDER: readonly (readonly ServiceName[])[] = [
   ['keymanager'],
-  SAFEKEEPERS,
+  [...SAFEKEEPERS, ...SPARE_SAFEKEEPERS],
   [...PAGESERVERS, 'compute'],
   ['manager'],
   ['proxy'],
@@ -34,6 +37,8 @@ export const INTERNAL_PORTS = [
   'sk2Pg',
   'sk3Http',
   'sk3Pg',
+  'sk4Http',
+  'sk4Pg',
   'pageserverHttp',
   'pageserverPages',
   'pageserver2Http',
@@ -57,6 +62,7 @@ export interface Settings {
   readonly logLevel: string;
   readonly suspendTimeoutSeconds: number;
   readonly pageservers: number;
+  readonly safekeepers: number;
   /** LAKEBASE_TEST_PLAINTEXT: storage does not encrypt, so that the scan for plaintext can be seen to find it. */
   readonly testPlaintext: boolean;
   readonly tls: { readonly certFile: string; readonly keyFile: string } | null;
@@ -77,6 +83,9 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
   const pageservers = Number(some('LAKEBASE_PAGESERVERS') ?? 1);
   if (pageservers !== 1 && pageservers !== 2) throw new LakebaseError('CONFIG', 'LAKEBASE_PAGESERVERS is 1 or 2');
+  const safekeepers = Number(some('LAKEBASE_SAFEKEEPERS') ?? 3);
+  if (safekeepers !== 3 && safekeepers !== 4)
+    throw new LakebaseError('CONFIG', 'LAKEBASE_SAFEKEEPERS is 3, or 4 with one that stands ready');
   return {
     pgPort,
     httpPort,
@@ -93,6 +102,7 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     logLevel: level,
     suspendTimeoutSeconds: suspend,
     pageservers,
+    safekeepers,
     testPlaintext: some('LAKEBASE_TEST_PLAINTEXT') === '1',
     tls: certFile === null || keyFile === null ? null : { certFile, keyFile },
   };
@@ -107,15 +117,17 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     logLevel: s.logLevel,
   });
   const http = (port: number): string => `http://${LOOPBACK}:${port}`;
-  const peers: PeerAddress[] = SAFEKEEPERS.map((id) => ({
+  const safekeeperAddress = (id: SafekeeperName): PeerAddress => ({
     id,
     httpUrl: http(ports[`${id}Http`]),
     pgHost: LOOPBACK,
     pgPort: ports[`${id}Pg`],
-  }));
+  });
+  const peers = SAFEKEEPERS.map(safekeeperAddress);
+  const spares = SPARE_SAFEKEEPERS.slice(0, s.safekeepers - SAFEKEEPERS.length).map(safekeeperAddress);
   const keyManagerUrl = http(ports.keymanagerHttp);
   const objectStore = readObjectStoreSettings(home, s.objectStoreUrl);
-  const safekeeper = (id: (typeof SAFEKEEPERS)[number]): Record<string, unknown> => ({
+  const safekeeper = (id: SafekeeperName): Record<string, unknown> => ({
     ...common(id, ports[`${id}Http`]),
     pgHost: LOOPBACK,
     pgPort: ports[`${id}Pg`],
@@ -125,6 +137,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     testPlaintext: s.testPlaintext,
     ...readSafekeeperSettings(home.safekeeperSettingsFile),
     peers: peers.filter((peer) => peer.id !== id),
+    nodes: spares.filter((spare) => spare.id !== id),
   });
   const pageserver = (id: (typeof PAGESERVERS)[number]): Record<string, unknown> => ({
     ...common(id, ports[`${id}Http`]),
@@ -148,12 +161,13 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       dataDir: join(home.data, 'keymanager'),
       rootKeyFile: home.rootKeyFile,
       objectStore,
-      storageServices: [...SAFEKEEPERS, ...PAGESERVERS.slice(0, s.pageservers)],
+      storageServices: [...SAFEKEEPERS, ...spares.map((spare) => spare.id), ...PAGESERVERS.slice(0, s.pageservers)],
       ...readKeySettings(home.keySettingsFile),
     },
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),
     sk3: safekeeper('sk3'),
+    sk4: safekeeper('sk4'),
     pageserver: pageserver('pageserver'),
     pageserver2: pageserver('pageserver2'),
     compute: {
@@ -175,6 +189,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       pageserver: pageserverAddress('pageserver'),
       morePageservers: PAGESERVERS.slice(1, s.pageservers).map(pageserverAddress),
       safekeepers: peers,
+      spareSafekeepers: spares,
       keyManagerUrl,
       objectStore,
       localKeysDir: home.keysDir,
@@ -198,7 +213,8 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
 }
 
 /** Not every service runs in every installation. */
-export const isWanted = (name: ServiceName, s: Settings): boolean => name !== 'pageserver2' || s.pageservers > 1;
+export const isWanted = (name: ServiceName, s: Settings): boolean =>
+  (name !== 'pageserver2' || s.pageservers > 1) && (name !== 'sk4' || s.safekeepers > 3);
 
 /** Where this machine reaches a listener that is bound to `host`. */
 export const reachable = (host: string): string =>

@@ -31,7 +31,17 @@ import {
 
 const KEYGUARD = 'native/keyguard/build/keyguard.so';
 /** Services that hold keys or pages in memory, the proxy through which rows pass, and the compute host, whose limit on core files its computes inherit. */
-const GUARDED: ReadonlySet<ServiceName> = new Set(['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'pageserver2', 'proxy', 'compute']);
+const GUARDED: ReadonlySet<ServiceName> = new Set([
+  'keymanager',
+  'sk1',
+  'sk2',
+  'sk3',
+  'sk4',
+  'pageserver',
+  'pageserver2',
+  'proxy',
+  'compute',
+]);
 const HEALTHY_MS_MAX = 90_000;
 /** Longer than a service's own limit for its stop (30 s). */
 const STOP_GRACE_MS = 35_000;

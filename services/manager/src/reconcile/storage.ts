@@ -52,7 +52,7 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
         });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
       await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
-      await projects.setAnnounced(c.db, branch.timeline_id, JSON.stringify(c.far.safekeepers));
+      await projects.setAnnounced(c.db, branch.timeline_id, JSON.stringify(c.far.nodes));
     }
     await createWalTimelines(c, branch.timeline_id, {
       systemId: project.system_id,
@@ -151,7 +151,7 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
 
 /** Safekeepers may listen elsewhere after a restart of the machine's services: the pageserver, which follows them, is told. */
 export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'log' | 'placements'>): Promise<void> {
-  const addresses = JSON.stringify(c.far.safekeepers);
+  const addresses = JSON.stringify(c.far.nodes);
   for (const branch of await projects.unannounced(c.db, addresses)) {
     try {
       const { safekeepers } = await walOf(c, branch.timeline_id);

@@ -194,6 +194,7 @@ export class Quorum implements AsyncDisposable {
         pgPort: own.pgPort,
         dataDir: join(root, own.id),
         peers: addresses.filter((a) => a.id !== own.id),
+        nodes: [],
         testPlaintext: false,
         trimAfterBytes: 0,
         walDiskBytes: null,
