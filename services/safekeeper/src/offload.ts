@@ -214,7 +214,7 @@ function isPending(timeline: WalTimeline): boolean {
 }
 
 /** Committed WAL of this member. Reading and decrypting runs in the event loop: commits get a turn after every piece. */
-function sourceOf(timeline: WalTimeline): (from: Lsn, max: number) => Promise<Buffer> {
+export function sourceOf(timeline: WalTimeline): (from: Lsn, max: number) => Promise<Buffer> {
   return async (from, max) => {
     await nextTurn();
     if (from < timeline.firstLsn) throw new LakebaseError('UNAVAILABLE', `this member does not hold WAL at ${formatLsn(from)} any more`);
