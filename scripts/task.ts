@@ -90,6 +90,10 @@ switch (task) {
     build();
     handOver('tests/system/chaos.ts', args, fromSource);
     break;
+  case 'drill':
+    build();
+    handOver('tests/system/revoke-campaign.ts', args, fromSource);
+    break;
   default:
-    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, interop, oracle, fuzz, conformance, chaos`);
+    fail(`unknown task ${task}; there are build, start, test, check, bench, sim, interop, oracle, fuzz, conformance, chaos, drill`);
 }
