@@ -64,7 +64,7 @@ test('lock, unlock, start while locked, rotation', { timeout: 180_000 }, async (
       [Symbol.asyncDispose] = () => this.end();
     })({ ...stock.clientConfig, port: pgPort });
     await sql.connect();
-    await sql.query(`create role pageserver replication login password '${TOKEN}'`);
+    await sql.query(`create role pageserver replication login password '${internalToken(SECRET, 'service')}'`);
     await sql.query('create table t (id int primary key, v text)');
     let rows = 0;
     const grow = async (): Promise<Lsn> => {
