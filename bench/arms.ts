@@ -8,7 +8,7 @@ import { Cluster, StockPostgres, eventually } from '@lakebase/testkit';
 import pg from 'pg';
 
 export interface Arm extends AsyncDisposable {
-  readonly name: 'lakebase' | 'stock' | 'sync';
+  readonly name: 'lakebase' | 'plain' | 'stock' | 'sync';
   /** Host (socket directory), port, user and database of the server itself. */
   connection(): Promise<{ host: string; port: number; user: string; database: string }>;
   /** After bulk work: a checkpoint, and no background work of storage left. */
@@ -94,11 +94,12 @@ export async function syncArm(): Promise<Arm> {
 }
 
 export class LakebaseArm implements Arm {
-  readonly name = 'lakebase';
+  readonly name: 'lakebase' | 'plain';
   readonly cluster: Cluster;
   readonly #host: ComputeHostClient;
 
-  constructor(cluster: Cluster) {
+  constructor(cluster: Cluster, name: 'lakebase' | 'plain' = 'lakebase') {
+    this.name = name;
     this.cluster = cluster;
     const config = JSON.parse(readFileSync(join(cluster.home, 'config', 'compute.json'), 'utf8')) as {
       httpPort: number;
@@ -110,6 +111,16 @@ export class LakebaseArm implements Arm {
 
   static async start(): Promise<LakebaseArm> {
     return new LakebaseArm(await Cluster.start());
+  }
+  /** The same with encryption switched off, of storage and of scratch. */
+  static async plain(): Promise<LakebaseArm> {
+    return new LakebaseArm(await Cluster.start({ env: { LAKEBASE_TEST_PLAINTEXT: '1', LAKEBASE_TEST_SCRATCH_PLAINTEXT: '1' } }), 'plain');
+  }
+
+  /** Seconds of processor time of all its processes, ended ones of Postgres included. */
+  cpuSeconds(): number {
+    const pids = [...CPU_SERVICES.flatMap((service) => this.cluster.pids(service)), ...this.cluster.computePids()];
+    return pids.reduce((n, pid) => n + cpuTicks(pid, true), 0) / 100;
   }
 
   async compute() {
@@ -175,9 +186,11 @@ export function dropCaches(): void {
 
 const SETTLE_TRIES_MAX = 45;
 
-/** utime + stime of a process in hundredths of a second (proc_pid_stat(5), fields 14 and 15). */
-function cpuTicks(pid: number): number {
+const CPU_SERVICES = ['keymanager', 'sk1', 'sk2', 'sk3', 'pageserver', 'compute'] as const;
+
+/** utime + stime of a process in hundredths of a second (proc_pid_stat(5), fields 14 and 15), and of its ended children (16 and 17). */
+function cpuTicks(pid: number, children = false): number {
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return Number(fields[11]) + Number(fields[12]);
+  return Number(fields[11]) + Number(fields[12]) + (children ? Number(fields[13]) + Number(fields[14]) : 0);
 }

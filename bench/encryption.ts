@@ -1,0 +1,97 @@
+/** `npm run bench -- --encryption`: what encryption costs. The same system twice, both up at once: as it is (arm D of the campaign), and with storage and
+ *  scratch unencrypted (arm C: LAKEBASE_TEST_PLAINTEXT and LAKEBASE_TEST_SCRATCH_PLAINTEXT). Cases take turns, ABBA. Besides rates, processor seconds of
+ *  all processes for the same work: they depend less on who else is on the machine. Judge medians of ratios of neighbouring runs. */
+import { type LakebaseArm, LakebaseArm as Arms, connect, query } from './arms.ts';
+import type { Plan } from './cases.ts';
+import { parsePgbench, pgbench } from './pgbench.ts';
+import { type Report, median } from './report.ts';
+
+interface Run {
+  /** Work per second, or per run where the work is fixed. */
+  readonly rate: number;
+  /** Processor seconds for one unit of work. */
+  readonly cpu: number;
+}
+interface Case {
+  readonly id: string;
+  readonly run: (arm: LakebaseArm) => Promise<Run>;
+}
+
+const READS = ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2'];
+const WRITES = ['-n', '-M', 'prepared', '-c', '8', '-j', '2'];
+
+export async function encryptionCases(binary: string, plan: Plan, report: Report): Promise<void> {
+  await using encrypted = await Arms.start();
+  await using plain = await Arms.plain();
+  const arms = [encrypted, plain] as const;
+  for (const arm of arms) await pgbench(binary, await arm.connection(), ['-i', '-q', '-s', String(plan.scale)]);
+  for (const arm of arms) await arm.settle();
+
+  const load =
+    (args: readonly string[]): Case['run'] =>
+    async (arm) => {
+      const before = arm.cpuSeconds();
+      const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...args, '-T', String(plan.seconds)]));
+      return { rate: tps, cpu: (arm.cpuSeconds() - before) / (tps * plan.seconds) };
+    };
+  const statement =
+    (sql: string): Case['run'] =>
+    async (arm) => {
+      const client = await connect(arm);
+      try {
+        const before = arm.cpuSeconds();
+        const began = performance.now();
+        await client.query(sql);
+        const seconds = (performance.now() - began) / 1_000;
+        return { rate: 1 / seconds, cpu: arm.cpuSeconds() - before };
+      } finally {
+        await client.end();
+      }
+    };
+  const scan = statement('SELECT count(*), max(length(filler)) FROM pgbench_accounts');
+  const cases: readonly Case[] = [
+    { id: 'TPC-B c=8', run: load(WRITES) },
+    { id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers`, run: load(READS) },
+    { id: 'scan of pgbench_accounts from scratch', run: scan },
+    {
+      id: 'scan of pgbench_accounts, cold compute',
+      run: async (arm) => {
+        await arm.cold();
+        return scan(arm);
+      },
+    },
+    {
+      id: `COPY-like load of ${plan.copyRows} rows, until it is in layers`,
+      run: async (arm) => {
+        await query(arm, 'DROP TABLE IF EXISTS bulk');
+        const before = arm.cpuSeconds();
+        const began = performance.now();
+        await query(
+          arm,
+          `CREATE TABLE bulk AS SELECT i, md5(i::text) AS a, md5((i * 7)::text) AS b FROM generate_series(1, ${plan.copyRows}) i`,
+        );
+        const rate = 1_000 / (performance.now() - began);
+        await arm.settle();
+        return { rate, cpu: arm.cpuSeconds() - before };
+      },
+    },
+  ];
+  const rounds = Math.max(2, plan.rounds + (plan.rounds % 2));
+  const ratios = new Map<string, { rate: number[]; cpu: number[] }>(cases.map((c) => [c.id, { rate: [], cpu: [] }]));
+  for (let round = 0; round < rounds; round++)
+    for (const { id, run } of cases) {
+      const [first, second] = round % 2 === 0 ? arms : [plain, encrypted];
+      const [a, b] = [await run(first), await run(second)];
+      const [ours, theirs] = first === encrypted ? [a, b] : [b, a];
+      const list = ratios.get(id) as { rate: number[]; cpu: number[] };
+      list.rate.push(ours.rate / theirs.rate);
+      list.cpu.push(ours.cpu / theirs.cpu);
+      process.stdout.write(`  ${id}: rate ${(ours.rate / theirs.rate).toFixed(3)}, processor time ${(ours.cpu / theirs.cpu).toFixed(3)}\n`);
+    }
+  const range = (list: readonly number[]): string =>
+    `${median(list).toFixed(2)} (${Math.min(...list).toFixed(2)}–${Math.max(...list).toFixed(2)})`;
+  report.note(
+    `encrypted against unencrypted, medians of ${rounds} rounds (and range); a rate above 1 and processor time below 1 favour encryption:`,
+  );
+  for (const [id, { rate, cpu }] of ratios) report.note(`${id}: rate ${range(rate)}, processor time ${range(cpu)}`);
+}
