@@ -148,6 +148,7 @@ export class Membership {
       this.#problems.delete(row.timeline_id);
       return false;
     }
+    if (leaving.lost && !leaving.evict && (await this.#isBack(row, leaving.member_id))) return true;
     const taken = new Set(configuration.members.map(nodeOf));
     const same = leaving.lost && !leaving.evict && this.#present.has(leaving.safekeeper_id) ? leaving.safekeeper_id : undefined;
     // A copy that is still to be removed there must be gone first.
@@ -170,23 +171,14 @@ export class Membership {
 
   /** One look at a change under way: tells everybody, helps the new member along, and ends the change when it may. True: done at once, go on. */
   async #advance(row: store.ConfigurationRow, joint: Configuration): Promise<boolean> {
-    const { db, log } = this.#c;
     const { timeline_id: timeline } = row;
     const joining = (joint.newMembers ?? []).find((id) => !joint.members.includes(id)) as string;
     const leaving = joint.members.find((id) => joint.newMembers?.includes(id) === false) as string;
-    const place = (await walMembers(db, timeline)).find((m) => m.member_id === joining);
-    if (place === undefined || place.lost) {
-      const back = abortReplacement(joint);
-      const done = await db.transaction(async (tx) => {
-        if (!(await store.swapConfiguration(tx, timeline, joint.generation, back))) return false;
-        if (nodeOf(leaving) === nodeOf(joining)) await store.restoreMember(tx, timeline, nodeOf(joining), leaving);
-        else await store.dismissMember(tx, timeline, joining);
-        return true;
-      });
-      if (done) log.warn({ timeline, configuration: describeConfiguration(back) }, 'the new member is lost: back to the members of before');
-      return done;
-    }
+    const place = (await walMembers(this.#c.db, timeline)).find((m) => m.member_id === joining);
+    if (place === undefined || place.lost) return this.#abort(row, joint, joining, leaving, true);
     const statuses = await this.#tell(row, joint);
+    // The disk of before is in its machine again, with all it ever promised.
+    if (nodeOf(leaving) === nodeOf(joining) && statuses.has(leaving)) return this.#abort(row, joint, joining, leaving, false);
     const reports = new Map([...statuses].map(([id, status]) => [id, reportOf(status)] as const));
     const before = this.#earlier.get(timeline);
     const earlier = before?.generation === joint.generation ? before.reports : reports;
@@ -197,6 +189,34 @@ export class Membership {
     if (!problem.includes('old members')) this.#earlier.set(timeline, { generation: joint.generation, reports: earlier });
     this.#copy(row, joining, statuses);
     return false;
+  }
+
+  /** A member that was missed answers, whole: its disk was away for a while. */
+  async #isBack(row: store.ConfigurationRow, member: string): Promise<boolean> {
+    const { db, far, log } = this.#c;
+    try {
+      const status = await far.safekeeper(nodeOf(member))?.status(row.project_uid, row.timeline_id);
+      if (status?.member !== member) return false;
+    } catch {
+      return false;
+    }
+    await store.restoreMember(db, row.timeline_id, nodeOf(member), member, false);
+    log.warn({ timeline: row.timeline_id, member }, 'a member that was lost is back with its data');
+    return true;
+  }
+
+  async #abort(row: store.ConfigurationRow, joint: Configuration, joining: string, leaving: string, lost: boolean): Promise<boolean> {
+    const back = abortReplacement(joint);
+    const { timeline_id: timeline } = row;
+    const done = await this.#c.db.transaction(async (tx) => {
+      if (!(await store.swapConfiguration(tx, timeline, joint.generation, back))) return false;
+      if (nodeOf(leaving) === nodeOf(joining)) await store.restoreMember(tx, timeline, nodeOf(joining), leaving, lost);
+      else await store.dismissMember(tx, timeline, joining);
+      return true;
+    });
+    if (done)
+      this.#c.log.warn({ timeline, configuration: describeConfiguration(back) }, 'a change is given up: back to the members of before');
+    return done;
   }
 
   async #finish(row: store.ConfigurationRow, joint: Configuration, joining: string, leaving: string): Promise<boolean> {

@@ -95,10 +95,11 @@ export class Placements {
     const from = row.serving;
     if (from === target && row.owner === target) return { project, pageserver: target, generation: row.generation };
     if (row.owner !== target) {
-      // Now little is left for the new one to ingest. An old one that is gone costs only that.
-      await far
-        .pageserverOf(from)
-        .client.upload(project, UPLOAD_MS)
+      // Now little is left for the new one to ingest. An old one that does not answer costs only that.
+      const { client } = far.pageserverOf(from);
+      await client
+        .readiness(project)
+        .then(() => client.upload(project, UPLOAD_MS))
         .catch((error: unknown) => log.warn({ project, pageserver: from, err: errorMessage(error) }, 'moving without a last upload'));
       row = await store.giveTo(db, project, target);
     }

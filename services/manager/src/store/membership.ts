@@ -94,11 +94,11 @@ export async function dismissMember(q: Queryable, timeline: TimelineId, member: 
 export async function setJoined(q: Queryable, timeline: TimelineId, member: string): Promise<void> {
   await q.query('UPDATE wal_members SET made = true WHERE timeline_id = $1 AND member_id = $2', [timeline, member]);
 }
-/** After a change was given up: the member of before has its place on the node again, lost as it was. */
-export async function restoreMember(q: Queryable, timeline: TimelineId, node: string, member: string): Promise<void> {
+/** After a change was given up: the member of before has its place on the node again, as lost as it is. */
+export async function restoreMember(q: Queryable, timeline: TimelineId, node: string, member: string, lost: boolean): Promise<void> {
   await q.query(
-    'UPDATE wal_members SET member_id = $3, wanted = true, made = true, lost = true WHERE timeline_id = $1 AND safekeeper_id = $2',
-    [timeline, node, member],
+    'UPDATE wal_members SET member_id = $3, wanted = true, made = true, lost = $4 WHERE timeline_id = $1 AND safekeeper_id = $2',
+    [timeline, node, member, lost],
   );
 }
 
