@@ -34,7 +34,8 @@ interface StorageFigures {
 }
 
 const run = promisify(execFile);
-const program = join(import.meta.dirname, '..', 'services', 'pageserver', 'src', 'bench.ts');
+const programs = join(import.meta.dirname, '..', 'services', 'pageserver', 'src');
+const program = join(programs, 'bench.ts');
 
 async function measure(recording: Recording, parts: string): Promise<StorageFigures> {
   const args = [
@@ -67,7 +68,10 @@ export async function storageCases(plan: Plan, report: Report): Promise<void> {
     const megabytes = (recording.end - recording.start) / (1 << 20);
     report.note(`WAL ${name}: ${recording.records} records, ${format(megabytes)} MB, of pgbench TPC-B`);
     for (let round = 0; round < plan.rounds; round++) await compare(recording, name, report);
-    if (!fullPageWrites) await getPages(recording, report);
+    if (!fullPageWrites) {
+      await getPages(recording, report);
+      await neighbours(recording, report);
+    }
   }
   report.note(
     `storage: load average at the end ${loadavg()
@@ -121,4 +125,25 @@ async function getPages(recording: Recording, report: Report): Promise<void> {
     report.add({ id: 'GetPage depth 64, pages from layers', unit: 'pages/s', arm: 'lakebase', value: cold.perSecond, higher: true });
   if (hot !== undefined)
     report.add({ id: 'GetPage depth 64, pages mostly cached', unit: 'pages/s', arm: 'lakebase', value: hot.perSecond, higher: true });
+}
+
+interface Neighbours {
+  readonly getPageP50Us: number;
+  readonly getPageP99Us: number;
+  readonly loopDelayP99Ms: number;
+  readonly turnCpuP99Ms: number;
+  readonly turnCpuMaxMs: number;
+  readonly rssMb: number;
+}
+
+/** What bulk WAL of one branch costs reads of the others, with a hundred idle branches attached. */
+async function neighbours({ template, walDir, end }: Recording, report: Report): Promise<void> {
+  const args = ['--conditions=lakebase-source', join(programs, 'bench-neighbours.ts'), '--template', template, '--wal', walDir];
+  const { stdout } = await run(process.execPath, [...args, '--end', formatLsn(end), '--seconds', '8'], { maxBuffer: 1 << 24 });
+  const { idle, quiet, loaded } = JSON.parse(stdout) as { idle: number; quiet: Neighbours; loaded: Neighbours & { rssMaxMb: number } };
+  const text = (n: Neighbours): string =>
+    `GetPage p50 ${n.getPageP50Us} µs p99 ${n.getPageP99Us} µs, event loop delay p99 ${n.loopDelayP99Ms} ms, processor time of a turn p99 ${n.turnCpuP99Ms} ms max ${n.turnCpuMaxMs} ms`;
+  report.note(
+    `${idle} idle branches, quiet: ${text(quiet)}; while another takes bulk WAL: ${text(loaded)}, ${loaded.rssMaxMb} MB resident`,
+  );
 }

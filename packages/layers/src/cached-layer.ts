@@ -16,7 +16,7 @@ import type { LayerDescriptor } from './layer-writer.ts';
 import { RemoteMiss, type RemoteLayer } from './remote-miss.ts';
 
 export const PART_SUFFIX = '.part';
-const HASH_BYTES = 1 << 20;
+const HASH_BYTES = 512 * 1024;
 /** A chunk that failed its check twice within this is reported, and not fetched again until it has passed. */
 const STRIKE_MS = 10_000;
 

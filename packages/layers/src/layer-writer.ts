@@ -63,7 +63,8 @@ export interface LayerIdentity {
   readonly compress?: boolean;
 }
 
-const COPY_DRAIN_BYTES = 2 << 20;
+/** Opened and sealed again without a turn of the event loop. */
+const COPY_DRAIN_BYTES = 256 * 1024;
 /** Below this a loop beats Buffer.copy, which makes views of both sides. */
 const LOOP_BYTES = 320;
 

@@ -1,6 +1,7 @@
 /** Builds the start bundle: everything a compute needs to start at an LSN without redo, pages apart (docs/formats/start-bundle.md). */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import {
   type BlockRef,
   type BundleFile,
@@ -73,8 +74,11 @@ export async function buildStartBundle(t: Timeline, lsn: Lsn, bootSet: readonly 
   relations.sort((a, b) => a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork);
 
   // All of the catalog, which goes on with ingest, is taken by now: what follows is read as of `lsn`.
-  for (const { kind, segment, pages } of slru)
+  for (const { kind, segment, pages } of slru) {
     files.push({ path: segmentFileName(kind, segment), bytes: await slruSegment(t, kind, segment, pages, lsn) });
+    // Other branches are served in between.
+    await nextTurn();
+  }
   const bootPages: BundlePage[] = [];
   // Many at once: what is not local is then fetched together.
   for (let at = 0; at < bootSet.length; at += BOOT_PAGES_AT_ONCE) {

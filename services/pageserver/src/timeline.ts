@@ -56,7 +56,7 @@ const SLICE_MS = 1;
 /** Records between two looks at the clock. */
 const RECORDS_PER_LOOK = 64;
 /** A page with more changes to apply is read in turns of the event loop. */
-const CHANGES_AT_ONCE = 4_096;
+const CHANGES_AT_ONCE = 1_024;
 /** Runs of blocks that were not read before: so many make a heat map worth saving. */
 const HEAT_CHANGES = 16;
 const HEAT_MS = 15 * 60_000;
