@@ -457,6 +457,7 @@ export class Compute {
     this.#pages.close();
     this.#disk?.stop();
     this.#disk = undefined;
+    this.#backpressure = undefined;
     this.#sql = undefined;
     this.#postgresLog.clear();
     this.#cipher?.wipe();
@@ -469,8 +470,8 @@ export class Compute {
 
   #measures(): Pick<ComputeStatus, 'disk' | 'backpressure'> {
     const disk = this.#disk?.status();
-    const lag = this.#backpressure?.state;
     if (disk === undefined) return {};
+    const lag = this.#backpressure?.state;
     if (lag === undefined) return { disk };
     return { disk, backpressure: { ...lag, sleptMs: Math.round((this.#disk?.counters()?.walSleptNs ?? 0) / 1e6) } };
   }

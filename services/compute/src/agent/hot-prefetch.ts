@@ -1,5 +1,5 @@
 /** Fetches the hot set in the background after a start: pages come here from the page service a few batches ahead, the cache worker writes them into
- *  the files. Invariants: newest runs first; while backends wait for pages of their own only one batch is on its way; it ends when the bound of the
+ *  the files. Invariants: newest runs first; while backends wait for pages of their own few batches are on their way; it ends when the bound of the
  *  local disk is reached, when everything is there, or when it is stopped, and whatever fails ends it: it is a convenience. */
 import { type Logger, errorMessage, isCode } from '@lakebase/base';
 import { BLCKSZ, RELSEG_BLOCKS } from '@lakebase/ids';
@@ -7,9 +7,10 @@ import type { ResidentMap } from '../resident-map.ts';
 import type { FetchAnswer } from './cache-worker.ts';
 import type { HotRun } from './hot-set.ts';
 
-export const BATCH_BLOCKS = 64;
+/** What one request carries at most: the dearest part of a page is asking for it. */
+export const BATCH_BLOCKS = 128;
 const AHEAD_QUIET = 4;
-const AHEAD_BUSY = 1;
+const AHEAD_BUSY = 2;
 const TRIES = 3;
 
 /** Blocks of one segment file. */
