@@ -5,12 +5,13 @@ import { cpSync, existsSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { internalToken } from '@lakebase/api';
-import { isCode, silentLogger } from '@lakebase/base';
+import { LakebaseError, isCode, silentLogger } from '@lakebase/base';
 import { decodeDekReference } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, WAL_SEGMENT_BYTES, formatLsn, lsn, newProjectUid, parseLsn } from '@lakebase/ids';
 import { PgConnection } from '@lakebase/pg-wire';
 import { SEGMENT_HEADER_BYTES, decodeSegmentHeader, storedReferences, syntheticWal } from '@lakebase/wal-store';
 import { Quorum, SECRET, until } from './testing/rig.ts';
+import { loadWalKeys } from './wal-keys.ts';
 import type { WalTimeline } from './wal-timeline.ts';
 
 const START = lsn(3 * WAL_SEGMENT_BYTES - 50_000);
@@ -162,6 +163,30 @@ test('rotation: references are wrapped anew, no segment is written, the old KEK 
   await m.stop();
   await m.start();
   assert.equal((await q.status(0)).damaged, null);
+});
+
+test('a segment that came after the start is readable soon, or damaged: its key is loaded when it is first asked for', async () => {
+  await using q = await Quorum.start();
+  const keys = q.member(0).keys.project(q.project);
+  await keys.reserve(1);
+  const { reference } = keys.take();
+  const spoilt = Buffer.from(reference);
+  spoilt[30] = (spoilt[30] as number) ^ 1;
+  keys.lock(new LakebaseError('UNAVAILABLE', 'forgets what is cached'));
+  keys.unlock();
+  const ciphers = await loadWalKeys(q.member(0).config.dataDir, keys, silentLogger);
+  const restore = (r: Buffer) => () => ciphers.restore(1, r);
+  for (const r of [reference, spoilt]) assert.throws(restore(r), { code: 'UNAVAILABLE' });
+  await until('its key is there', () => keys.dek(reference) !== undefined);
+  assert.ok(ciphers.restore(1, reference).keyReference.equals(reference));
+  await until('it is known for damaged', () => {
+    try {
+      restore(spoilt)();
+    } catch (error) {
+      return isCode(error, 'CORRUPT');
+    }
+    return false;
+  });
 });
 
 test('re-encryption: every segment gets a fresh data key while WAL comes; what was set aside keeps a key that opens', async () => {

@@ -1,5 +1,5 @@
 /** Keys of the WAL of one timeline, ready before its store is opened: opening and reading are synchronous. */
-import { LakebaseError, type Logger, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
 import type { CipherProvider } from '@lakebase/envelope';
 import type { ProjectKeys } from '@lakebase/keys';
 import { storedReferences } from '@lakebase/wal-store';
@@ -9,6 +9,8 @@ import { storedReferences } from '@lakebase/wal-store';
 export async function loadWalKeys(dir: string, keys: ProjectKeys, log: Logger): Promise<CipherProvider> {
   await keys.reserve(1);
   const unusable = new Set<string>();
+  /** Being loaded now. */
+  const late = new Set<string>();
   const references = storedReferences(dir, log);
   await keys.load(references).catch(async (error: unknown) => {
     if (!isUnusable(error)) throw error;
@@ -24,7 +26,19 @@ export async function loadWalKeys(dir: string, keys: ProjectKeys, log: Logger): 
       const [algorithm, reference] = args.slice(-2) as [number, Buffer];
       if (unusable.has(reference.toString('hex')))
         throw new LakebaseError('CORRUPT', "the segment's key reference does not unwrap: it was changed, or is of another project");
-      return keys.restore(algorithm, reference);
+      try {
+        return keys.restore(algorithm, reference);
+      } catch (error) {
+        // A segment file that came after the start, by a restored backup say: the next reader finds its key, or that it has none.
+        if (isCode(error, 'UNAVAILABLE') && keys.usable && !late.has(reference.toString('hex'))) {
+          late.add(reference.toString('hex'));
+          keys
+            .load([reference])
+            .catch((cause: unknown) => log.warn({ err: errorMessage(cause) }, 'the key of a WAL segment cannot be loaded'))
+            .finally(() => late.delete(reference.toString('hex')));
+        }
+        throw error;
+      }
     },
   };
 }
