@@ -12,15 +12,16 @@ import { mkdirSync, renameSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { LakebaseError, type Logger, errorMessage, failpointSync, silentLogger } from '@lakebase/base';
 import { type Lsn, WAL_SEGMENT_BYTES, XLOG_BLCKSZ, formatLsn, lsn, segmentNumber, walFileName } from '@lakebase/ids';
+import { CompleteSegments } from './complete-segments.ts';
 import { FrameStage } from './frame-stage.ts';
 import { RecordBoundary } from './record-boundary.ts';
 import { SegmentDir, isUnused, removeIfThere, writeTruncation } from './segment-dir.ts';
 import { SEGMENT_FILE_BYTES, type SegmentFile } from './segment-file.ts';
 import { type SegmentIo, ioError, isDiskFull, nodeIo } from './segment-io.ts';
 import { isWithoutKey, saltName, storedSegments } from './segment-references.ts';
-import { indexSegment, recoverSegment } from './segment-recovery.ts';
+import { recoverSegment } from './segment-recovery.ts';
 import { SegmentCopy } from './segment-re-encryption.ts';
-import { buildSegment, rescueSegment } from './segment-repair.ts';
+import { rescueSegment } from './segment-repair.ts';
 import { WalRing } from './wal-ring.ts';
 import type { Damage, WalStoreOptions } from './wal-store-options.ts';
 
@@ -29,8 +30,6 @@ export type { Damage, WalStoreOptions } from './wal-store-options.ts';
 /** Prepare the next segment once this much of the current one is used. */
 const PREPARE_AFTER = WAL_SEGMENT_BYTES / 4;
 const PREPARE_RETRY_MS = 1_000;
-/** Read handles kept on older segments. */
-const READ_HANDLES = 3;
 /** More missing segments in a row than this are not a few damaged files. */
 const HOLES_MAX = 64;
 /** Turns waited for one without unsynced WAL. */
@@ -51,13 +50,9 @@ export class WalStore {
   #preparing: Promise<void> | undefined;
   /** Not at every append of a full disk. */
   #prepareAgainAt = 0;
-  #readers = new Map<number, SegmentFile>();
-  /** Numbers of the segments that hold WAL, first and last; there are no holes. */
-  #firstSegment = 0;
-  #firstLsn = lsn(0);
+  readonly #complete: CompleteSegments;
   #adoptedFirstLsn = lsn(0);
   #damage: Damage | undefined;
-  readonly #holes = new Map<number, Damage>();
   #broken: string | undefined;
   #closed = false;
 
@@ -80,6 +75,7 @@ export class WalStore {
     this.#log = options.log ?? silentLogger;
     const { dir, project, timeline, ciphers } = options;
     this.#files = new SegmentDir({ dir, project, timeline, ciphers, io: this.#io, log: this.#log });
+    this.#complete = new CompleteSegments(this.#files);
     this.#ring = new WalRing(options.ringBytes ?? 4 * 1024 * 1024);
   }
 
@@ -98,7 +94,7 @@ export class WalStore {
 
   /** First byte held. Older WAL was trimmed, or never existed. */
   get firstLsn(): Lsn {
-    return this.#firstLsn;
+    return this.#complete.firstLsn;
   }
   /** End of durable bytes. */
   get flushLsn(): Lsn {
@@ -234,7 +230,7 @@ export class WalStore {
       next = this.#files.create(number);
     }
     full.shrink();
-    this.#keepReader(full);
+    this.#complete.keep(full);
     this.#current = next;
     this.#syncedOffset = next.offset;
     this.#syncedSequence = 0;
@@ -267,19 +263,18 @@ export class WalStore {
   truncate(at: Lsn): void {
     this.#checkUsable();
     this.abort();
-    if (at < this.#firstLsn || at > this.flushLsn)
+    if (at < this.#complete.firstLsn || at > this.flushLsn)
       throw new LakebaseError(
         'INVALID_ARGUMENT',
-        `cannot truncate to ${formatLsn(at)}: WAL is ${formatLsn(this.#firstLsn)} to ${formatLsn(this.flushLsn)}`,
+        `cannot truncate to ${formatLsn(at)}: WAL is ${formatLsn(this.#complete.firstLsn)} to ${formatLsn(this.flushLsn)}`,
       );
     if (at === this.flushLsn) return;
     // A cut at a segment's first byte belongs to the segment before, unless there is none.
     let target = segmentNumber(at);
-    if (at % WAL_SEGMENT_BYTES === 0 && target > this.#firstSegment) target--;
+    if (at % WAL_SEGMENT_BYTES === 0 && target > this.#complete.first) target--;
     const last = this.#current.header.segment;
     this.#dropPrepared();
-    this.#closeReaders();
-    for (const hole of this.#holes.keys()) if (hole > target) this.#holes.delete(hole);
+    this.#complete.cut(target);
     if (target < last) {
       this.#current.close();
       for (let n = last; n > target; n--) this.#files.remove(n);
@@ -307,12 +302,12 @@ export class WalStore {
       throw new LakebaseError('CORRUPT', `${this.#damage.path}: ${this.#damage.message}`);
     const end = Math.min(limit, this.flushLsn, this.#damage?.lsn ?? Number.POSITIVE_INFINITY);
     if (from >= end) return Buffer.alloc(0);
-    if (from < this.#firstLsn)
+    if (from < this.#complete.firstLsn)
       throw new LakebaseError('NOT_FOUND', `requested WAL segment ${walFileName(segmentNumber(from))} has already been removed`);
     const recent = this.#ring.read(from, max, end);
     if (recent !== undefined) return recent;
     const number = segmentNumber(from);
-    const hole = this.#holes.get(number);
+    const hole = this.#complete.holes.get(number);
     if (hole !== undefined) throw new LakebaseError('CORRUPT', `${hole.path}: ${hole.message}`);
     try {
       return this.#reader(number).read(from, max, Math.min(end, (number + 1) * WAL_SEGMENT_BYTES));
@@ -320,38 +315,14 @@ export class WalStore {
       if (isWithoutKey(error)) throw error;
       const damage = { path: this.#files.path(number), lsn: from, message: errorMessage(error) };
       this.#log.error({ ...damage, lsn: formatLsn(from) }, 'WAL on disk is damaged');
-      if (number < this.#current.header.segment) this.#holes.set(number, damage);
+      if (number < this.#current.header.segment) this.#complete.holes.set(number, damage);
       else this.#damage ??= damage;
       throw ioError(error, damage.path, 'cannot read');
     }
   }
 
   #reader(number: number): SegmentFile {
-    if (number === this.#current.header.segment) return this.#current;
-    const open = this.#readers.get(number);
-    if (open !== undefined) return open;
-    const file = this.#files.open(number);
-    const { scan } = indexSegment(file, number);
-    if (scan.damage !== undefined || scan.endLsn !== (number + 1) * WAL_SEGMENT_BYTES) {
-      file.close();
-      throw new LakebaseError('CORRUPT', `${file.path}: ${scan.damage ?? 'it ends before its last byte'}`);
-    }
-    this.#keepReader(file);
-    return file;
-  }
-
-  #keepReader(file: SegmentFile): void {
-    this.#readers.set(file.header.segment, file);
-    for (const [number, old] of this.#readers) {
-      if (this.#readers.size <= READ_HANDLES) break;
-      this.#readers.delete(number);
-      old.close();
-    }
-  }
-
-  #closeReaders(): void {
-    for (const file of this.#readers.values()) file.close();
-    this.#readers.clear();
+    return number === this.#current.header.segment ? this.#current : this.#complete.reader(number);
   }
 
   #dropPrepared(): void {
@@ -363,7 +334,7 @@ export class WalStore {
 
   /** First record boundary held, and the start of the record before it when known: where a copy of this store may begin. */
   firstRecord(): { lsn: Lsn; lastRecordLsn: Lsn } {
-    const first = this.#reader(this.#firstSegment);
+    const first = this.#reader(this.#complete.first);
     const context = first.context();
     const known = context.flushRecordLsn;
     if (known === context.position) return { lsn: known, lastRecordLsn: context.lastRecordLsn };
@@ -375,117 +346,54 @@ export class WalStore {
         if (context.flushRecordLsn !== known) return { lsn: context.flushRecordLsn, lastRecordLsn: context.lastRecordLsn };
       }
     }
-    throw new LakebaseError('UNAVAILABLE', `no complete record is held from ${formatLsn(this.#firstLsn)} on`);
+    throw new LakebaseError('UNAVAILABLE', `no complete record is held from ${formatLsn(this.#complete.firstLsn)} on`);
   }
 
   /** Removes whole segments that end at or before `before`. The current segment always stays. */
   trim(before: Lsn): void {
     let removed = 0;
-    while (this.#firstSegment < this.#current.header.segment && (this.#firstSegment + 1) * WAL_SEGMENT_BYTES <= before) {
+    while (this.#complete.first < this.#current.header.segment && (this.#complete.first + 1) * WAL_SEGMENT_BYTES <= before) {
       failpointSync('safekeeper.trim.before-unlink');
-      this.#files.remove(this.#firstSegment);
-      this.#passFirst();
+      this.#complete.removeFirst();
       removed++;
     }
     if (removed > 0) this.#files.sync();
   }
 
-  /** The first segment's file is not this store's any more. */
-  #passFirst(): void {
-    this.#readers.get(this.#firstSegment)?.close();
-    this.#readers.delete(this.#firstSegment);
-    this.#holes.delete(this.#firstSegment);
-    this.#firstSegment++;
-    this.#firstLsn = lsn(this.#firstSegment * WAL_SEGMENT_BYTES);
-  }
-
   /** Segments before the last that failed their checks: WAL goes on, but none of theirs is served until they are {@link replaceHole}d or
    *  {@link leaveHole}d. */
   get holes(): ReadonlyMap<number, Damage> {
-    return this.#holes;
+    return this.#complete.holes;
   }
 
   /** The WAL of a hole and before it is elsewhere: the store begins behind it. The file is kept aside. */
   leaveHole(number: number): void {
-    if (!this.#holes.has(number)) return;
-    while (this.#firstSegment < number) {
-      this.#files.remove(this.#firstSegment);
-      this.#passFirst();
-    }
-    this.#files.setAside(number);
-    this.#passFirst();
-    this.#files.sync();
+    this.#complete.leave(number);
   }
 
   /** Nobody can fill it: it becomes {@link damage}. */
   giveUpHole(number: number): void {
-    const hole = this.#holes.get(number);
+    const hole = this.#complete.holes.get(number);
     if (hole === undefined) return;
-    this.#holes.delete(number);
-    this.#damage ??= { ...hole, lsn: lsn(Math.max(this.#firstLsn, number * WAL_SEGMENT_BYTES)) };
+    this.#complete.holes.delete(number);
+    this.#damage ??= { ...hole, lsn: lsn(Math.max(this.#complete.firstLsn, number * WAL_SEGMENT_BYTES)) };
   }
 
   /** First byte of WAL that a replacement of the hole needs. */
   holeStart(number: number): Lsn {
-    return lsn(number === this.#firstSegment ? this.#firstLsn : number * WAL_SEGMENT_BYTES);
+    return this.#complete.start(number);
   }
 
   /** Writes the segment anew from `bytes`, all of its WAL as somebody else has it. Throws CORRUPT when they do not fit what is around them. */
   replaceHole(number: number, bytes: Buffer): void {
-    if (!this.#holes.has(number)) return;
-    const start = this.holeStart(number);
-    const boundary = this.#boundaryAt(number, start);
-    const path = `${this.#files.path(number)}.tmp`;
-    try {
-      buildSegment(this.#files.create(number, path), boundary, bytes, this.#contextBehind(number));
-    } catch (error) {
-      removeIfThere(path);
-      throw error;
-    }
-    this.#readers.get(number)?.close();
-    this.#readers.delete(number);
-    this.#files.setAside(number);
-    this.#files.rename(path, number);
-    this.#holes.delete(number);
+    if (!this.holes.has(number)) return;
+    this.#complete.replace(number, bytes, this.#current, this.#begun);
     this.#log.info({ path: this.#files.path(number) }, 'a damaged WAL segment was written anew');
   }
 
-  /** What the segment behind a hole says of its beginning; nothing when it is a hole too. */
-  #contextBehind(number: number): RecordBoundary | undefined {
-    if (this.#holes.has(number + 1)) return undefined;
-    if (number + 1 === this.#current.header.segment) return this.#current.context();
-    const next = this.#files.open(number + 1);
-    try {
-      return next.context();
-    } finally {
-      next.close();
-    }
-  }
-
-  /** Record boundaries where a segment begins: its own word, or that of the segment before, or the timeline's start. */
-  #boundaryAt(number: number, start: Lsn): RecordBoundary {
-    const { startLsn, prevRecordLsn } = this.#options;
-    try {
-      const file = this.#files.open(number);
-      try {
-        return file.context();
-      } finally {
-        file.close();
-      }
-    } catch (error) {
-      if (isWithoutKey(error)) throw error;
-    }
-    if (start === startLsn) return new RecordBoundary(startLsn, prevRecordLsn);
-    if (number > this.#firstSegment && !this.#holes.has(number - 1)) {
-      const before = this.#files.open(number - 1);
-      try {
-        const { state } = recoverSegment(before, number - 1);
-        if (state?.endLsn === start) return state.boundary;
-      } finally {
-        before.close();
-      }
-    }
-    throw new LakebaseError('UNAVAILABLE', `it is not known where records begin in ${this.#files.path(number)}`);
+  /** Where the timeline began. */
+  get #begun(): RecordBoundary {
+    return new RecordBoundary(this.#options.startLsn, this.#options.prevRecordLsn);
   }
 
   /** After a failed fdatasync ({@link broken}): the current segment's durable part is written to a new file, whose pages the kernel has no opinion of,
@@ -523,7 +431,7 @@ export class WalStore {
 
   /** Disk used, to a few percent. */
   get diskBytes(): number {
-    const full = this.#current.header.segment - this.#firstSegment;
+    const full = this.#current.header.segment - this.#complete.first;
     return full * FULL_SEGMENT_BYTES + this.#current.allocated + (this.#prepared === undefined ? 0 : SEGMENT_FILE_BYTES);
   }
 
@@ -579,11 +487,11 @@ export class WalStore {
     this.#checkUsable();
     await this.#preparing;
     if (number === this.#prepared?.header.segment) this.#dropPrepared();
-    if (number < this.#firstSegment || number > this.#current.header.segment || this.#holes.has(number)) return 0;
+    if (number < this.#complete.first || number > this.#current.header.segment || this.#complete.holes.has(number)) return 0;
     const path = `${this.#files.path(number)}.anew.tmp`;
     const complete = number < this.#current.header.segment;
     if (!complete && this.#syncedSequence === 0) throw new LakebaseError('UNAVAILABLE', `${this.#current.path} is only just begun`);
-    const boundary = complete ? this.#boundaryAt(number, this.holeStart(number)) : this.#current.context();
+    const boundary = complete ? this.#complete.boundaryAt(number, this.#begun) : this.#current.context();
     const copy = new SegmentCopy(this.#files.create(number, path), boundary, (from, max) => this.read(from, max));
     const copying = complete ? this.#copyComplete(copy, number, path) : this.#copyCurrent(copy, number, path);
     this.#copying = copying.then(() => {}).catch(() => {});
@@ -595,7 +503,8 @@ export class WalStore {
 
   async #copyComplete(copy: SegmentCopy, number: number, path: string): Promise<number> {
     const adopted = this.#adoptions;
-    const changed = (): boolean => this.#closed || adopted !== this.#adoptions || number < this.#firstSegment || this.#holes.has(number);
+    const changed = (): boolean =>
+      this.#closed || adopted !== this.#adoptions || number < this.#complete.first || this.#complete.holes.has(number);
     await copy.pieces(lsn((number + 1) * WAL_SEGMENT_BYTES), changed);
     if (changed()) return 0;
     const behind = number + 1 === this.#current.header.segment ? this.#current : this.#files.open(number + 1);
@@ -605,8 +514,7 @@ export class WalStore {
       if (behind !== this.#current) behind.close();
     }
     copy.file.shrink();
-    this.#readers.get(number)?.close();
-    this.#readers.delete(number);
+    this.#complete.forget(number);
     this.#files.rename(path, number);
     return copy.file.offset;
   }
@@ -665,7 +573,7 @@ export class WalStore {
 
   #closeAll(): void {
     this.#current?.close();
-    this.#closeReaders();
+    this.#complete.closeAll();
     this.#prepared?.close();
     this.#prepared = undefined;
   }
@@ -680,17 +588,20 @@ export class WalStore {
     this.#adoptions++;
     this.#boundary = new RecordBoundary(at, lastRecordLsn);
     this.#durable = this.#boundary.clone();
-    this.#firstSegment = segmentNumber(at);
-    this.#firstLsn = at;
+    this.#complete.reset(segmentNumber(at), at);
     this.#position = at;
-    this.#holes.clear();
     this.#stage.drop();
     this.#current = this.#files.create(segmentNumber(at));
     this.#syncedOffset = this.#current.offset;
     this.#syncedSequence = 0;
     this.#stage.addContext(this.#current, this.#boundary);
     this.#stage.write(this.#current);
-    this.#current.sync();
+    try {
+      this.#current.sync();
+    } catch (error) {
+      this.#broken = `${this.#current.path}: fdatasync failed: ${errorMessage(error)}; the segment is rebuilt from what was durable before`;
+      throw error;
+    }
     this.#current.attempted = this.#current.offset;
     this.#syncedOffset = this.#current.offset;
     this.#syncedSequence = this.#current.sequence;
@@ -703,7 +614,7 @@ export class WalStore {
     const note = (path: string, at: number, message: string): void => {
       damage = { path, lsn: lsn(at), message };
     };
-    this.#holes.clear();
+    this.#complete.holes.clear();
     for (const path of this.#files.sweep()) note(path, startLsn, 'this WAL segment was found damaged earlier');
     const segments = this.#files.numbers();
     // From the newest down: files without a frame were only prepared; the first with frames is where WAL ends.
@@ -732,7 +643,7 @@ export class WalStore {
       if (!repair && damage === undefined && flushHint !== undefined && flushHint > startLsn)
         note(this.dir, startLsn, `no WAL file is there, but WAL up to ${formatLsn(flushHint)} had been durable`);
     } else {
-      this.#firstSegment = segments[0] as number;
+      this.#complete.first = segments[0] as number;
       for (let i = 1; i <= last; i++) {
         if ((segments[i] as number) === (segments[i - 1] as number) + 1) continue;
         const hole = (segments[i - 1] as number) + 1;
@@ -741,12 +652,18 @@ export class WalStore {
           break;
         }
         for (let n = hole; n < (segments[i] as number); n++)
-          this.#holes.set(n, { path: this.#files.path(n), lsn: lsn(n * WAL_SEGMENT_BYTES), message: 'this WAL segment is missing' });
+          this.#complete.holes.set(n, {
+            path: this.#files.path(n),
+            lsn: lsn(n * WAL_SEGMENT_BYTES),
+            message: 'this WAL segment is missing',
+          });
       }
-      this.#firstLsn = lsn(Math.max(this.#firstSegment * WAL_SEGMENT_BYTES, segmentNumber(startLsn) === this.#firstSegment ? startLsn : 0));
+      this.#complete.firstLsn = lsn(
+        Math.max(this.#complete.first * WAL_SEGMENT_BYTES, segmentNumber(startLsn) === this.#complete.first ? startLsn : 0),
+      );
       // A member that was re-copied may begin in the middle of a segment: its context frame says where.
-      if (this.#firstSegment === this.#current.header.segment) this.#firstLsn = this.#adoptedFirstLsn;
-      else this.#firstLsn = this.#contextLsn(this.#firstSegment) ?? this.#firstLsn;
+      if (this.#complete.first === this.#current.header.segment) this.#complete.firstLsn = this.#adoptedFirstLsn;
+      else this.#complete.firstLsn = this.#contextLsn(this.#complete.first) ?? this.#complete.firstLsn;
     }
     if (!repair && damage === undefined && flushHint !== undefined && this.flushLsn < flushHint)
       note(this.#current.path, this.flushLsn, `WAL ends at ${formatLsn(this.flushLsn)}, but ${formatLsn(flushHint)} had been durable`);
@@ -755,12 +672,7 @@ export class WalStore {
 
   #contextLsn(number: number): Lsn | undefined {
     try {
-      const file = this.#files.open(number);
-      try {
-        return file.context().position;
-      } finally {
-        file.close();
-      }
+      return this.#complete.context(number).position;
     } catch (error) {
       if (isWithoutKey(error)) throw error;
       return undefined; // Readers of that segment will find and report it.
