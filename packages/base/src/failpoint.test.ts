@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { globSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import {
   FAILPOINTS,
   armFailpoint,
@@ -119,4 +121,13 @@ test('what is not a name or not an action is refused', () => {
 test('every place is in the docs with its sentence', () => {
   const page = readFileSync(new URL('../../../docs/operating/failpoints.md', import.meta.url), 'utf8');
   for (const [name, sentence] of Object.entries(FAILPOINTS)) assert.ok(page.includes(`| \`${name}\` | ${sentence} |`), name);
+});
+
+test('every place is somewhere in the code', () => {
+  const root = fileURLToPath(new URL('../../../', import.meta.url));
+  const sources = globSync('{packages,services}/*/src/**/*.ts', { cwd: root }).filter(
+    (f) => !f.endsWith('failpoint.ts') && !f.includes('.test.'),
+  );
+  const text = sources.map((f) => readFileSync(join(root, f), 'utf8')).join('\n');
+  for (const name of Object.keys(FAILPOINTS)) assert.ok(text.includes(`'${name}'`), name);
 });

@@ -1,5 +1,5 @@
 /** Configuration of a safekeeper process. */
-import { commonConfig, keyConfig, objectStoreConfig } from '@lakebase/service-kit';
+import { commonConfig, keyConfig, objectStoreConfig, scrubConfig } from '@lakebase/service-kit';
 import { type Static, type TObject, Type } from 'typebox';
 
 const address = Type.Object(
@@ -21,6 +21,7 @@ const keys = {
   dataDir: Type.String({ minLength: 1 }),
   ...keyConfig,
   ...objectStoreConfig,
+  ...scrubConfig,
   /** The other members. */
   peers: Type.Array(address, { maxItems: 8 }),
   /** Safekeepers that are not members of what nobody has configured; others are learned with configurations. */

@@ -2,16 +2,28 @@
 import { type AddressInfo } from 'node:net';
 import { type PeerAddress, internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
-import { type ObjectStore, type ServiceKeys, createHttpServer, openKeys, openObjectStore } from '@lakebase/service-kit';
+import { join } from 'node:path';
+import {
+  type ObjectStore,
+  OrphanMemory,
+  ScrubJobs,
+  type ServiceKeys,
+  addInspectRoutes,
+  createHttpServer,
+  openKeys,
+  openObjectStore,
+} from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { SafekeeperConfig } from './config.ts';
 import { DiskBudget } from './disk-budget.ts';
 import { FlushWatch } from './flush-watch.ts';
 import { addDiskGauges } from './gauges.ts';
 import { addRoutes } from './http-routes.ts';
+import { inspectWal } from './inspect.ts';
 import { Offloader } from './offload.ts';
 import { NodeBook } from './node-book.ts';
 import { PeerFeed, PeerListener } from './peer-feed.ts';
+import { scrubSafekeeper } from './scrub.ts';
 import { Timelines } from './timelines.ts';
 import { WalService } from './wal-service.ts';
 
@@ -146,6 +158,21 @@ export async function startSafekeeper(
     addGauges(metrics, timelines, walService);
     addDiskGauges(metrics, { disk, slow: () => flushes.slow(performance.now()), peers: () => listeners, timelines });
     addRoutes(app, timelines, feed);
+    const keysOf = (project: string): ReturnType<typeof keys.source.project> => keys.source.project(project);
+    const first = (): boolean => !listeners.some((l) => l.connected && l.peerId < config.id);
+    const orphans = new OrphanMemory(join(config.dataDir, 'scrub-orphans.json'), log);
+    const scrubs = new ScrubJobs({
+      service: config.id,
+      config,
+      stateFile: join(config.dataDir, 'scrub.json'),
+      log,
+      run: (job) => scrubSafekeeper({ timelines, first, keysOf, orphans }, job),
+    });
+    steps.push(() => scrubs.close());
+    scrubs.addRoutes(app);
+    scrubs.registerMetrics(metrics);
+    addInspectRoutes(app, (request) => inspectWal(timelines, keysOf, request));
+    scrubs.startSchedule();
     await app.listen({ host: config.httpHost, port: config.httpPort });
     steps.push(() => app.close());
     wal = walService;

@@ -204,6 +204,9 @@ export class Quorum implements AsyncDisposable {
         offloadTakeoverMs: 1_000,
         reEncryptBytesPerSecond: 1 << 30,
         ringBytes: 1 << 20,
+        scrubIntervalMs: 0,
+        scrubBytesPerSecond: 1 << 30,
+        scrubOrphanAgeMs: 0,
         ...all(root),
         ...(i === 0 ? first : {}),
       };
