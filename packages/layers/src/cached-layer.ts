@@ -124,7 +124,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
     for (const c of part.missing(offset, length)) if (!this.#memory.has(c)) (wanted ??= []).push(c);
     if (wanted === undefined) return undefined;
     if (!this.#canFetch()) throw new LakebaseError('CORRUPT', `layer ${this.path} is missing although the index names it`);
-    return new RemoteMiss(this, wanted);
+    return RemoteMiss.of(this, wanted);
   }
 
   reject(offset: number, length: number): RemoteMiss | undefined {
@@ -141,7 +141,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
       part.remove(c);
       this.#cache.grew(-part.bytesOf(c));
     }
-    return new RemoteMiss(this, chunks);
+    return RemoteMiss.of(this, chunks);
   }
 
   /** A whole file with a damaged place becomes a part file with all the others. */

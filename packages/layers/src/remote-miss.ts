@@ -23,6 +23,17 @@ export class RemoteMiss extends LakebaseError {
     this.wants.set(layer, new Set(chunks));
   }
 
+  /** Without a stack: a miss is an answer, not a failure, and there are many of them. */
+  static of(layer: RemoteLayer, chunks: Iterable<number>): RemoteMiss {
+    const limit = Error.stackTraceLimit;
+    Error.stackTraceLimit = 0;
+    try {
+      return new RemoteMiss(layer, chunks);
+    } finally {
+      Error.stackTraceLimit = limit;
+    }
+  }
+
   merge(other: RemoteMiss): this {
     for (const [layer, chunks] of other.wants) {
       const mine = this.wants.get(layer);
