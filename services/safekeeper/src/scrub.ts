@@ -32,8 +32,8 @@ function largerOf(name: string, project: ProjectUid, timeline: TimelineId): stri
 export interface WalScrubHost {
   readonly orphans: OrphanMemory;
   readonly timelines: Timelines;
-  /** No other member that can be heard comes before this one: it looks after the objects. */
-  readonly first: () => boolean;
+  /** No other member of the timeline that can be heard comes before this one: it looks after the objects. */
+  readonly first: (timeline: WalTimeline) => boolean;
   readonly keysOf: (project: string) => SegmentKeys['keys'];
 }
 
@@ -85,7 +85,7 @@ class WalScrub {
     await this.#control();
     for (const name of this.#segmentNames()) await this.#segment(name);
     const { archive } = this.#t;
-    if (archive !== undefined && this.#host.first()) await this.#objects(archive);
+    if (archive !== undefined && this.#host.first(this.#t)) await this.#objects(archive);
   }
 
   #found(kind: ScrubFindingKind, where: 'disk' | 'store', name: string, detail: string, outcome: 'left' | 'repaired' = 'left'): void {

@@ -26,6 +26,7 @@ import { PeerFeed, PeerListener } from './peer-feed.ts';
 import { scrubSafekeeper } from './scrub.ts';
 import { Timelines } from './timelines.ts';
 import { WalService } from './wal-service.ts';
+import type { WalTimeline } from './wal-timeline.ts';
 
 export interface Safekeeper {
   readonly timelines: Timelines;
@@ -159,7 +160,8 @@ export async function startSafekeeper(
     addDiskGauges(metrics, { disk, slow: () => flushes.slow(performance.now()), peers: () => listeners, timelines });
     addRoutes(app, timelines, feed);
     const keysOf = (project: string): ReturnType<typeof keys.source.project> => keys.source.project(project);
-    const first = (): boolean => !listeners.some((l) => l.connected && l.peerId < config.id);
+    const first = (t: WalTimeline): boolean =>
+      !listeners.some((l) => l.connected && l.peerId < config.id && t.peerAt(l.peerId) !== undefined);
     const orphans = new OrphanMemory(join(config.dataDir, 'scrub-orphans.json'), log);
     const scrubs = new ScrubJobs({
       service: config.id,
