@@ -17,6 +17,8 @@ export function findProgram(name: string, ...places: string[]): string | null {
 
 export interface RunningServer {
   readonly url: string;
+  /** SIGSTOP: it takes connections and answers nothing. */
+  signal(name: NodeJS.Signals): void;
   stop(): Promise<void>;
 }
 
@@ -40,7 +42,7 @@ export async function startServer(
     // A server of others tells in no other way that it is up.
     await new Promise((resolve) => setTimeout(resolve, 250));
   }
-  return { url, stop: () => stop(child) };
+  return { url, signal: (name) => child.kill(name), stop: () => stop(child) };
 }
 
 async function answers(url: string): Promise<boolean> {
