@@ -1,20 +1,25 @@
 /** WAL in the object store: it gets there once, goes from the members' disks, and everybody still reads all of it. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { internalToken } from '@lakebase/api';
+import { internalToken, timelineScope } from '@lakebase/api';
 import { type Logger, armFailpoint, disarmFailpoints, silentLogger } from '@lakebase/base';
-import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn } from '@lakebase/ids';
+import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn, parseLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { DirectoryStore } from '@lakebase/object-store';
 import { PgConnection } from '@lakebase/pg-wire';
 import { createLogger } from '@lakebase/service-kit';
+import { findTool } from '@lakebase/testkit';
 import type { SafekeeperConfig } from './config.ts';
 import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
 
 const log: Logger = process.env['SK_LOG'] === undefined ? silentLogger : createLogger('test', process.env['SK_LOG']);
 const SEG = WAL_SEGMENT_BYTES;
+const RECEIVEWAL = findTool('pg_receivewal', 18);
+const WALDUMP = findTool('pg_waldump', 18);
 
 interface Running extends AsyncDisposable {
   readonly server: StockServer;
@@ -189,6 +194,40 @@ describe('WAL in the object store', () => {
     );
     assert.equal(timelineOf(quorum, 0).firstLsn, completeOf(end));
     assert.equal((await quorum.status(0)).damaged, null);
+  });
+
+  test('stock pg_receivewal gets everything from the very beginning, and pg_waldump reads it', {
+    skip: RECEIVEWAL === undefined || WALDUMP === undefined ? 'no pg_receivewal and pg_waldump of major 18 on this machine' : false,
+  }, async () => {
+    await using r = await running();
+    const { quorum, sql } = r;
+    const start = timelineOf(quorum, 0).control.startLsn;
+    await writeSegments(sql, 3);
+    const end = await flushLsn(sql);
+    await sql.query('INSERT INTO t VALUES (0)'); // it stops when it has seen something beyond the end
+    await until('everything is committed', () => timelineOf(quorum, 0).readableLsn > end);
+    await offloadedEverywhere(quorum, completeOf(end));
+    timelineOf(quorum, 0).notePages(end);
+    await until('trimmed', () => timelineOf(quorum, 0).firstLsn > start);
+    const dir = mkdtempSync(join(tmpdir(), 'lb-receive-'));
+    const url = `host=127.0.0.1 port=${quorum.member(0).address.pgPort} user=${quorum.project}.${quorum.timeline}`;
+    const env = { ...process.env, PGPASSWORD: internalToken(SECRET, timelineScope(quorum.project, quorum.timeline)) };
+    // It goes on behind what is there already: before the first segment.
+    writeFileSync(join(dir, walFileName(segmentNumber(start) - 1)), Buffer.alloc(SEG));
+    const child = spawn(RECEIVEWAL as string, ['-D', dir, '-d', url, '--endpos', formatLsn(end), '--no-loop', '-v'], {
+      env,
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    let said = '';
+    child.stderr.on('data', (d: Buffer) => (said += d.toString()));
+    assert.equal(await new Promise((resolve) => child.once('exit', resolve)), 0, said);
+    const partial = join(dir, `${walFileName(segmentNumber(end))}.partial`);
+    renameSync(partial, partial.replace('.partial', ''));
+    const dump = execFileSync(WALDUMP as string, ['-p', dir, '-s', formatLsn(start), '-e', formatLsn(end), '--stats'], {
+      encoding: 'utf8',
+    });
+    assert.match(dump, /Heap/);
+    rmSync(dir, { recursive: true });
   });
 
   test('a failed fdatasync (F9): nothing of it is acknowledged, the member goes on without a restart', async () => {
