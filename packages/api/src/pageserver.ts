@@ -75,13 +75,13 @@ export class PageserverClient {
     return this.http.call('PUT', `/v1/projects/${given.project}`, given, { timeoutMs });
   }
   readiness(p: ProjectUid): Promise<ProjectReadiness> {
-    return this.http.call('GET', `/v1/projects/${p}`, undefined, { timeoutMs: 5_000 });
+    return this.http.call('GET', `/v1/projects/${p}`, undefined, { timeoutMs: 2_000 });
   }
   upload(p: ProjectUid, timeoutMs: number): Promise<void> {
     return this.http.call('POST', `/v1/projects/${p}/upload`, {}, { timeoutMs });
   }
   letGo(p: ProjectUid): Promise<void> {
-    return this.http.call('DELETE', `/v1/projects/${p}`);
+    return this.http.call('DELETE', `/v1/projects/${p}`, undefined, { timeoutMs: 5_000 });
   }
   checkpoint(p: ProjectUid, t: TimelineId): Promise<PageTimelineStatus> {
     return this.http.call('POST', this.#path(p, t, '/checkpoint'), {});
