@@ -236,7 +236,9 @@ export class SegmentFile {
       // A truncation may have cut the frame short: what follows it in the index overrides it.
       const valid = Math.min(frame.lsn + frame.length, this.lsns[i + 1] ?? Number.POSITIVE_INFINITY, end);
       if (valid <= position) continue;
-      this.open(file, at, frame).copy(out, position - from, position - frame.lsn, valid - frame.lsn);
+      const plain = this.open(file, at, frame);
+      plain.copy(out, position - from, position - frame.lsn, valid - frame.lsn);
+      plain.fill(0); // not left for the garbage collector to find some day
       position = valid;
     }
     if (position === from) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
