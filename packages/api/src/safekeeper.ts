@@ -198,7 +198,7 @@ export class SafekeeperClient {
     return this.http.call('GET', this.#path(p, t, '/configuration'), undefined, { timeoutMs: 5_000 });
   }
   configure(p: ProjectUid, t: TimelineId, body: ConfigureRequest): Promise<WalTimelineStatus> {
-    return this.http.call('PUT', this.#path(p, t, '/configuration'), body, { timeoutMs: 10_000 });
+    return this.http.call('PUT', this.#path(p, t, '/configuration'), body, { timeoutMs: 5_000 });
   }
   catchUp(p: ProjectUid, t: TimelineId, donor: PeerAddress, timeoutMs = 60_000): Promise<WalTimelineStatus> {
     return this.http.call('POST', this.#path(p, t, '/catch-up'), { donor }, { timeoutMs });
