@@ -5,9 +5,9 @@
  *  Invariants: a block is never handed out while anything can still read it here; another thread may read it only as long as this one keeps
  *  the layer (flush jobs do). Blocks come back with what they held: who takes one reads only what he wrote. */
 
-/** Kept at most, for the whole process; what is not taken for a while is let go. */
-const KEPT_BLOCKS = 96;
-const KEPT_MS = 10_000;
+/** Kept at most, for the whole process: what busy timelines give back and take again. What is not taken for a while is let go. */
+const KEPT_BLOCKS = 256;
+const KEPT_MS = 30_000;
 
 export class ChunkPool {
   readonly #bytes: number;
@@ -16,6 +16,8 @@ export class ChunkPool {
   /** Blocks that are out, to their memory. */
   readonly #out = new WeakMap<SharedArrayBuffer, SharedArrayBuffer>();
   #expiry: NodeJS.Timeout | undefined;
+  /** Memory was let go: only the collector gives it back to the system, and it has no reason of its own to run. */
+  onLetGo: () => void = () => {};
   /** Blocks that were handed out a second time or later. */
   reused = 0;
   /** Blocks that are in use, or that nobody has given back and the collector has not found yet. */
@@ -62,7 +64,10 @@ export class ChunkPool {
     if (this.#free.length >= KEPT_BLOCKS) return;
     this.#free.push(memory);
     clearTimeout(this.#expiry);
-    this.#expiry = setTimeout(() => (this.#free.length = 0), KEPT_MS);
+    this.#expiry = setTimeout(() => {
+      this.#free.length = 0;
+      this.onLetGo();
+    }, KEPT_MS);
     this.#expiry.unref();
   }
 }

@@ -17,6 +17,8 @@ const KEYS_MIN = 256;
 const POOL = new ChunkPool(CHUNK_BYTES);
 /** Zeroes memory of layers that are gone, which waits to be used again. */
 export const wipeFreeChunks = (): void => POOL.wipe();
+/** `collect`: called when nothing has been written for a while and memory of open layers is garbage. */
+export const whenChunksAreLetGo = (collect: () => void): void => void (POOL.onLetGo = collect);
 /** Bytes of open layers of this process: in use, and kept to be used again. */
 export const openLayerMemory = (): { used: number; free: number } => ({ used: POOL.taken * CHUNK_BYTES, free: POOL.free * CHUNK_BYTES });
 /** Bounds the sort key of {@link OpenLayer.sortedKeys} (block * 2^21 + row). */
