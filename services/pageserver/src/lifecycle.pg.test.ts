@@ -1,7 +1,7 @@
 /** Timelines between disk, memory and the object store: a lost disk, idle timelines, a project on two pageservers, crashes at every step of an upload.
  *  A stock server plays the safekeeper; the Manager's part is played in memory. */
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -222,6 +222,38 @@ describe('life of a timeline', () => {
     }
   });
 
+  test('a thousand idle timelines cost a start next to nothing, and each is there when asked', async () => {
+    await fresh();
+    try {
+      let server = await start('ps', { detachAfterMs: 200 });
+      await create(server);
+      const at = await write(100);
+      const before = await pagesOf(server, at);
+      await until(() => server.store.idle === 1);
+      await stop(server);
+      const count = Number(process.env['LAKEBASE_IDLE_TIMELINES'] ?? 1_000);
+      const project = join(directory, 'ps', 'timelines', PROJECT);
+      // Their layers are in the object store only, and they are of another identity than their directories say: a start that opened one would say so.
+      for (let i = 1; i < count; i++)
+        for (const file of ['index', 'idle'])
+          cpSync(join(project, TIMELINE, file), join(project, i.toString(16).padStart(32, '0'), file), { recursive: true });
+      const rss = process.memoryUsage().rss;
+      const began = performance.now();
+      server = await start();
+      const ms = performance.now() - began;
+      console.log(
+        `${count} idle timelines: started in ${ms.toFixed(0)} ms, ${((process.memoryUsage().rss - rss) / 1e6).toFixed(0)} MB more memory`,
+      );
+      assert.equal(server.store.idle, count);
+      assert.equal(server.store.damaged, 0);
+      assert.equal([...server.store.attached()].length, 0);
+      same(await pagesOf(server, at), before);
+      assert.equal([...server.store.attached()].length, 1);
+    } finally {
+      await clean();
+    }
+  });
+
   test('a project moves to another pageserver and back; the old one answers FENCED and keeps nothing', async () => {
     await fresh();
     try {
@@ -271,7 +303,6 @@ describe('life of a timeline', () => {
       await write(1_000);
       await uploaded(server);
       await stop(server);
-      const { cpSync } = await import('node:fs');
       cpSync(join(directory, 'ps'), join(directory, 'backup'), { recursive: true });
       server = await start();
       const later = await write(3_000);

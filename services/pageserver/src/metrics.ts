@@ -4,6 +4,7 @@ import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import { registerCacheMetrics } from './local-cache.ts';
 import type { PageListener, PageMetrics } from './page-listener.ts';
 import type { TimelineStore } from './store.ts';
+import type { Attached } from './timeline-entry.ts';
 
 export function registerMetrics(registry: Registry, store: TimelineStore, listener: () => PageListener | undefined): PageMetrics {
   const seconds = new Histogram({
@@ -30,11 +31,7 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
       },
     });
   };
-  const perTimeline = (
-    name: string,
-    help: string,
-    read: (t: { timeline: import('./timeline.ts').Timeline; receiver: import('./wal-receiver.ts').WalReceiver }) => number,
-  ): void => {
+  const perTimeline = (name: string, help: string, read: (t: Attached) => number): void => {
     new Gauge({
       name,
       help,
@@ -61,6 +58,26 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
   gauge('lakebase_page_connections', 'Open page service connections', () => listener()?.connections ?? 0);
   gauge('lakebase_frame_cache_bytes', 'Layer frames in memory', () => store.caches.frames.bytes);
   gauge('lakebase_page_cache_bytes', 'Materialised pages in memory', () => store.caches.pages.used);
+  gauge('lakebase_timelines_idle', 'Timelines on this disk that nobody uses: not in memory', () => store.idle);
+  gauge('lakebase_disk_free_bytes', 'Free space of the data directory', () => (Number.isFinite(store.disk.free) ? store.disk.free : 0));
+  gauge('lakebase_ingest_held_up', '1 while no WAL is ingested because the disk is nearly full', () =>
+    store.disk.room === undefined ? 0 : 1,
+  );
+  perTimeline(
+    'lakebase_remote_consistent_lsn',
+    'In the object store, under a confirmed generation, up to here',
+    (t) => t.uploader?.remoteConsistentLsn ?? 0,
+  );
+  perTimeline('lakebase_upload_lag_bytes', 'WAL whose layers are on this disk only', (t) => t.uploader?.pendingBytes ?? 0);
+  const { remote } = store;
+  if (remote !== undefined) {
+    const { counters } = remote;
+    gauge('lakebase_upload_puts', 'Objects put since the process started', () => counters.puts);
+    gauge('lakebase_upload_index_puts', 'Indexes among them', () => counters.indexPuts);
+    gauge('lakebase_upload_bytes', 'Bytes of them', () => counters.putBytes);
+    gauge('lakebase_upload_deletes', 'Objects deleted since the process started', () => counters.deletes);
+    gauge('lakebase_upload_failures', 'Uploads that failed and were tried again', () => counters.failures);
+  }
   registerCacheMetrics(registry, store.caches.layers);
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();
