@@ -16,6 +16,7 @@ const HEADER_BYTES = 256;
 const ENTRY_BYTES = 32;
 const COUNTERS_OFFSET = 40;
 const CLEAN_BLOCKS_OFFSET = 104;
+const CLEAN_BUDGET_OFFSET = 112;
 /** 32 blocks: two words of states, one of use marks, one spare. */
 const CELL_BLOCKS = 32;
 const CELL_BYTES = 16;
@@ -215,6 +216,11 @@ export class ResidentMap {
   /** Used since the clock came by last: read, or written. */
   accessed(index: number, block: number): boolean {
     return ((this.#bytes.readUInt32LE(this.#cellOffset(index, block) + 8) >>> (block % CELL_BLOCKS)) & 1) === 1;
+  }
+
+  /** Bound on clean blocks until the cache worker has measured; 0: none. */
+  setCleanBudget(blocks: number): void {
+    writeU64(this.#bytes, blocks, CLEAN_BUDGET_OFFSET);
   }
 
   anyAccessed(index: number): boolean {

@@ -275,6 +275,7 @@ export class Compute {
       mapPath: this.#mapPath,
       bundle: { ...bundle, files: slots.files.filter((f) => f.path !== HOT_SET_FILE), prevRecordLsn: election.lastRecordLsn },
       cipher: this.#cipher,
+      cacheBytes: this.#setup.cacheBytes,
       conf: { postgresql: this.#conf(election), hba: pgHbaConf(), ident: pgIdentConf(this.#setup.trustedAccounts) },
     });
     this.#disk = new LocalDisk({ pgdata: this.#pgdata, mapPath: this.#mapPath, files: bundle.files, log: this.#log });

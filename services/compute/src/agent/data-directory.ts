@@ -65,6 +65,8 @@ export interface LayoutOptions {
   readonly bundle: StartBundle;
   /** Null: plaintext, for tests. */
   readonly cipher: ScratchCipher | null;
+  /** Bound on the local disk; null or absent: none until it is measured. */
+  readonly cacheBytes?: number | null;
   readonly conf: { readonly postgresql: string; readonly hba: string; readonly ident: string };
 }
 
@@ -78,6 +80,7 @@ export function layOut(options: LayoutOptions): Layout {
     mkdirSync(join(pgdata, directory), { recursive: true, mode: 0o700 });
   const map = ResidentMap.build(segments(bundle.relations));
   writeBootPages(pgdata, map, bundle.bootPages, cipher, versionDirectory);
+  if (typeof options.cacheBytes === 'number') map.setCleanBudget(Math.ceil(options.cacheBytes / BLCKSZ));
   map.write(options.mapPath);
   const recordLsn = writeWalAndControl(pgdata, bundle, cipher);
   writeScratchFile(cipher, join(pgdata, 'postgresql.conf'), options.conf.postgresql);
