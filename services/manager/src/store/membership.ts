@@ -51,24 +51,19 @@ export async function swapConfiguration(
   before: number,
   next: { readonly generation: number; readonly members: readonly string[]; readonly newMembers: readonly string[] | null },
 ): Promise<boolean> {
-  const values = [
-    timeline,
-    before,
-    next.generation,
-    JSON.stringify(next.members),
-    next.newMembers === null ? null : JSON.stringify(next.newMembers),
-  ];
+  const { generation, members, newMembers } = next;
+  const values = [timeline, generation, JSON.stringify(members), newMembers === null ? null : JSON.stringify(newMembers)];
   const rows =
     before === 0
       ? await q.query(
-          `INSERT INTO wal_configurations (timeline_id, generation, members, new_members) SELECT $1, $3, $4, $5 WHERE $2 = 0
+          `INSERT INTO wal_configurations (timeline_id, generation, members, new_members) VALUES ($1, $2, $3, $4)
            ON CONFLICT DO NOTHING RETURNING 1`,
           values,
         )
       : await q.query(
-          `UPDATE wal_configurations SET generation = $3, members = $4, new_members = $5, told = false
-           WHERE timeline_id = $1 AND generation = $2 RETURNING 1`,
-          values,
+          `UPDATE wal_configurations SET generation = $2, members = $3, new_members = $4, told = false
+           WHERE timeline_id = $1 AND generation = $5 RETURNING 1`,
+          [...values, before],
         );
   // The pageserver is told where the members are.
   if (rows.length > 0) await q.query('UPDATE branches SET announced = NULL WHERE timeline_id = $1', [timeline]);
