@@ -1,7 +1,6 @@
 /** Reads one WAL object in the object store by ranges. Memory: one read-ahead of {@link READ_AHEAD_FRAMES} sealed frames.
  *  Invariant: every byte it returns came out of a frame whose tag held, of an object whose header names this project, timeline and range. */
-import { promisify } from 'node:util';
-import { zstdDecompress } from 'node:zlib';
+import { zstdDecompressSync } from 'node:zlib';
 import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
 import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce, objectBinding } from '@lakebase/envelope';
 import { type Lsn, formatLsn } from '@lakebase/ids';
@@ -17,7 +16,6 @@ import {
 } from './wal-object-format.ts';
 import type { WalObjectName } from './wal-object-writer.ts';
 
-const decompress = promisify(zstdDecompress);
 /** One request of 2 MiB at most: large enough that its latency does not matter, small enough for many readers. */
 const READ_AHEAD_FRAMES = 8;
 
@@ -97,9 +95,9 @@ export class WalObjectReader {
       plain = this.#cipher.open(sealed, frameNonce(n), tag, bindFrame(this.#binding, n));
       if (compressed) {
         const small = plain;
-        plain = await decompress(small, { maxOutputLength: length });
+        plain = zstdDecompressSync(small, { maxOutputLength: length }); // as in wal-object-writer.ts
         small.fill(0);
-      } else plain = Buffer.from(plain);
+      } else if (plain.buffer === sealed.buffer) plain = Buffer.from(plain); // the plain cipher's
       if (plain.length !== length) throw new LakebaseError('CORRUPT', `frame ${n} has ${plain.length} bytes, not ${length}`);
     } catch (error) {
       if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;

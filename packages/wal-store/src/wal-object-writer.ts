@@ -1,15 +1,13 @@
-/** Writes one WAL object to a file, to be put from there. Memory: one frame. Compression runs beside the event loop, sealing in it, 256 KiB at a
- *  time, so commits are not kept waiting. Nothing here is synced: the file is only a source, and useless after a crash. */
+/** Writes one WAL object to a file, to be put from there. Memory: one frame. Compression and sealing run in the event loop, 256 KiB at a time (about
+ *  a millisecond), with turns of others between. Nothing here is synced: the file is only a source, and useless after a crash. */
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, rm } from 'node:fs/promises';
-import { promisify } from 'node:util';
-import { constants, zstdCompress } from 'node:zlib';
+import { constants, zstdCompressSync } from 'node:zlib';
 import { LakebaseError } from '@lakebase/base';
 import { type FrameCipher, type ObjectKey, bindFrame, frameNonce, objectBinding } from '@lakebase/envelope';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { OBJECT_ID_BYTES, WAL_FRAME_BYTES, encodeEnd, encodeIndex, encodeWalObjectHeader } from './wal-object-format.ts';
 
-const compress = promisify(zstdCompress);
 const COMPRESSION = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
 /** A frame that zstd does not make smaller than this part is stored as it is. */
 const WORTHWHILE = 0.9;
@@ -90,7 +88,8 @@ class Writer {
   }
 
   async #frame(plain: Buffer): Promise<void> {
-    const small = await compress(plain, COMPRESSION);
+    // Not the asynchronous one: its context keeps plain WAL in memory for as long as the collector lets it, also after the project was locked.
+    const small = zstdCompressSync(plain, COMPRESSION);
     const compressed = small.length < plain.length * WORTHWHILE;
     const n = this.#frames.length;
     const sealed = this.#cipher.seal(compressed ? small : plain, frameNonce(n), bindFrame(this.#binding, n));
