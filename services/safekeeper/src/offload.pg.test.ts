@@ -133,7 +133,7 @@ describe('WAL in the object store', () => {
       assert.equal((await digest(quorum, i, middle, lsn(middle + 1000))).length, 64);
     }
     const names = readdirSync(join(objects, 'projects', quorum.project, 'timelines', quorum.timeline, 'wal'));
-    assert.ok(names.length <= 5 && names.includes('tail'), names.join(' '));
+    assert.ok(names.length <= 8 && names.includes('tail'), names.join(' '));
     const status = await quorum.status(0);
     assert.deepEqual([status.offloadedLsn, status.firstLsn], [formatLsn(lsn(completeOf(end))), formatLsn(lsn(completeOf(end) - SEG))]);
     // Both positions are remembered.

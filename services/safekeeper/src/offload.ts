@@ -100,13 +100,15 @@ export class Offloader {
         this.#work.delete(timeline);
         continue;
       }
+      // What a member does not hold it cannot carry: a new one begins where its donor did.
+      if (timeline.firstLsn > timeline.offloadedLsn) continue;
       if (work.offloadedLsn !== timeline.offloadedLsn) {
         work.offloadedLsn = timeline.offloadedLsn;
         work.pendingSince = now;
       }
       if (this.#running.size >= RUNNING_MAX || now < work.retryAt) continue;
       const task = this.#due(timeline, work, now);
-      if (task === undefined || now - work.pendingSince < this.#rank(timeline) * this.#options.times.takeoverMs) continue;
+      if (task === undefined || now - work.pendingSince < this.#rank(timeline, task) * this.#options.times.takeoverMs) continue;
       this.#start(timeline, work, task);
     }
     if (this.#work.size > 0) this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
@@ -126,11 +128,13 @@ export class Offloader {
   }
 
   /** How many others come before this member. */
-  #rank(timeline: WalTimeline): number {
+  #rank(timeline: WalTimeline, task: { readonly to: Lsn; readonly tail: boolean }): number {
+    // Under load everybody is a little behind; what counts is the WAL that is to go.
+    const needed = task.tail ? timeline.readableLsn : task.to;
     let rank = 0;
     for (const id of this.#options.livePeers()) {
       const peer = timeline.peerAt(id);
-      if (id < this.#options.memberId && peer !== undefined && peer.flushRecordLsn >= timeline.readableLsn) rank++;
+      if (id < this.#options.memberId && peer !== undefined && peer.flushRecordLsn >= needed) rank++;
     }
     return rank;
   }

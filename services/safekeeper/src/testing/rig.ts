@@ -201,7 +201,7 @@ export class Quorum implements AsyncDisposable {
         offloadIdleMs: 200,
         offloadAgeMs: 5_000,
         offloadTailMs: 0,
-        offloadTakeoverMs: 1_000,
+        offloadTakeoverMs: 5_000,
         reEncryptBytesPerSecond: 1 << 30,
         ringBytes: 1 << 20,
         scrubIntervalMs: 0,
