@@ -17,7 +17,8 @@ export interface DiskBudgetOptions {
 }
 
 const LOOK_MS = 1_000;
-/** Left free for control files and for others on the disk: a twentieth of it, at most 1 GiB. */
+/** Left free for control files and for others on the disk: a twentieth of it, at most 1 GiB, and not more than half of what is free: others who fill
+ *  the disk must not shut out a member whose WAL is small. The disk itself says when it is really full. */
 const RESERVE_PART = 0.05;
 const RESERVE_MAX = 1024 ** 3;
 const QUIET = 0.5;
@@ -58,7 +59,7 @@ export class DiskBudget {
       const disk = await statfs(dir);
       const free = disk.bavail * disk.bsize;
       const reserve = Math.min(RESERVE_MAX, disk.blocks * disk.bsize * RESERVE_PART);
-      this.#limit = Math.min(limitBytes ?? Number.POSITIVE_INFINITY, this.#used + Math.max(0, free - reserve));
+      this.#limit = Math.min(limitBytes ?? Number.POSITIVE_INFINITY, this.#used + Math.max(free - reserve, free / 2));
     } catch (error) {
       return log.warn({ dir, err: errorMessage(error) }, 'cannot see how full the disk is');
     }
