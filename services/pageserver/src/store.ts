@@ -270,7 +270,13 @@ export class TimelineStore {
   async status(project: ProjectUid, timeline: TimelineId): Promise<PageTimelineStatus> {
     const found = this.#timelines.get(timelineKey(project, timeline));
     if (isLocked(found) || isDamaged(found)) return absentStatus(project, timeline, found);
-    return (await this.#use(project, timeline)).timeline.status();
+    try {
+      return (await this.#use(project, timeline)).timeline.status();
+    } catch (error) {
+      const now = this.#timelines.get(timelineKey(project, timeline));
+      if (isLocked(now) || isDamaged(now)) return absentStatus(project, timeline, now);
+      throw error;
+    }
   }
 
   async remove(project: ProjectUid, timeline: TimelineId): Promise<void> {

@@ -34,6 +34,7 @@ export interface UploadCounters {
 
 const RETRY = { baseMs: 200, maxMs: 30_000 };
 const PUTS_AT_ONCE = 2;
+const GENERATIONS_WITHOUT_INDEX = 16;
 
 export class Uploader {
   readonly #storage: TimelineStorage;
@@ -57,6 +58,7 @@ export class Uploader {
   #uploadedChanges = -1;
   #dirtySince: number | undefined;
   #urgent = false;
+  #stale = false;
   #wake: () => void = () => {};
   #waiters: { changes: number; resolve: () => void; reject: (error: unknown) => void }[] = [];
   remoteConsistentLsn: Lsn;
@@ -131,11 +133,12 @@ export class Uploader {
   }
 
   async #run(): Promise<void> {
+    await this.#checkOnce();
     for (let failures = 0; !this.#stop.signal.aborted; ) {
       await this.#due();
       if (this.#stop.signal.aborted) return;
       try {
-        if (!(await this.#round())) return;
+        if (this.#stale || !(await this.#round())) return;
         failures = 0;
       } catch (error) {
         if (this.#stop.signal.aborted) return;
@@ -145,6 +148,18 @@ export class Uploader {
         this.#log.warn({ err: errorMessage(error), attempt: failures }, 'upload failed; trying again');
         await sleep(backoffDelay(failures++, RETRY), this.#stop.signal).catch(() => {});
         this.#urgent = true;
+      }
+    }
+  }
+
+  /** Also when there is nothing to upload: what is stale here may name what is gone from the store. */
+  async #checkOnce(): Promise<void> {
+    for (let attempt = 0; !this.#stop.signal.aborted; attempt++) {
+      try {
+        if ((await this.#ready()) === undefined) this.#stale = true;
+        return;
+      } catch {
+        await sleep(backoffDelay(attempt, RETRY), this.#stop.signal).catch(() => {});
       }
     }
   }
@@ -193,6 +208,8 @@ export class Uploader {
     const storage = this.#storage;
     const generation = await this.#ready();
     if (generation === undefined) return false;
+    // On disk before anything is put under it: what is put is known as our own afterwards.
+    if (storage.index.generation < generation) await storage.adopt(generation);
     const { index, changes } = storage;
     this.#urgent = false;
     this.#dirtySince = undefined;
@@ -237,7 +254,9 @@ export class Uploader {
     const { generation } = attached;
     if (generation === this.#generation) return generation;
     const { index, files } = this.#storage;
-    const found = await findIndex(store, files, { below: generation + 1, floor: Math.max(1, index.remote?.generation ?? 1), list: false });
+    const published = attached.timelines.find((t) => t.timeline === this.#timeline)?.published ?? 0;
+    const floor = Math.max(1, index.remote?.generation ?? 1, Math.min(published, generation));
+    const found = await findIndex(store, files, { below: generation + 1, floor, list: false });
     if (found !== undefined && found.index.generation >= generation && index.generation < generation) {
       // Nobody but us may have this generation: the Manager has forgotten some.
       generations.refuse(this.#project, found.index.generation);
@@ -260,9 +279,9 @@ export class Uploader {
         else this.#there.delete(n);
       this.#olderIndexes.add(found.index.generation);
     } else this.#there.clear();
-    // On disk before anything is put under it: what is put is known as our own afterwards.
-    await this.#storage.adopt(generation);
     this.#generation = generation;
+    // The next one shall not have to try too many names.
+    if (found !== undefined && generation - found.index.generation > GENERATIONS_WITHOUT_INDEX) this.#uploadedChanges = -1;
     return generation;
   }
 
