@@ -5,7 +5,7 @@ import { globSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } f
 import { basename, join } from 'node:path';
 import type { ScrubSummary } from '@lakebase/api';
 import { type FailpointName, errorMessage } from '@lakebase/base';
-import { Cluster, type ServiceName, eventually } from '@lakebase/testkit';
+import { Cluster, ClusterInternals, type ServiceName, eventually } from '@lakebase/testkit';
 import { Inside } from './inside.ts';
 import { Ledger } from './ledger.ts';
 
@@ -56,13 +56,41 @@ export class StorageFaults implements AsyncDisposable {
     await this.cluster[Symbol.asyncDispose]();
   }
 
-  /** I1, I2 and I6. */
+  /** I6; then, with a compute that has nothing on its disk yet, so that every page comes from storage, I1 and I2. */
   async check(what: string): Promise<void> {
     const began = performance.now();
     await this.ledger.progress(20, 90_000);
     const progressed = performance.now();
-    await eventually(`${what}: the ledger is whole`, () => this.ledger.verify().then(() => true));
-    this.#log(`${what}: going on after ${Math.round(progressed - began)} ms, ${this.ledger.acknowledged.size} rows all there`);
+    await this.ledger.stop();
+    try {
+      const { code, stderr } = await this.cluster.cli(['suspend']);
+      assert.equal(code, 0, `${what}: ${stderr}`);
+      await eventually(`${what}: the ledger is whole`, () => this.ledger.verify().then(() => true));
+      await this.#amcheck();
+    } finally {
+      this.ledger.start(2);
+    }
+    const rows = this.ledger.acknowledged.size;
+    this.#log(`${what}: going on after ${Math.round(progressed - began)} ms, ${rows} rows all there, indexes and heaps agree`);
+  }
+
+  /** Every B-tree of the database against its table, and every heap tuple by tuple. */
+  async #amcheck(): Promise<void> {
+    const admin = await new ClusterInternals(this.cluster).admin();
+    try {
+      await admin.query('CREATE EXTENSION IF NOT EXISTS amcheck');
+      const { rows } = await admin.query<{ n: string }>(
+        `SELECT count(bt_index_check(c.oid, true)) AS n FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam
+         WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid`,
+      );
+      assert.ok(Number(rows[0]?.n) > 100);
+      const heaps = await admin.query(
+        "SELECT c.oid::regclass, v.* FROM pg_class c, LATERAL verify_heapam(c.oid) v WHERE c.relkind IN ('r', 't', 'm') AND c.relpersistence = 'p'",
+      );
+      assert.deepEqual(heaps.rows, []);
+    } finally {
+      await admin.end();
+    }
   }
 
   /** Every object and file is as it was written; orphans may wait for their time. */
