@@ -31,6 +31,7 @@ import { runCompaction } from './compaction-job.ts';
 import { pageRedo } from './page-redo.ts';
 import { reEncrypt } from './re-encryption.ts';
 import { TimelineStorage } from './storage.ts';
+import { MERGES_BY_HAND, firstIndex } from './testing-storage.ts';
 
 const PROJECT = '3'.repeat(32);
 const TIMELINE = '4'.repeat(32);
@@ -51,28 +52,11 @@ class Bed implements Disposable {
   #lsn = 8;
 
   async create(): Promise<TimelineStorage> {
-    await TimelineStorage.create(this.files, {
-      project: PROJECT,
-      timeline: TIMELINE,
-      version: 0,
-      generation: 0,
-      pgVersion: 18,
-      systemId: '1',
-      startLsn: 8,
-      startPrevRecordLsn: 0,
-      diskConsistentLsn: 8,
-      prevRecordLsn: 0,
-      nextLayerNumber: 1,
-      layers: [],
-      suspend: null,
-      bootSet: null,
-      extra: {},
-    });
+    await TimelineStorage.create(this.files, firstIndex(PROJECT, TIMELINE));
     return this.open();
   }
   async open(): Promise<TimelineStorage> {
-    const options = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
-    return (await TimelineStorage.open(this.files, options, runCompaction, silentLogger)) as TimelineStorage;
+    return (await TimelineStorage.open(this.files, MERGES_BY_HAND, runCompaction, silentLogger)) as TimelineStorage;
   }
   async flush(storage: TimelineStorage): Promise<void> {
     const layer = new OpenLayer(series, this.#lsn as Lsn);

@@ -33,6 +33,7 @@ import { scrubTimeline } from './scrub-timeline.ts';
 import { TimelineStorage } from './storage.ts';
 import { FakePlacements } from './testing-placements.ts';
 import { Uploader } from './uploader.ts';
+import { MERGES_BY_HAND, firstIndex } from './testing-storage.ts';
 
 const PROJECT = '3'.repeat(32) as ProjectUid;
 const TIMELINE = '4'.repeat(32) as TimelineId;
@@ -61,25 +62,8 @@ class Rig implements AsyncDisposable {
     await keys.ready();
     mkdirSync(rig.data);
     const files = { directory: rig.data, keys, cache: new FrameCache(1 << 20), project: PROJECT, timeline: TIMELINE };
-    await TimelineStorage.create(files, {
-      project: PROJECT,
-      timeline: TIMELINE,
-      version: 0,
-      generation: 0,
-      pgVersion: 18,
-      systemId: '1',
-      startLsn: 8,
-      startPrevRecordLsn: 0,
-      diskConsistentLsn: 8,
-      prevRecordLsn: 0,
-      nextLayerNumber: 1,
-      layers: [],
-      suspend: null,
-      bootSet: null,
-      extra: {},
-    });
-    const options = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
-    rig.storage = (await TimelineStorage.open(files, options, runCompaction, silentLogger)) as TimelineStorage;
+    await TimelineStorage.create(files, firstIndex(PROJECT, TIMELINE));
+    rig.storage = (await TimelineStorage.open(files, MERGES_BY_HAND, runCompaction, silentLogger)) as TimelineStorage;
     const counters = { puts: 0, putBytes: 0, indexPuts: 0, deletes: 0, failures: 0 };
     const target = { store: rig.store, generations: rig.generations, counters };
     rig.uploader = new Uploader(rig.storage, target, { uploadBytes: 1e15, uploadMs: 1e9 }, silentLogger);

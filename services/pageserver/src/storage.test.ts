@@ -24,9 +24,8 @@ import { FRESH_PER_JOB } from './compaction-keys.ts';
 import { Compactor } from './compactor.ts';
 import { pageRedo } from './page-redo.ts';
 import { type RunCompaction, TimelineStorage } from './storage.ts';
+import { MERGES_BY_HAND, firstIndex } from './testing-storage.ts';
 
-/** No merge begins by itself. */
-const BY_HAND = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 const OPTIONS = { compactionLayers: 4, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 
 /** `sent`: called when a job has gone to the worker. */
@@ -44,23 +43,7 @@ async function withStorage(
   const keys = new LocalKeys().project(project);
   const files = { directory, keys, cache: new FrameCache(1 << 22), project, timeline: '4'.repeat(32) };
   const compactor = new Compactor();
-  await TimelineStorage.create(files, {
-    project: files.project,
-    timeline: files.timeline,
-    version: 0,
-    generation: 0,
-    pgVersion: 18,
-    systemId: '1',
-    startLsn: 8,
-    startPrevRecordLsn: 0,
-    diskConsistentLsn: 8,
-    prevRecordLsn: 0,
-    nextLayerNumber: 1,
-    layers: [],
-    suspend: null,
-    bootSet: null,
-    extra: {},
-  });
+  await TimelineStorage.create(files, firstIndex(files.project, files.timeline));
   // As the sockets of a pageserver do: workers do not keep a process alive.
   const alive = setInterval(() => {}, 60_000);
   try {
@@ -152,7 +135,7 @@ test('a worker that ends because of another project costs a repetition; one of t
     await storage.compact();
     for (let at = 16; at <= lsn; at += 8) check(storage, at);
     await storage.close();
-  }, BY_HAND);
+  }, MERGES_BY_HAND);
   await withStorage(
     async (make) => {
       const storage = await make();
@@ -166,7 +149,7 @@ test('a worker that ends because of another project costs a repetition; one of t
       check(storage, 16);
       await storage.close();
     },
-    { ...BY_HAND, layerFileBytes: 1 },
+    { ...MERGES_BY_HAND, layerFileBytes: 1 },
   );
 });
 

@@ -9,20 +9,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { type FailpointName, armFailpoint, onFailpointKill, silentLogger } from '@lakebase/base';
 import { plainKeys } from '@lakebase/keys';
-import { BLCKSZ, type Lsn, type ProjectUid, type TimelineId } from '@lakebase/ids';
-import {
-  ARG_STOP,
-  ENTRY_IMAGE,
-  ENTRY_VALUE,
-  FrameCache,
-  KIND_REL_PAGE,
-  KIND_REL_SIZE,
-  OpenLayer,
-  PageReader,
-  SeriesTable,
-  metaSeries,
-  namesOf,
-} from '@lakebase/layers';
+import { type Lsn, type ProjectUid, type TimelineId } from '@lakebase/ids';
+import { FrameCache, PageReader, namesOf } from '@lakebase/layers';
 import { DirectoryStore, indexObject, timelineObject } from '@lakebase/object-store';
 import { runCompaction } from './compaction-job.ts';
 import { Generations } from './generations.ts';
@@ -31,14 +19,12 @@ import { findIndex } from './remote-index.ts';
 import { TimelineStorage } from './storage.ts';
 import { FakePlacements } from './testing-placements.ts';
 import { Uploader } from './uploader.ts';
+import { MERGES_BY_HAND, TEST_RELATION, firstIndex, imagesAt } from './testing-storage.ts';
 
 const PROJECT = '3'.repeat(32) as ProjectUid;
 const TIMELINE = '4'.repeat(32) as TimelineId;
-const OPTIONS = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 const POLICY = { uploadBytes: 1e15, uploadMs: 1e9 };
 const BLOCKS = 8;
-const series = new SeriesTable();
-const rel = metaSeries(KIND_REL_PAGE, 1663, 5, 16384);
 const filesIn = (directory: string) => ({
   directory,
   keys: plainKeys.project(PROJECT),
@@ -47,38 +33,13 @@ const filesIn = (directory: string) => ({
   timeline: TIMELINE,
 });
 
-function layerAt(end: number): OpenLayer {
-  const layer = new OpenLayer(series, (end - 8) as Lsn);
-  layer.put(series.intern(KIND_REL_SIZE, 1663, 5, 16384, 0), 0, ENTRY_VALUE, ARG_STOP, end as Lsn, Buffer.from([0, 0, 0, BLOCKS]));
-  for (let b = 0; b < BLOCKS; b++)
-    layer.put(series.internSeries(rel), b, ENTRY_IMAGE, ARG_STOP, end as Lsn, Buffer.alloc(BLCKSZ, end / 8 + b));
-  layer.freeze(end as Lsn);
-  return layer;
-}
-
 async function open(home: string): Promise<TimelineStorage> {
   const files = filesIn(join(home, 'disk'));
   if (!existsSync(files.directory)) mkdirSync(files.directory, { recursive: true });
-  const found = await TimelineStorage.open(files, OPTIONS, runCompaction, silentLogger);
+  const found = await TimelineStorage.open(files, MERGES_BY_HAND, runCompaction, silentLogger);
   if (found !== undefined) return found;
-  await TimelineStorage.create(files, {
-    project: PROJECT,
-    timeline: TIMELINE,
-    version: 0,
-    generation: 0,
-    pgVersion: 18,
-    systemId: '1',
-    startLsn: 8,
-    startPrevRecordLsn: 0,
-    diskConsistentLsn: 8,
-    prevRecordLsn: 0,
-    nextLayerNumber: 1,
-    layers: [],
-    suspend: null,
-    bootSet: null,
-    extra: {},
-  });
-  return (await TimelineStorage.open(files, OPTIONS, runCompaction, silentLogger)) as TimelineStorage;
+  await TimelineStorage.create(files, firstIndex(PROJECT, TIMELINE));
+  return (await TimelineStorage.open(files, MERGES_BY_HAND, runCompaction, silentLogger)) as TimelineStorage;
 }
 
 /** One life of the pageserver: `rounds` of two flushes, an upload, a merge and an upload. Notes what it told others before it goes on. */
@@ -94,7 +55,7 @@ async function live(home: string, generation: number, rounds: number): Promise<v
   for (let i = 0; i < rounds; i++) {
     for (let k = 0; k < 2; k++) {
       const end = storage.diskConsistentLsn + 8;
-      storage.addFrozen(layerAt(end), storage.diskConsistentLsn);
+      storage.addFrozen(imagesAt(end - 8, end, BLOCKS), storage.diskConsistentLsn);
       await storage.flush();
       tell();
     }
@@ -112,7 +73,8 @@ async function live(home: string, generation: number, rounds: number): Promise<v
 async function checkPages(storage: TimelineStorage): Promise<void> {
   const reader = new PageReader(storage, pageRedo(18));
   for (let lsn = 16; lsn <= storage.diskConsistentLsn; lsn += 8)
-    for (let b = 0; b < BLOCKS; b++) assert.equal(reader.page(rel, b, lsn as Lsn)[100], (lsn / 8 + b) & 255, `block ${b} at ${lsn}`);
+    for (let b = 0; b < BLOCKS; b++)
+      assert.equal(reader.page(TEST_RELATION, b, lsn as Lsn)[100], (lsn / 8 + b) & 255, `block ${b} at ${lsn}`);
 }
 
 async function newestIndex(home: string, generation: number) {

@@ -6,19 +6,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { LakebaseError, isCode, silentLogger } from '@lakebase/base';
 import { LocalKeys } from '@lakebase/keys';
-import { BLCKSZ, type Lsn, type ProjectUid, type TimelineId } from '@lakebase/ids';
-import {
-  ARG_STOP,
-  ENTRY_IMAGE,
-  ENTRY_VALUE,
-  FrameCache,
-  KIND_REL_PAGE,
-  KIND_REL_SIZE,
-  OpenLayer,
-  SeriesTable,
-  metaSeries,
-  namesOf,
-} from '@lakebase/layers';
+import { type ProjectUid, type TimelineId } from '@lakebase/ids';
+import { FrameCache, namesOf } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
 import { runCompaction } from './compaction-job.ts';
@@ -27,26 +16,17 @@ import { findIndex } from './remote-index.ts';
 import { TimelineStorage } from './storage.ts';
 import { FakePlacements } from './testing-placements.ts';
 import { Uploader } from './uploader.ts';
+import { MERGES_BY_HAND, firstIndex, imagesAt } from './testing-storage.ts';
 
 const PROJECT = '3'.repeat(32) as ProjectUid;
 const TIMELINE = '4'.repeat(32) as TimelineId;
-const BY_HAND = { compactionLayers: 1_000, layerFileBytes: 1 << 20, maxRecordsPerPage: 200 };
 /** Only when asked. */
 const NEVER = { uploadBytes: 1e15, uploadMs: 1e9 };
 const keySource = new LocalKeys();
-const series = new SeriesTable();
-const rel = metaSeries(KIND_REL_PAGE, 1663, 5, 16384);
 
-function layerAt(start: number, end: number): OpenLayer {
-  const layer = new OpenLayer(series, start as Lsn);
-  layer.put(series.intern(KIND_REL_SIZE, 1663, 5, 16384, 0), 0, ENTRY_VALUE, ARG_STOP, end as Lsn, Buffer.from([0, 0, 0, 20]));
-  for (let b = 0; b < 20; b++) layer.put(series.internSeries(rel), b, ENTRY_IMAGE, ARG_STOP, end as Lsn, Buffer.alloc(BLCKSZ, end / 8 + b));
-  layer.freeze(end as Lsn);
-  return layer;
-}
 async function grow(storage: TimelineStorage): Promise<void> {
   const from = storage.diskConsistentLsn;
-  storage.addFrozen(layerAt(from, from + 8), from);
+  storage.addFrozen(imagesAt(from, from + 8, 20), from);
   await storage.flush();
 }
 
@@ -75,25 +55,9 @@ class Rig implements AsyncDisposable {
     const { mkdirSync } = await import('node:fs');
     if (fresh) {
       mkdirSync(files.directory, { recursive: true });
-      await TimelineStorage.create(files, {
-        project: PROJECT,
-        timeline: TIMELINE,
-        version: 0,
-        generation: 0,
-        pgVersion: 18,
-        systemId: '1',
-        startLsn: 8,
-        startPrevRecordLsn: 0,
-        diskConsistentLsn: 8,
-        prevRecordLsn: 0,
-        nextLayerNumber: 1,
-        layers: [],
-        suspend: null,
-        bootSet: null,
-        extra: {},
-      });
+      await TimelineStorage.create(files, firstIndex(PROJECT, TIMELINE));
     }
-    const storage = (await TimelineStorage.open(files, BY_HAND, runCompaction, silentLogger)) as TimelineStorage;
+    const storage = (await TimelineStorage.open(files, MERGES_BY_HAND, runCompaction, silentLogger)) as TimelineStorage;
     this.#storages.push(storage);
     return storage;
   }
