@@ -122,8 +122,8 @@ async function build(): Promise<{ local: Opened; store: MemoryStore; lsns: Lsn[]
       put(KIND_REL_SIZE, n, 0, size);
       for (let b = round; b < BLOCKS; b += round + 1) {
         const page = Buffer.alloc(BLCKSZ);
-        // Something that does not compress away.
-        for (let i = 0; i < BLCKSZ; i += 4) page.writeInt32LE(Math.imul(b * 31 + n * 7 + round + i, 0x9e3779b1), i);
+        // Something that does not compress away, below a page LSN of zero.
+        for (let i = 8; i < BLCKSZ; i += 4) page.writeInt32LE(Math.imul(b * 31 + n * 7 + round + i, 0x9e3779b1), i);
         put(KIND_REL_PAGE, n, b, page);
       }
     }
