@@ -116,7 +116,17 @@ describe('life of a timeline', () => {
     assert.ok(blocks > 0);
     return { lsn: parseLsn(lsn), tag: { spc: 1663, db, rel: f, fork: 0 }, blocks };
   }
+  /** As a compute: what ends because the timeline is attached anew is asked again. */
   async function pagesOf(server: Pageserver, at: Awaited<ReturnType<typeof write>>): Promise<Buffer> {
+    for (const deadline = performance.now() + 10_000; ; await sleep(20)) {
+      try {
+        return await pagesOnce(server, at);
+      } catch (error) {
+        if (!isCode(error, 'UNAVAILABLE') || performance.now() > deadline) throw error;
+      }
+    }
+  }
+  async function pagesOnce(server: Pageserver, at: Awaited<ReturnType<typeof write>>): Promise<Buffer> {
     const pages = await PageClient.open(server.pagePort, TOKEN);
     try {
       const all: Buffer[] = [];

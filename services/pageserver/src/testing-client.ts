@@ -1,6 +1,7 @@
 /** Talks to a pageserver under test as its clients do: page service, and HTTP where bodies are not JSON. */
 import { type Socket, connect } from 'node:net';
 import { type Frame, FrameParser, MSG, type PageRequest, decodeErrorFrame, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
+import { LakebaseError } from '@lakebase/base';
 import { BLCKSZ, type Lsn, MAX_LSN, type ProjectUid, type TimelineId, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { TEST_PROJECT, TEST_TIMELINE, tarOf } from './testing.ts';
 
@@ -11,35 +12,45 @@ export const TIMELINE: TimelineId = parseTimelineId(TEST_TIMELINE);
 /** A page service client as small as can be. */
 export class PageClient {
   readonly socket: Socket;
-  readonly #waiting = new Map<number, (f: Frame) => void>();
+  readonly #waiting = new Map<number, { resolve: (f: Frame) => void; reject: (error: Error) => void }>();
   #nextId = 1;
   readonly closed: Promise<void>;
 
   private constructor(socket: Socket) {
     this.socket = socket;
     this.closed = new Promise((resolve) => socket.on('close', () => resolve()));
+    void this.closed.then(() => {
+      for (const { reject } of this.#waiting.values()) reject(new LakebaseError('UNAVAILABLE', 'the pageserver closed the connection'));
+      this.#waiting.clear();
+    });
   }
   static async open(port: number, token: string, timeline = TIMELINE, project = PROJECT): Promise<PageClient> {
     const client = new PageClient(connect(port, '127.0.0.1'));
     const parser = new FrameParser(1 << 28);
-    const hello = new Promise<Frame>((resolve) => client.#waiting.set(0, resolve));
+    const hello = client.#answer(0);
     client.socket.on('data', (chunk: Buffer) =>
-      parser.push(chunk, (f) => client.#waiting.get(f.id)?.({ ...f, payload: Buffer.from(f.payload) })),
+      parser.push(chunk, (f) => client.#waiting.get(f.id)?.resolve({ ...f, payload: Buffer.from(f.payload) })),
     );
     client.socket.on('error', () => {});
     client.socket.write(encodeHello({ token, project, timeline }));
     const frame = await hello;
+    client.#waiting.delete(0);
     if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
     return client;
   }
   async call(request: Record<string, unknown>): Promise<Frame> {
     const id = this.#nextId++;
-    const answer = new Promise<Frame>((resolve) => this.#waiting.set(id, resolve));
+    const answer = this.#answer(id);
     this.socket.write(encodeRequest({ ...request, id } as unknown as PageRequest));
     const frame = await answer;
     this.#waiting.delete(id);
     if (frame.type === MSG.ERROR) throw decodeErrorFrame(frame);
     return frame;
+  }
+  /** Rejects with UNAVAILABLE when the connection ends first. */
+  #answer(id: number): Promise<Frame> {
+    if (this.socket.destroyed) return Promise.reject(new LakebaseError('UNAVAILABLE', 'the connection is closed'));
+    return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
   }
   async pages(tag: object, block: number, count: number, since: Lsn = 0 as Lsn): Promise<Buffer[]> {
     const { payload } = await this.call({ type: 'getPages', tag, block, count, requestLsn: MAX_LSN, notModifiedSince: since });
