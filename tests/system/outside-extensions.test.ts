@@ -28,11 +28,12 @@ const SCENES: Readonly<Record<'vector' | 'postgis', Scene>> = {
   vector: {
     fill: [
       'CREATE TABLE items (id int PRIMARY KEY, v vector(32))',
-      "INSERT INTO items SELECT i, (SELECT array_agg(hashint4(i * 32 + j)::real / 2147483648)::vector FROM generate_series(1, 32) j) FROM generate_series(1, 4000) i",
+      'INSERT INTO items SELECT i, (SELECT array_agg(hashint4(i * 32 + j)::real / 2147483648)::vector FROM generate_series(1, 32) j) FROM generate_series(1, 4000) i',
       'CREATE INDEX by_hnsw ON items USING hnsw (v vector_l2_ops)',
       'CREATE INDEX by_lists ON items USING ivfflat (v vector_cosine_ops) WITH (lists = 20)',
     ],
-    change: "INSERT INTO items SELECT i, (SELECT array_agg(hashint4(i * 32 + j)::real / 2147483648)::vector FROM generate_series(1, 32) j) FROM generate_series(4001, 4500) i; DELETE FROM items WHERE id % 10 = 3; VACUUM items",
+    change:
+      'INSERT INTO items SELECT i, (SELECT array_agg(hashint4(i * 32 + j)::real / 2147483648)::vector FROM generate_series(1, 32) j) FROM generate_series(4001, 4500) i; DELETE FROM items WHERE id % 10 = 3; VACUUM items',
     ask: ["SELECT count(*), md5(string_agg(v::text, ',' ORDER BY id)) FROM items"],
     nearest: [
       { index: 'by_hnsw', sql: 'SELECT id FROM items ORDER BY v <-> (SELECT v FROM items WHERE id = 77) LIMIT 20', rows: 20 },
@@ -48,8 +49,7 @@ const SCENES: Readonly<Record<'vector' | 'postgis', Scene>> = {
       'CREATE INDEX places_brin ON places USING brin (g)',
       'CREATE INDEX places_area ON places USING gist (area)',
     ],
-    change:
-      'UPDATE places SET g = ST_Translate(g, 0.5, 0.5) WHERE id % 7 = 0; DELETE FROM places WHERE id % 11 = 0; VACUUM places',
+    change: 'UPDATE places SET g = ST_Translate(g, 0.5, 0.5) WHERE id % 7 = 0; DELETE FROM places WHERE id % 11 = 0; VACUUM places',
     ask: [
       'SELECT count(*), sum(id) FROM places WHERE g && ST_MakeEnvelope(10, 10, 40, 40, 4326)',
       'SELECT count(*), sum(id) FROM places WHERE ST_Intersects(area, ST_MakeEnvelope(20, 20, 30, 30))',
@@ -88,7 +88,9 @@ describe("extensions that are not Postgres's own", { skip: prefix === undefined 
       await (await eventually('a new compute', () => cluster.connect())).end();
       const third = await session(inside);
       assert.deepEqual(await answers(third, scene), changed, 'after a crash');
-      await third.query(`SELECT bt_index_parent_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p'`);
+      await third.query(
+        `SELECT bt_index_parent_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p'`,
+      );
       await third.end();
     });
 
