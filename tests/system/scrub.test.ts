@@ -1,7 +1,7 @@
 /** What is stored, seen and checked from outside: `lakebase inspect` and `lakebase scrub` on a running system with real files and objects. Damage done to an
  *  object, to a local layer and to a WAL segment is found by name, repaired from the other copy, and nothing acknowledged is missing afterwards. */
 import assert from 'node:assert/strict';
-import { globSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, globSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import type { InspectReport, ScrubSummary } from '@lakebase/api';
@@ -180,7 +180,8 @@ describe('what is stored', () => {
         if (type === 'histogram') for (const part of ['bucket', 'sum', 'count']) exported.add(`${name as string}_${part}`);
       }
     }
-    const ops = new URL('../../../ops/', import.meta.url);
+    // Seen from the source, and from what is compiled of it.
+    const ops = ['../../ops/', '../../../ops/'].map((path) => new URL(path, import.meta.url)).find((url) => existsSync(url)) as URL;
     const rules = readFileSync(new URL('prometheus/rules.yml', ops), 'utf8');
     const dashboard = JSON.parse(readFileSync(new URL('grafana/lakebase.json', ops), 'utf8')) as {
       panels: { targets?: { expr: string }[] }[];

@@ -76,16 +76,40 @@ describe('damaged files', () => {
     await healthy();
   });
 
+  /** Suspended and stopped: all of the pageserver's files of a kind, here and in the object store. */
+  async function copies(kind: 'index' | 'image' | 'delta'): Promise<{ local: string[]; objects: string[] }> {
+    await cluster.cli(['suspend']);
+    await cluster.stop();
+    const local = files(kind === 'index' ? 'pageserver/timelines/*/*/index' : `pageserver/timelines/*/*/${kind}-*`);
+    assert.ok(local.length > 0, `there is a ${kind} file`);
+    const objects = globSync(join(cluster.home, 'objects/projects/*/timelines/*', kind === 'index' ? 'index-g*' : `${kind}-*`));
+    return { local, objects };
+  }
+  /** A layer that was fetched in part has another ending. */
+  const layerOf = (path: string): string => basename(path).replace(/\.part$/, '');
+  const named = (text: string, paths: readonly string[]): boolean => paths.some((path) => text.includes(layerOf(path)));
+  /** What was there before. */
+  function spoil(path: string, every: number): Buffer {
+    const bytes = readFileSync(path);
+    const original = Buffer.from(bytes);
+    for (let at = 40; at < bytes.length; at += every) bytes[at] = (bytes[at] ?? 0) ^ 0x20;
+    writeFileSync(path, bytes);
+    return original;
+  }
+
+  it("the pageserver's image damaged, the object whole: fetched anew, and said", async () => {
+    const { local, objects } = await copies('image');
+    for (const path of local) assert.ok(named(objects.join(' '), [path]), 'the object store has it');
+    for (const path of local) spoil(path, 8_192);
+    await cluster.up();
+    await healthy();
+    assert.ok(named(cluster.log('pageserver'), local), "the pageserver's log names it");
+  });
+
   for (const kind of ['index', 'image', 'delta'] as const) {
-    it(`the pageserver's ${kind} damaged: an error that names it, never a wrong page; whole again when the file is`, async () => {
-      await cluster.cli(['suspend']);
-      await cluster.stop();
-      const path = files(kind === 'index' ? 'pageserver/timelines/*/*/index' : `pageserver/timelines/*/*/${kind}-*`)[0];
-      assert.ok(path !== undefined, `there is a ${kind} file`);
-      const whole = readFileSync(path);
-      for (let at = 40; at < whole.length; at += kind === 'index' ? 64 : 8_192) whole[at] = (whole[at] ?? 0) ^ 0x20;
-      const original = readFileSync(path);
-      writeFileSync(path, whole);
+    it(`the pageserver's ${kind} damaged in every copy: an error that names it, never a wrong page; whole again when the file is`, async () => {
+      const { local, objects } = await copies(kind);
+      const originals = [...local, ...objects].map((path) => [path, spoil(path, kind === 'index' ? 64 : 8_192)] as const);
       await cluster.up();
       await assert.rejects(async () => {
         const client = await cluster.connect({ connectionTimeoutMillis: 60_000 });
@@ -95,9 +119,9 @@ describe('damaged files', () => {
           await client.end();
         }
       });
-      assert.ok(cluster.log('pageserver').includes(basename(path)), `the pageserver's log names ${basename(path)}`);
+      assert.ok(named(cluster.log('pageserver'), local), "the pageserver's log names it");
       await cluster.stop();
-      writeFileSync(path, original);
+      for (const [path, bytes] of originals) writeFileSync(path, bytes);
       await cluster.up();
       await healthy();
     });
