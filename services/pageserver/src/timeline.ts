@@ -1,8 +1,7 @@
 /** A timeline in service: ingest at the head, reads at any LSN since its start, flushing and the small objects around it.
  *  LSNs, each advanced here only: `lastRecordLsn`, end of the last record all of whose effects are filed and readable;
  *  `diskConsistentLsn` (storage), what survives kill -9. Invariant: diskConsistentLsn <= lastRecordLsn.
- *  Reads never await between the choice of their LSN's view and the page, so ingest and maintenance may go on beside them. One that needs bytes from
- *  the object store is given up, waits for them, and begins again. */
+ *  How a page is read: page-reads.ts. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LakebaseError, type Logger, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { PageTimelineStatus } from '@lakebase/api';
@@ -19,47 +18,25 @@ import {
   formatLsn,
   relPath,
 } from '@lakebase/ids';
-import {
-  ARG_STOP,
-  ENTRY_IMAGE,
-  type Entry,
-  type Floors,
-  KIND_REL_PAGE,
-  KIND_SLRU_PAGE,
-  OpenLayer,
-  PageReader,
-  RemoteMiss,
-  RemoteRead,
-  type SeriesId,
-  SeriesTable,
-  encodeKey,
-  scanValues,
-  sealObject,
-  withRemote,
-} from '@lakebase/layers';
+import { ARG_STOP, ENTRY_IMAGE, type Entry, OpenLayer, PageReader, SeriesTable, scanValues, withRemote } from '@lakebase/layers';
 import { type DecodedRecord, WalDecoder, patchControlFile, rmgrName } from '@lakebase/pg-format';
 import { ABSENT, Catalog } from './catalog.ts';
 import type { PageserverConfig } from './config.ts';
 import { copyDatabase } from './database-copy.ts';
-import { HEAT_OBJECT_MAGIC, HeatMap, type HeatRun, decodeHeat, encodeHeat } from './heat.ts';
-import { readObject } from './bundle.ts';
+import type { HeatMap, HeatRun } from './heat.ts';
 import { Ingest } from './ingest.ts';
 import { LsnWaiters } from './lsn-waiters.ts';
 import { type CacheBudget, PageCache } from './page-cache.ts';
+import { PageReads, pageLsnOf } from './page-reads.ts';
 import { pageRedo } from './page-redo.ts';
+import { SavedHeat } from './saved-heat.ts';
+import { SLICE_MS } from './slice.ts';
 import type { TimelineStorage } from './storage.ts';
 
 /** Ingest waits when more frozen layers than this are not on disk yet. */
 const FROZEN_LAYERS_MAX = 1;
-/** Longest stretch of work without a turn of the event loop: what it adds to the reads of every other branch. */
-const SLICE_MS = 1;
 /** Records between two looks at the clock. */
 const RECORDS_PER_LOOK = 64;
-/** A page with more changes to apply is read in turns of the event loop. */
-const CHANGES_AT_ONCE = 1_024;
-/** Runs of blocks that were not read before: so many make a heat map worth saving. */
-const HEAT_CHANGES = 16;
-const HEAT_MS = 15 * 60_000;
 /** Asked for of the layer cache when a layer cannot be written because the disk is full. */
 const ROOM_BYTES = 256 << 20;
 
@@ -71,8 +48,6 @@ export class Timeline {
   readonly catalog: Catalog;
   readonly cache: PageCache;
   readonly reader: PageReader;
-  /** What has been read lately. */
-  readonly heat = new HeatMap();
   readonly log: Logger;
   readonly #config: PageserverConfig;
   readonly #budget: CacheBudget;
@@ -86,10 +61,9 @@ export class Timeline {
   #broken: LakebaseError | undefined;
   #closed = false;
   #idleTimer: NodeJS.Timeout | undefined;
-  readonly #heatTimer: NodeJS.Timeout;
   #flushing: Promise<void> | undefined;
-  readonly #readsInTurns = new Set<object>();
-  #retired: { readonly layer: OpenLayer; readonly after: Set<object> }[] = [];
+  readonly #heat: SavedHeat;
+  readonly #reads: PageReads;
   /** Of ingest, over calls: a caller that has many small pieces at hand may not turn the event loop between them. */
   #lastTurn = 0;
   /** Aborted at close: ends retries. */
@@ -125,10 +99,26 @@ export class Timeline {
     this.#ingest = new Ingest(this.#open, this.catalog, this.major, config.hotPageRecords);
     this.cache = new PageCache(budget);
     this.reader = new PageReader(this, pageRedo(this.major));
-    storage.onWritten = (layer) => this.#retire(layer);
+    this.#heat = new SavedHeat(storage, this.#series, this.catalog, log);
+    this.#reads = new PageReads({
+      view: this,
+      reader: this.reader,
+      series: this.#series,
+      catalog: this.catalog,
+      cache: this.cache,
+      heat: this.heat,
+    });
+    storage.onWritten = (layer) => this.#reads.retire(layer);
     this.#armIdleFlush();
-    this.#heatTimer = setInterval(() => void this.#saveHeat(), HEAT_MS);
-    this.#heatTimer.unref();
+  }
+
+  /** What has been read lately. */
+  get heat(): HeatMap {
+    return this.#heat.map;
+  }
+  /** What was saved of it, relations that are gone left out. */
+  loadHeat(): HeatRun[] {
+    return this.#heat.load();
   }
 
   // --- ingest ---------------------------------------------------------------------------------------------------------------------
@@ -227,7 +217,7 @@ export class Timeline {
       const lsn = this.#lastRecordLsn;
       const layer = this.#open;
       try {
-        const page = (await this.#page(series, block, lsn, CHANGES_AT_ONCE)) ?? (await this.#pageInTurns(series, block, lsn));
+        const page = await this.#reads.page(series, block, lsn);
         // A freeze (idle, or a checkpoint) may have come between.
         if (this.#open === layer) layer.put(series, block, ENTRY_IMAGE, ARG_STOP, lsn, page);
       } catch (error) {
@@ -285,20 +275,6 @@ export class Timeline {
     }
   }
 
-  /** A layer that is on disk gives its memory back when no read that takes turns can still look at an entry of it: all others end before this runs. */
-  #retire(layer: OpenLayer): void {
-    if (this.#readsInTurns.size === 0) layer.recycle();
-    else this.#retired.push({ layer, after: new Set(this.#readsInTurns) });
-  }
-  #readEnded(read: object): void {
-    this.#readsInTurns.delete(read);
-    this.#retired = this.#retired.filter(({ layer, after }) => {
-      after.delete(read);
-      if (after.size === 0) layer.recycle();
-      return after.size > 0;
-    });
-  }
-
   /** Waits until everything frozen so far is on disk. */
   async flushed(): Promise<void> {
     while (this.#flushing !== undefined) await this.#flushing;
@@ -309,44 +285,7 @@ export class Timeline {
     if (this.storage.diskConsistentLsn < this.#lastRecordLsn || !this.#open.empty) this.freeze();
     await this.flushed();
     // Goes up with what is uploaded now anyway.
-    await this.#saveHeat();
-  }
-
-  // --- heat -----------------------------------------------------------------------------------------------------------------------
-
-  /** Keeps what was read lately for the next attach, when enough has changed to be worth it. */
-  async #saveHeat(): Promise<void> {
-    const { heat, project, id: timeline } = this;
-    if (this.#closed || this.storage.files.layers?.store === undefined || heat.changes < HEAT_CHANGES) return;
-    heat.changes = 0;
-    const payload = encodeHeat(heat.runs(this.#series));
-    try {
-      await this.storage.putObject(
-        'heat',
-        (name, key) => sealObject(HEAT_OBJECT_MAGIC, { project, timeline, name }, payload, key),
-        (entry) => ({ heat: entry }),
-      );
-    } catch (error) {
-      this.log.warn({ err: errorMessage(error) }, 'the heat map cannot be saved');
-    }
-  }
-
-  /** What was saved, relations that are gone left out; it counts as read lately again. */
-  loadHeat(): HeatRun[] {
-    const entry = this.storage.index.heat;
-    if (entry === null || entry === undefined) return [];
-    const runs = decodeHeat(readObject(HEAT_OBJECT_MAGIC, this.storage.files, entry)).filter((run) => {
-      const id = this.#series.find(run.kind, run.spc, run.db, run.rel, run.fork);
-      return id >= 0 && run.kind === KIND_REL_PAGE && run.block < this.#headBlocks(id);
-    });
-    for (const run of [...runs].reverse()) this.heat.note(this.#series.internSeries(run), run.block);
-    this.heat.changes = 0;
-    return runs;
-  }
-
-  #headBlocks(id: number): number {
-    const blocks = this.catalog.blocks(id);
-    return blocks === ABSENT ? 0 : blocks;
+    await this.#heat.save();
   }
 
   #armIdleFlush(): void {
@@ -393,129 +332,16 @@ export class Timeline {
 
   /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. Synchronous for the head; of the past it may have to be fetched. */
   relSize(tag: RelTag, lsn: Lsn): number | undefined | Promise<number | undefined> {
-    const id = this.#series.find(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
-    if (id >= 0 && lsn >= this.catalog.changedLsn(id)) {
-      const blocks = this.catalog.blocks(id);
-      return blocks === ABSENT ? undefined : blocks;
-    }
-    return withRemote(() => this.reader.relSize({ kind: KIND_REL_PAGE, ...tag }, lsn));
+    return this.#reads.relSize(tag, lsn);
   }
 
   /** Up to `count` pages as of one LSN; fewer when the fork ends before. */
-  async pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
-    const size = this.relSize(tag, lsn);
-    const blocks = (size instanceof Promise ? await size : size) ?? 0;
-    const end = Math.min(block + count, blocks);
-    // Nothing there: a caller must not make us remember every relation it can think of.
-    if (block >= end) return [];
-    const id = this.#series.intern(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
-    const pages: Buffer[] = [];
-    let sliceStart = performance.now();
-    for (let b = block; b < end; b++) {
-      this.heat.note(id, b);
-      const page = tag.fork === FORK_FSM ? undefined : this.#page(id, b, lsn, CHANGES_AT_ONCE, end);
-      pages.push((page instanceof Promise ? await page : page) ?? (await this.#pageInTurns(id, b, lsn)));
-      if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
-        await nextTurn();
-        sliceStart = performance.now();
-      }
-    }
-    return pages;
-  }
-
-  /** A page with very many changes, or a free space map page, whose hints may make us redo thousands of heap pages. */
-  async #pageInTurns(series: number, block: number, lsn: Lsn): Promise<Buffer> {
-    const base = this.cache.get(series, block);
-    if (base?.lsn === lsn) return base.page;
-    let sliceStart = performance.now();
-    const remote = new RemoteRead();
-    this.#readsInTurns.add(remote);
-    try {
-      const page = await this.reader.pageInTurns(
-        this.#series.get(series),
-        block,
-        lsn,
-        (miss) => {
-          if (miss !== undefined) return remote.fetch(miss);
-          remote.done();
-          if (performance.now() - sliceStart < SLICE_MS) return undefined;
-          return nextTurn().then(() => {
-            sliceStart = performance.now();
-          });
-        },
-        base,
-      );
-      checkPageLsn(this.#series.get(series), block, page, lsn);
-      const now = this.cache.get(series, block);
-      if (now === base && (base === undefined || base.lsn < lsn)) this.cache.set(series, block, { page, lsn });
-      return page;
-    } finally {
-      remote.done();
-      this.#readEnded(remote);
-    }
+  pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
+    return this.#reads.pages(tag, block, count, lsn);
   }
 
   slruPage(kind: number, page: number, lsn: Lsn): Promise<Buffer> {
-    const series = this.#series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
-    return withRemote(() => this.#pageWithin(series, page, lsn, Number.POSITIVE_INFINITY) as Buffer);
-  }
-
-  /** {@link #pageWithin}, at once when all it needs is local. What it misses is fetched together with what the blocks up to `end` miss. */
-  #page(series: number, block: number, lsn: Lsn, limit: number, end = block + 1): Buffer | undefined | Promise<Buffer | undefined> {
-    let first: RemoteMiss;
-    try {
-      return this.#pageWithin(series, block, lsn, limit);
-    } catch (error) {
-      if (!(error instanceof RemoteMiss)) throw error;
-      first = error;
-    }
-    const began = performance.now();
-    for (let b = block + 1; b < end && performance.now() - began < SLICE_MS; b++) {
-      try {
-        this.#pageWithin(series, b, lsn, limit);
-      } catch (error) {
-        // What else fails will fail when its turn comes.
-        if (error instanceof RemoteMiss) first.merge(error);
-      }
-    }
-    return this.#pageAfter(first, series, block, lsn, limit);
-  }
-
-  async #pageAfter(first: RemoteMiss, series: number, block: number, lsn: Lsn, limit: number): Promise<Buffer | undefined> {
-    const remote = new RemoteRead();
-    try {
-      await remote.fetch(first);
-      return await withRemote(() => this.#pageWithin(series, block, lsn, limit));
-    } finally {
-      remote.done();
-    }
-  }
-
-  /** One page through the cache; undefined when it takes more than `limit` changes. The result is shared: never change it. */
-  #pageWithin(series: number, block: number, lsn: Lsn, limit: number): Buffer | undefined {
-    const base = this.cache.get(series, block);
-    if (base?.lsn === lsn) return base.page;
-    const s = this.#series.get(series);
-    let floors: Floors | undefined;
-    if (s.kind === KIND_REL_PAGE && lsn >= this.catalog.changedLsn(series)) floors = this.catalog.floors(series);
-    if (base !== undefined && base.lsn < lsn && this.#unchanged(series, block, base.lsn, lsn, floors)) {
-      this.cache.set(series, block, { page: base.page, lsn });
-      return base.page;
-    }
-    const page = this.reader.pageWithin(s, block, lsn, limit, floors, base);
-    if (page === undefined) return undefined;
-    checkPageLsn(s, block, page, lsn);
-    if (base === undefined || base.lsn < lsn) this.cache.set(series, block, { page, lsn });
-    return page;
-  }
-
-  /** Cheap test that nothing happened to a page in (from, to]. */
-  #unchanged(series: number, block: number, from: Lsn, to: Lsn, floors: Floors | undefined): boolean {
-    const s = this.#series.get(series);
-    if (s.kind === KIND_REL_PAGE && (floors === undefined || this.catalog.changedLsn(series) > from)) return false;
-    const found: Entry[] = [];
-    this.collect(encodeKey(s, block), to, from, found);
-    return found.length === 0;
+    return this.#reads.slruPage(kind, page, lsn);
   }
 
   // --- pages from outside WAL -----------------------------------------------------------------------------------------------------
@@ -570,7 +396,7 @@ export class Timeline {
   async close(locked?: LakebaseError): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#idleTimer);
-    clearInterval(this.#heatTimer);
+    this.#heat.close();
     this.#budget.layers.leave(this);
     const reason = locked ?? new LakebaseError('CLOSED', 'the pageserver is shutting down');
     this.#stop.abort(reason);
@@ -587,18 +413,4 @@ export class Timeline {
     for (const layer of this.memoryLayers()) layer.wipe();
     this.cache.wipe();
   }
-}
-
-/** pd_lsn, whatever it is. */
-const pageLsnOf = (page: Buffer): number => page.readUInt32LE(0) * 0x1_0000_0000 + page.readUInt32LE(4);
-
-/** A page cannot have been changed after the LSN it is read at: such a page is reported, never served or kept. */
-function checkPageLsn(s: SeriesId, block: number, page: Buffer, lsn: Lsn): void {
-  if (s.kind !== KIND_REL_PAGE || pageLsnOf(page) <= lsn) return;
-  const high = page.readUInt32LE(0).toString(16).toUpperCase();
-  const low = page.readUInt32LE(4).toString(16).toUpperCase();
-  throw new LakebaseError(
-    'CORRUPT',
-    `${relPath(s as RelTag)} block ${block} read as of ${formatLsn(lsn)} has the page LSN ${high}/${low}, which is later; look at it with lakebase inspect page`,
-  );
 }
