@@ -85,10 +85,18 @@ describe('two pageservers', () => {
       await eventually('it serves again', () => (/laid out from the object store/.test(lastLines('pageserver2')) ? true : undefined));
     });
     console.log(`lost disk: the longest read took ${longest.toFixed(0)} ms`);
-    // And of the one that new projects go to: templates are made again.
-    const first = JSON.parse(readFileSync(join(cluster.home, 'config', 'pageserver.json'), 'utf8')) as { dataDir: string };
-    cluster.kill('pageserver');
+    // And of the one that has no project, to which the next goes: templates are made again.
+    const first = JSON.parse(readFileSync(join(cluster.home, 'config', 'pageserver.json'), 'utf8')) as {
+      dataDir: string;
+      httpPort: number;
+    };
+    const [old] = cluster.kill('pageserver');
     rmSync(first.dataDir, { recursive: true, force: true });
+    await eventually('it is back', async () => {
+      const [pid] = cluster.pids('pageserver');
+      const { ok } = await fetch(`http://127.0.0.1:${first.httpPort}/healthz`);
+      return ok && pid !== old ? true : undefined;
+    });
     const { code, stderr } = await cluster.cli(['projects', 'create', 'another']);
     assert.equal(code, 0, stderr);
   });

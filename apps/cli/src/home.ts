@@ -21,6 +21,8 @@ export interface Home {
   readonly keySettingsFile: string;
   /** Settings of the safekeepers that an operator may write; it need not be there. */
   readonly safekeeperSettingsFile: string;
+  /** Settings of the pageservers that an operator may write; it need not be there. */
+  readonly pageserverSettingsFile: string;
   /** Which object store to use, where it is not the directory of the installation; it need not be there. */
   readonly objectStoreFile: string;
 }
@@ -42,6 +44,7 @@ export function homeFrom(env: NodeJS.ProcessEnv, cwd: string): Home {
     rootKeyFile: join(dir, 'keys', 'root.key'),
     keySettingsFile: join(dir, 'keymanager.json'),
     safekeeperSettingsFile: join(dir, 'safekeepers.json'),
+    pageserverSettingsFile: join(dir, 'pageservers.json'),
     objectStoreFile: join(dir, 'objectstore.json'),
   };
 }

@@ -1,6 +1,6 @@
 /** Compute host HTTP surface (token: `service`). The host runs one agent process per compute and keeps one spare warm.
  *
- *    POST   /v1/templates/:major           initdb a pristine cluster and send it to the pageserver -> TemplateInfo
+ *    POST   /v1/templates/:major           {pageserver?}  initdb a pristine cluster and send it to the pageserver with this URL -> TemplateInfo
  *    PUT    /v1/computes/:computeId        ComputeSpec -> ComputeStatus once it accepts connections, or an error with the reason
  *    GET    /v1/computes                   -> { computes: ComputeStatus[] }
  *    GET    /v1/computes/:computeId        -> ComputeStatus; with ?look=true its activity is read now, not up to two seconds ago
@@ -141,7 +141,8 @@ export class ComputeHostClient {
   role(id: string, role: string): Promise<RoleSecret> {
     return this.http.call('GET', `/v1/computes/${id}/roles/${encodeURIComponent(role)}`);
   }
-  makeTemplate(major: number): Promise<unknown> {
-    return this.http.call('POST', `/v1/templates/${major}`, {}, { timeoutMs: 120_000 });
+  /** `pageserver`: its HTTP address; the host's own when it is not said. */
+  makeTemplate(major: number, pageserver?: string): Promise<unknown> {
+    return this.http.call('POST', `/v1/templates/${major}`, pageserver === undefined ? {} : { pageserver }, { timeoutMs: 120_000 });
   }
 }

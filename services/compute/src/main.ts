@@ -70,11 +70,12 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   routes(app, computes);
   app.post('/v1/templates/:major', async (request) => {
     const major = Number((request.params as { major: string }).major);
+    const { pageserver } = (request.body ?? {}) as { pageserver?: unknown };
     return makeTemplate({
       installation: postgres(major),
       account,
       dataDir,
-      pageserverHttpUrl: config.pageserverHttpUrl,
+      pageserverHttpUrl: typeof pageserver === 'string' ? pageserver : config.pageserverHttpUrl,
       token: internalToken(secret, 'service'),
       log,
     });

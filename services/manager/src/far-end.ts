@@ -4,8 +4,8 @@ import { LakebaseError, isCode } from '@lakebase/base';
 
 export interface FarEnd {
   readonly computeHost: ComputeHostClient;
-  /** Where new projects go: an id for {@link pageserverOf}. */
-  readonly newProjectsOn: string;
+  /** In the order of the configuration. Projects from before there were placements are on the first. */
+  readonly pageservers: readonly FarPageserver[];
   /** Where new timelines go. */
   readonly safekeepers: readonly PeerAddress[];
   /** Those and the ones that stand ready to take another's place. */
@@ -48,7 +48,7 @@ export function connectFarEnd(a: FarEndAddresses, secret: string): FarEnd {
   );
   return {
     computeHost: new ComputeHostClient({ baseUrl: a.computeHostUrl, token }),
-    newProjectsOn: a.pageserver.id,
+    pageservers: [...pageservers.values()],
     pageserverOf: (id) => {
       const found = pageservers.get(id);
       if (found === undefined)

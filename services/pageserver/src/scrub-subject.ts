@@ -17,6 +17,7 @@ export function scrubHostOf(store: TimelineStore): ScrubHost {
   const { remote } = store;
   return {
     store: remote?.store,
+    templates: () => store.templates.subjects(),
     timelines: (projects) => store.timelinesOf(projects),
     open: async (project, timeline) => {
       const held = await store.hold(project, timeline);
@@ -24,7 +25,7 @@ export function scrubHostOf(store: TimelineStore): ScrubHost {
       const far = remote === undefined || uploader === undefined ? undefined : { ...remote, uploader };
       return { subject: subjectOf(held.timeline.storage, far), release: held.release };
     },
-    restore: (project, timeline) => store.restoreDamaged(project, timeline),
+    restore: (project, timeline) => store.moves.restoreDamaged(project, timeline),
   };
 }
 

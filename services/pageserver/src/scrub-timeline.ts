@@ -32,7 +32,7 @@ export interface ScrubSubject {
 }
 
 /** A file that the index names. */
-interface Named {
+export interface Named {
   readonly name: string;
   readonly layer: boolean;
   readonly bytes: number | undefined;
@@ -96,7 +96,7 @@ class FileScrub {
       source = await opened();
       if (source === undefined) return { state: 'absent' };
       this.#job.object();
-      await check(source, named, this.#s, this.#job);
+      await checkNamed(source, named, this.#s, this.#job);
       return { state: 'good' };
     } catch (error) {
       this.#job.signal.throwIfAborted();
@@ -143,7 +143,7 @@ class FileScrub {
   }
 }
 
-function namedOf(index: TimelineIndex, name: string): Named | undefined {
+export function namedOf(index: TimelineIndex, name: string): Named | undefined {
   const layer = index.layers.find((d) => d.name === name);
   if (layer !== undefined) return { name, layer: true, bytes: layer.bytes, hash: layer.hash, reference: keyFromText(layer.key) };
   for (const value of Object.values(index) as (Partial<ObjectEntry> | null | undefined)[])
@@ -152,7 +152,12 @@ function namedOf(index: TimelineIndex, name: string): Named | undefined {
 }
 
 /** Throws CORRUPT for whatever is not as it was written. */
-async function check(source: ByteSource, named: Named, { project, timeline, keys }: ScrubSubject, job: ScrubJob): Promise<void> {
+export async function checkNamed(
+  source: ByteSource,
+  named: Named,
+  { project, timeline, keys }: Pick<ScrubSubject, 'project' | 'timeline' | 'keys'>,
+  job: ScrubJob,
+): Promise<void> {
   if (named.bytes !== undefined && source.size !== named.bytes)
     throw new LakebaseError('CORRUPT', `${named.name} has ${source.size} bytes, the index says ${named.bytes}`);
   if (named.layer) {

@@ -29,6 +29,7 @@ import { SUSPEND_OBJECT_MAGIC } from './bundle.ts';
 import { Generations } from './generations.ts';
 import { scrubPageserver } from './scrub.ts';
 import { subjectOf } from './scrub-subject.ts';
+import { scrubTemplate } from './scrub-template.ts';
 import { scrubTimeline } from './scrub-timeline.ts';
 import { TimelineStorage } from './storage.ts';
 import { FakePlacements } from './testing-placements.ts';
@@ -108,7 +109,11 @@ class Rig implements AsyncDisposable {
 
   async scrub(repair = false, more: Partial<ScrubJob> = {}): Promise<ScrubFinding[]> {
     const found: ScrubFinding[] = [];
-    const job: ScrubJob = {
+    await scrubTimeline(this.subject, this.job(repair, { found: (f) => void found.push(f), ...more }), this.memory);
+    return found;
+  }
+  job(repair: boolean, more: Partial<ScrubJob>): ScrubJob {
+    return {
       project: null,
       repair,
       deleteOrphans: repair,
@@ -117,13 +122,26 @@ class Rig implements AsyncDisposable {
       signal: new AbortController().signal,
       spent: async () => {},
       object: () => {},
-      found: (f) => void found.push(f),
+      found: () => {},
       timelines: () => {},
       skipped: () => {},
       ...more,
     };
-    await scrubTimeline(this.subject, job, this.memory);
-    return found;
+  }
+  /** This very directory, as if it were a template. */
+  async scrubTemplate(repair: boolean, alone = (): void => {}): Promise<{ found: ScrubFinding[]; removed: number }> {
+    const found: ScrubFinding[] = [];
+    let removed = 0;
+    await scrubTemplate(
+      {
+        major: 18,
+        files: this.storage.files,
+        alone: (run) => (alone(), run()),
+        remove: async () => void removed++,
+      },
+      this.job(repair, { found: (f) => void found.push(f) }),
+    );
+    return { found, removed };
   }
   get subject() {
     return subjectOf(this.storage, { store: this.store, generations: this.generations, uploader: this.uploader });
@@ -308,6 +326,7 @@ test('projects that the Manager does not know are reported and left; a locked ti
   await scrubPageserver(
     {
       store: rig.store,
+      templates: () => [],
       timelines: async () => [
         { project: PROJECT, timeline: locked },
         { project: PROJECT, timeline: TIMELINE },
@@ -324,4 +343,23 @@ test('projects that the Manager does not know are reported and left; a locked ti
   assert.deepEqual(shape(found), ['unknown store left ']);
   assert.equal(skipped.length, 1);
   assert.equal(rig.store.objects.size, 5);
+});
+
+test('a template that is not as it was written is found, and taken away on repair', async () => {
+  await using rig = await Rig.make();
+  assert.deepEqual(await rig.scrubTemplate(true), { found: [], removed: 0 });
+  const layer = rig.names.find((name) => name.endsWith('.layer')) as string;
+  for (const name of [layer, 'index']) {
+    rig.flipFile(name, 100);
+    const seen = await rig.scrubTemplate(false);
+    assert.deepEqual(shape(seen.found), ['damaged disk left template 18']);
+    assert.equal(seen.removed, 0);
+    const repaired = await rig.scrubTemplate(true);
+    assert.deepEqual(shape(repaired.found), ['damaged disk repaired template 18']);
+    assert.equal(repaired.removed, 1);
+    // One that was being replaced meanwhile is no finding.
+    assert.deepEqual(await rig.scrubTemplate(true, () => rig.flipFile(name, 100)), { found: [], removed: 0 });
+  }
+  rmSync(join(rig.data, layer));
+  assert.deepEqual(shape((await rig.scrubTemplate(true)).found), ['missing disk repaired template 18']);
 });

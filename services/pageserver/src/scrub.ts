@@ -1,14 +1,17 @@
-/** A scrub of this pageserver: one timeline after the other; then what the store has of projects nobody knows. Invariant: a timeline that cannot be looked at
+/** A scrub of this pageserver: one timeline after the other; the templates; then what the store has of projects nobody knows. Invariant: a timeline that cannot be looked at
  *  (its key is locked, it is damaged beyond opening) is said to be skipped or found, and holds up no other. */
 import { type ScrubFindingKind } from '@lakebase/api';
 import { errorMessage, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
 import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
+import { type TemplateSubject, scrubTemplate } from './scrub-template.ts';
 import { type ScrubSubject, scrubTimeline } from './scrub-timeline.ts';
 
 export interface ScrubHost {
   readonly store: ObjectStore | undefined;
+  /** On this disk. */
+  templates(): readonly TemplateSubject[];
   /** Every timeline this pageserver is responsible for, of these projects or of all it knows. */
   timelines(projects: readonly ProjectUid[] | null): Promise<readonly { readonly project: ProjectUid; readonly timeline: TimelineId }[]>;
   /** `release` when it is done with. Throws CORRUPT for one that cannot be opened, KEY_REVOKED for one that may not be. */
@@ -55,8 +58,21 @@ export async function scrubPageserver(host: ScrubHost, job: ScrubJob, orphans: O
     job.timelines(++done, all.length);
   }
   orphans.save();
+  if (job.project === null) await scrubTemplates(host, job);
   if (host.store !== undefined && job.knownProjects !== null && job.project === null)
     await findUnknownProjects(host.store, job, job.knownProjects);
+}
+
+async function scrubTemplates(host: ScrubHost, job: ScrubJob): Promise<void> {
+  for (const template of host.templates()) {
+    job.signal.throwIfAborted();
+    try {
+      await scrubTemplate(template, job);
+    } catch (error) {
+      job.signal.throwIfAborted();
+      job.skipped(`template ${template.major}: ${errorMessage(error)}`);
+    }
+  }
 }
 
 const PROJECT_OF = /^projects\/([^/]+)\//;

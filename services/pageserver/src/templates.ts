@@ -1,5 +1,6 @@
 /** The templates of this pageserver, one per major version: `templates/<major>/`. They are not in the object store: the compute host makes them again. */
 import { readdirSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import type { TemplateInfo } from '@lakebase/api';
@@ -7,6 +8,7 @@ import { LakebaseError, type Logger, SerialQueue } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import type { FrameCache } from '@lakebase/layers';
 import type { ServiceKeys } from '@lakebase/service-kit';
+import type { TemplateSubject } from './scrub-template.ts';
 import type { TimelineFiles } from './storage.ts';
 import { TEMPLATE_ID, importTemplate, instantiate, rewrapTemplate, templateInfo } from './template.ts';
 
@@ -58,6 +60,22 @@ export class Templates {
     for (const major of readdirSync(this.#root))
       references += await this.#queue(Number(major)).run(() => rewrapTemplate(this.#files(Number(major)), kekVersion, this.#log));
     return references;
+  }
+
+  /** What there is, for the scrubber. */
+  subjects(): TemplateSubject[] {
+    return readdirSync(this.#root)
+      .map(Number)
+      .filter((major) => Number.isInteger(major))
+      .map((major) => {
+        const files = this.#files(major);
+        return {
+          major,
+          files,
+          alone: (run) => this.#queue(major).run(run),
+          remove: () => rm(files.directory, { recursive: true, force: true }),
+        };
+      });
   }
 
   #files(major: number): TimelineFiles {

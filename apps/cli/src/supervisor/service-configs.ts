@@ -7,9 +7,8 @@ import { LakebaseError } from '@lakebase/base';
 import type { PeerAddress } from '@lakebase/api';
 import { POSTGRES_MAJORS } from '@lakebase/service-kit';
 import type { Home } from '../home.ts';
-import { readKeySettings } from './key-settings.ts';
-import { readSafekeeperSettings } from './safekeeper-settings.ts';
 import { OBJECT_STORE_VARIABLE, readObjectStoreSettings } from './object-store-settings.ts';
+import { KEY_SETTINGS, PAGESERVER_SETTINGS, SAFEKEEPER_SETTINGS, readOperatorSettings } from './operator-settings.ts';
 
 export const SAFEKEEPERS = ['sk1', 'sk2', 'sk3'] as const;
 /** Stands ready to take the place of one that is gone for good (docs/protocols/membership.md); runs with LAKEBASE_SAFEKEEPERS=4. */
@@ -135,7 +134,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     keyManagerUrl,
     objectStore,
     testPlaintext: s.testPlaintext,
-    ...readSafekeeperSettings(home.safekeeperSettingsFile),
+    ...readOperatorSettings(home.safekeeperSettingsFile, 'the safekeepers', SAFEKEEPER_SETTINGS),
     peers: peers.filter((peer) => peer.id !== id),
     nodes: spares.filter((spare) => spare.id !== id),
   });
@@ -148,6 +147,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     testPlaintext: s.testPlaintext,
     pageHost: LOOPBACK,
     pagePort: ports[`${id}Pages`],
+    ...readOperatorSettings(home.pageserverSettingsFile, 'the pageservers', PAGESERVER_SETTINGS),
   });
   const pageserverAddress = (id: (typeof PAGESERVERS)[number]): Record<string, unknown> => ({
     id,
@@ -162,7 +162,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
       rootKeyFile: home.rootKeyFile,
       objectStore,
       storageServices: [...SAFEKEEPERS, ...spares.map((spare) => spare.id), ...PAGESERVERS.slice(0, s.pageservers)],
-      ...readKeySettings(home.keySettingsFile),
+      ...readOperatorSettings(home.keySettingsFile, 'the key manager', KEY_SETTINGS),
     },
     sk1: safekeeper('sk1'),
     sk2: safekeeper('sk2'),

@@ -22,6 +22,8 @@ const CATCH_UP_MS = 120_000;
 const LAG_BYTES_MAX = 256 << 10;
 const LOOK_MS = 50;
 const RETRY_MS = 5_000;
+/** A pageserver that takes longer gets no new project. */
+const ANSWER_MS = 1_000;
 
 export class Placements {
   readonly #c: PlacementContext;
@@ -41,17 +43,29 @@ export class Placements {
     await this.#resuming;
   }
 
-  /** Where computes of the project go, and whoever manages its timelines. */
+  /** Where computes of the project go, and whoever manages its timelines. A new project gets its place here. */
   async serving(project: ProjectUid): Promise<FarPageserver> {
+    const { far } = this.#c;
+    const row = await this.#placed(project);
+    return row === undefined ? first(far) : far.pageserverOf(row.serving);
+  }
+
+  /** Of the pageservers that answer the one with the fewest projects; when none answers they all count. */
+  async #placed(project: ProjectUid): Promise<store.PlacementRow | undefined> {
     const { db, far } = this.#c;
-    const row = await store.placementOf(db, project, far.newProjectsOn);
-    return far.pageserverOf(row?.serving ?? far.newProjectsOn);
+    const known = await store.placementOf(db, project);
+    if (known !== undefined) return known;
+    const answering =
+      far.pageservers.length === 1 ? [] : await Promise.all(far.pageservers.map(async (p) => ((await answers(p)) ? [p.id] : [])));
+    const candidates = answering.flat();
+    const all = far.pageservers.map((p) => p.id);
+    return db.transaction((tx) => store.place(tx, project, candidates.length === 0 ? all : candidates));
   }
 
   async attach(pageserver: string, body: AttachRequest): Promise<AttachAnswer> {
     const { db, far } = this.#c;
     return db.transaction(async (tx) => {
-      const { rows, given } = await store.attach(tx, pageserver, body.projects, far.newProjectsOn);
+      const { rows, given } = await store.attach(tx, pageserver, body.projects, first(far).id);
       const timelines = await store.timelinesOf(tx, [...given]);
       const attached = rows.filter((r) => given.has(r.project_uid)).map((r) => this.#project(r, timelines));
       return { attached, ...standings(pageserver, body.projects, rows, () => false) };
@@ -90,7 +104,7 @@ export class Placements {
   async #move(project: ProjectUid, target: string): Promise<Placement> {
     const { db, far, log } = this.#c;
     const to = far.pageserverOf(target);
-    let row = await store.placementOf(db, project, far.newProjectsOn);
+    let row = await this.#placed(project);
     if (row === undefined) throw new LakebaseError('NOT_FOUND', 'no such project');
     const from = row.serving;
     if (from === target && row.owner === target) return { project, pageserver: target, generation: row.generation };
@@ -161,6 +175,17 @@ export class Placements {
       }
       await sleep(RETRY_MS, this.#stop.signal).catch(() => {});
     }
+  }
+}
+
+const first = (far: FarEnd): FarPageserver => far.pageservers[0] as FarPageserver;
+
+async function answers({ client }: FarPageserver): Promise<boolean> {
+  try {
+    await client.http.call('GET', '/healthz', undefined, { timeoutMs: ANSWER_MS });
+    return true;
+  } catch {
+    return false;
   }
 }
 

@@ -3,7 +3,7 @@
  *  Create: key -> template -> page timeline -> WAL timelines on a majority -> READY. Delete: computes gone -> keys destroyed -> page timeline -> rows;
  *  WAL timelines still to be made or removed are finished by {@link reconcileMembers}. */
 import type { CreateWalTimeline } from '@lakebase/api';
-import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
@@ -47,7 +47,7 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
         })
         .catch((error: unknown) => {
           // Its disk was lost, and the template with it: the next try looks again.
-          if (isCode(error, 'NOT_FOUND')) templates.get(c.far)?.delete(project.pg_version);
+          if (isCode(error, 'NOT_FOUND')) templatesOf(c.far).made.delete(`${pageserver.id}/${project.pg_version}`);
           throw error;
         });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
@@ -72,24 +72,36 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
   return after?.state === 'READY' ? 'READY' : reconcileProject(c, uid);
 }
 
-const templates = new WeakMap<FarEnd, Map<number, Promise<void>>>();
+interface KnownTemplates {
+  /** By pageserver and major. */
+  readonly made: Map<string, Promise<void>>;
+  /** The compute host makes one at a time. */
+  readonly making: SerialQueue;
+}
+const templates = new WeakMap<FarEnd, KnownTemplates>();
 
-/** One pristine cluster per major version; made once, by one caller at a time. */
-function ensureTemplate(far: FarEnd, pageserver: FarPageserver, major: number): Promise<void> {
-  const known = templates.get(far) ?? new Map<number, Promise<void>>();
-  templates.set(far, known);
-  const running = known.get(major);
+function templatesOf(far: FarEnd): KnownTemplates {
+  let known = templates.get(far);
+  if (known === undefined) templates.set(far, (known = { made: new Map(), making: new SerialQueue() }));
+  return known;
+}
+
+/** One pristine cluster per major version on each pageserver; made once, by one caller at a time. */
+function ensureTemplate(far: FarEnd, { id, client, address }: FarPageserver, major: number): Promise<void> {
+  const { made, making } = templatesOf(far);
+  const name = `${id}/${major}`;
+  const running = made.get(name);
   if (running !== undefined) return running;
   const work = (async () => {
     try {
-      await pageserver.client.template(major);
+      await client.template(major);
     } catch (error) {
       if (!isCode(error, 'NOT_FOUND')) throw error;
-      await far.computeHost.makeTemplate(major);
+      await making.run(() => far.computeHost.makeTemplate(major, address.httpUrl));
     }
   })();
-  known.set(major, work);
-  work.catch(() => known.delete(major));
+  made.set(name, work);
+  work.catch(() => made.delete(name));
   return work;
 }
 

@@ -19,34 +19,42 @@ export interface PublishedRow {
   readonly active: boolean;
 }
 
+/** Any constant of ours, not that of the Manager's own lock. */
+const PLACING_LOCK = 0x4c42_504c;
 const NUMBERED = 'unnest($1::text[], $2::bigint[]) AS a (project_uid, number)';
 
-/** Projects that have no place yet get `pageserver`. */
-async function place(q: Queryable, projects: readonly string[], pageserver: string): Promise<void> {
+export const placementOf = async (q: Queryable, project: ProjectUid): Promise<PlacementRow | undefined> =>
+  (await q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = $1', [project]))[0];
+
+/** Gives a project that has no place yet one: of `candidates` (pageservers, the preferred first) the one with the fewest projects. Two that come at once
+ *  wait for each other, so that they do not choose the same. Undefined when there is no such project. */
+export async function place(q: Queryable, project: ProjectUid, candidates: readonly string[]): Promise<PlacementRow | undefined> {
+  await q.query('SELECT pg_advisory_xact_lock($1)', [PLACING_LOCK]);
   await q.query(
-    `INSERT INTO placements (project_uid, owner, serving) SELECT uid, $2, $2 FROM projects WHERE uid = ANY ($1) ON CONFLICT DO NOTHING`,
-    [projects, pageserver],
+    `INSERT INTO placements (project_uid, owner, serving)
+     SELECT uid, least.id, least.id FROM projects,
+       (SELECT c.id FROM unnest($2::text[]) WITH ORDINALITY AS c (id, position)
+        ORDER BY (SELECT count(*) FROM placements p WHERE p.owner = c.id), c.position LIMIT 1) AS least
+     WHERE uid = $1 ON CONFLICT DO NOTHING`,
+    [project, candidates],
   );
+  return placementOf(q, project);
 }
 
-export async function placementOf(q: Queryable, project: ProjectUid, pageserver: string): Promise<PlacementRow | undefined> {
-  const select = (): Promise<PlacementRow[]> => q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = $1', [project]);
-  const [row] = await select();
-  if (row !== undefined) return row;
-  await place(q, [project], pageserver);
-  return (await select())[0];
-}
-
-/** The next generation of each project that `pageserver` owns; the rows of all that exist, as they are then. */
+/** The next generation of each project that `pageserver` owns; the rows of all that exist, as they are then. Projects from before there were placements are on `first`. */
 export async function attach(
   q: Queryable,
   pageserver: string,
   wanted: AttachRequest['projects'],
-  placeNewOn: string,
+  first: string,
 ): Promise<{ rows: PlacementRow[]; given: Set<ProjectUid> }> {
   const projects = wanted.map((w) => w.project);
   const seen = wanted.map((w) => w.seen);
-  await place(q, projects, placeNewOn);
+  await q.query(
+    `INSERT INTO placements (project_uid, owner, serving)
+     SELECT uid, $2, $2 FROM projects WHERE uid = ANY ($1) AND state <> 'CREATING' ON CONFLICT DO NOTHING`,
+    [projects, first],
+  );
   const rows = await q.query<PlacementRow>(
     `UPDATE placements p SET generation = greatest(p.generation, a.number) + CASE WHEN p.owner = $3 THEN 1 ELSE 0 END
      FROM ${NUMBERED} WHERE p.project_uid = a.project_uid RETURNING p.*`,

@@ -129,6 +129,7 @@ export class FakeServices implements AsyncDisposable {
   }
 
   #pageserver(method: string, path: string, body: unknown): unknown {
+    if (path === '/healthz') return { status: 'ok' };
     const [, , kind, project = '', timeline] = path.split('/');
     if (kind === 'templates') {
       if (!this.templates.has(Number(project))) throw new LakebaseError('NOT_FOUND', 'no template');
