@@ -18,6 +18,8 @@
  *    POST   /v1/projects/:project/retire     { service, below } -> ProjectKeyStatus    `service` holds no reference of a KEK version < below
  *    POST   /v1/projects/:project/re-encrypt { actor }          -> ProjectKeyStatus    (new KEK version; then every object from before gets a new DEK)
  *    POST   /v1/projects/:project/re-encryption  ReEncryptionReport -> ProjectKeyStatus (how far a storage service is)
+ *    POST   /v1/installation/deks            { count }          -> octets: count × (DEK · reference)        count 1..16; wrapped by the installation root key
+ *    POST   /v1/installation/unwrap          octets: references -> octets: DEKs; CONFIG when this root key did not wrap them
  *    POST   /v1/check                        CheckRequest       -> CheckResult         (live wrap and unwrap with a throw-away key; stores nothing)
  *    GET    /v1/watch                        NDJSON of WatchLine, see there
  *    GET    /v1/audit?after=N                NDJSON of audit lines (services/keymanager/src/audit.ts)
@@ -115,6 +117,9 @@ export const KEY_BYTES = 32;
 export const REFERENCE_BYTES = 97;
 export const FRESH_DEKS_MAX = 256;
 export const REFERENCES_MAX = 1024;
+/** Of a DEK that the installation root key wraps: the Manager's catalog in the object store. Fingerprint of the root key (8 bytes), then what it wrapped (61). */
+export const INSTALLATION_REFERENCE_BYTES = 69;
+export const INSTALLATION_DEKS_MAX = 16;
 
 /** Memory of its own each; the receiver's to wipe. */
 export interface FreshDek {
@@ -220,6 +225,23 @@ export class KeyManagerClient {
     answer.fill(0);
     return deks;
   }
+  /** DEKs of no project, under the installation root key. */
+  async installationDeks(count: number): Promise<FreshDek[]> {
+    const each = KEY_BYTES + INSTALLATION_REFERENCE_BYTES;
+    const answer = await this.#octetsOf('/v1/installation/deks', { count }, count * each);
+    const keys = pieces(answer, each).map((piece) => ({
+      dek: ownCopy(piece.subarray(0, KEY_BYTES)),
+      reference: Buffer.from(piece.subarray(KEY_BYTES)),
+    }));
+    answer.fill(0);
+    return keys;
+  }
+  async installationUnwrap(references: readonly Buffer[]): Promise<Buffer[]> {
+    const answer = await this.#octetsOf('/v1/installation/unwrap', Buffer.concat(references), references.length * KEY_BYTES);
+    const deks = pieces(answer, KEY_BYTES).map(ownCopy);
+    answer.fill(0);
+    return deks;
+  }
   async rewrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
     return pieces(await this.#octets(p, 'rewrap', Buffer.concat(references), references.length * REFERENCE_BYTES), REFERENCE_BYTES);
   }
@@ -248,18 +270,21 @@ export class KeyManagerClient {
     return ndjson({ ...this.#options, path: `/v1/audit?after=${after}`, signal });
   }
 
-  async #octets(p: ProjectUid, verb: string, body: unknown, bytes: number): Promise<Buffer> {
+  #octets(p: ProjectUid, verb: string, body: unknown, bytes: number): Promise<Buffer> {
+    return this.#octetsOf(`/v1/projects/${p}/${verb}`, body, bytes);
+  }
+  async #octetsOf(path: string, body: unknown, bytes: number): Promise<Buffer> {
     const answer = await binaryCall({
       baseUrl: this.http.baseUrl,
       token: this.#options.token,
       method: 'POST',
-      path: `/v1/projects/${p}/${verb}`,
+      path,
       body,
       bytesMax: Math.max(bytes, 64 * 1024),
       ...(this.#options.timeoutMs === undefined ? {} : { timeoutMs: this.#options.timeoutMs }),
     });
     if (answer.length !== bytes)
-      throw new LakebaseError('UNAVAILABLE', `the key manager answered ${verb} with ${answer.length} bytes instead of ${bytes}`);
+      throw new LakebaseError('UNAVAILABLE', `the key manager answered ${path} with ${answer.length} bytes instead of ${bytes}`);
     return answer;
   }
 }

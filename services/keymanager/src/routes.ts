@@ -8,6 +8,7 @@ import { type TSchema, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { readAudit } from './audit/audit-file.ts';
 import { freshDeks, rewrapReferences, unwrapDeks } from './data-keys.ts';
+import type { InstallationKeys } from './installation-keys.ts';
 import type { KeyChanges } from './key-changes.ts';
 import type { KeyManager } from './key-manager.ts';
 import { isOwnAction } from './record-rollback.ts';
@@ -51,9 +52,10 @@ export interface RouteContext {
   readonly manager: KeyManager;
   readonly changes: KeyChanges;
   readonly hub: WatchHub;
+  readonly installation: InstallationKeys;
 }
 
-export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: RouteContext): void {
+export function registerRoutes(app: FastifyInstance, { manager, changes, hub, installation }: RouteContext): void {
   app.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) => done(null, body));
   const project = (request: FastifyRequest): ProjectUid => parseProjectUid((request.params as { project: string }).project);
   const P = '/v1/projects/:project';
@@ -89,6 +91,12 @@ export function registerRoutes(app: FastifyInstance, { manager, changes, hub }: 
   });
   app.post(`${P}/unwrap`, async (request, reply) => secret(reply, await unwrapDeks(manager, project(request), octets(request))));
   app.post(`${P}/rewrap`, async (request, reply) => secret(reply, await rewrapReferences(manager, project(request), octets(request))));
+
+  app.post('/v1/installation/deks', async (request, reply) => {
+    const { count } = body<{ count: number }>(Type.Object({ count: Type.Integer() }), request);
+    return secret(reply, await installation.deks(count));
+  });
+  app.post('/v1/installation/unwrap', async (request, reply) => secret(reply, await installation.unwrap(octets(request))));
 
   app.post('/v1/check', async (request) => manager.check(body<CheckRequest>(checkBody, request)));
   app.post('/v1/audit', async (request) => {

@@ -7,6 +7,7 @@ import { createHttpServer, forgetGarbage, openObjectStore } from '@lakebase/serv
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
 import { KeyChanges } from './key-changes.ts';
+import { InstallationKeys } from './installation-keys.ts';
 import { type Clock, KeyManager, SELF } from './key-manager.ts';
 import { KekCache } from './kms/kek-cache.ts';
 import { KmsAccess, type KmsAccessOptions } from './kms/kms-access.ts';
@@ -109,7 +110,7 @@ export async function startKeyManager(
   const changes = new KeyChanges(manager);
   const hub = new WatchHub({ snapshot: () => manager.projects().map((p) => p.watched), leaseSeconds: config.leaseSeconds });
   registerMetrics(metrics, manager, hub);
-  registerRoutes(app, { manager, changes, hub });
+  registerRoutes(app, { manager, changes, hub, installation: new InstallationKeys(env) });
   const prober = new Prober({ manager, changes, log, intervalMs: config.probeIntervalMs, rotateKekDays: config.rotateKekDays });
   manager.onChange((project) => hub.change(project));
   await app.listen({ host: config.httpHost, port: config.httpPort });
