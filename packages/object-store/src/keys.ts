@@ -28,15 +28,23 @@ export const indexObject = (project: ProjectUid, timeline: TimelineId, generatio
 /** How many segments one object of complete WAL may hold, largest first. An object of n segments begins at a multiple of n segments, so whoever
  *  looks for a byte has as many names to try as there are numbers here. */
 export const WAL_OBJECT_SEGMENTS = [8, 4, 2, 1] as const;
+/** What the names of a lineage's WAL objects begin with (docs/protocols/wal-recovery.md): two lineages never share a name. */
+export const walPrefix = (project: ProjectUid, timeline: TimelineId, lineage = 0): string =>
+  timelineObject(project, timeline, lineage === 0 ? 'wal/' : `wal/l${hex(lineage, 8)}-`);
 /** Complete WAL of `segments` segments from `start`, a multiple of that many. */
-export const walObject = (project: ProjectUid, timeline: TimelineId, start: Lsn, segments: number): string =>
-  timelineObject(project, timeline, `wal/${hex(start, 16)}-${segments}`);
+export const walObject = (project: ProjectUid, timeline: TimelineId, start: Lsn, segments: number, lineage = 0): string =>
+  `${walPrefix(project, timeline, lineage)}${hex(start, 16)}-${segments}`;
 /** The newest committed WAL that is not in a complete object yet. */
-export const walTailObject = (project: ProjectUid, timeline: TimelineId): string => timelineObject(project, timeline, 'wal/tail');
+export const walTailObject = (project: ProjectUid, timeline: TimelineId, lineage = 0): string =>
+  `${walPrefix(project, timeline, lineage)}tail`;
 /** Newer wrappings of the keys of the timeline's WAL objects. */
-export const walReferencesObject = (project: ProjectUid, timeline: TimelineId): string =>
-  timelineObject(project, timeline, 'wal/references');
+export const walReferencesObject = (project: ProjectUid, timeline: TimelineId, lineage = 0): string =>
+  `${walPrefix(project, timeline, lineage)}references`;
 /** The copy of a project's key record, sealed under the installation root key (docs/formats/key-store.md). Its only writer is the key manager. */
 export const keyRecordObject = (project: ProjectUid): string => `keymanager/projects/${project}`;
 /** Which copies there are, and of which revision; replaced as a whole. */
 export const KEY_MANIFEST_OBJECT = 'keymanager/manifest';
+/** Link n of the chain that holds the Manager's catalog; written once, with ifAbsent (docs/formats/catalog-object.md). */
+export const catalogLinkObject = (number: number): string => `catalog/${hex(number, 12)}`;
+/** Where the newest whole state in that chain is; replaced as a whole. */
+export const CATALOG_HEAD_OBJECT = 'catalog/head';

@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import { crc32c } from '@lakebase/bytes';
 import { type Lsn, type Term, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import fc from 'fast-check';
-import { CONTROL_HEADER_BYTES, type ControlFile, decodeControlFile, encodeControlFile } from './control.ts';
+import { CONTROL_HEADER_BYTES, type ControlFile, decodeControlFile, encodeControlFile, lineagesOf } from './control.ts';
+import { firstTermOf, lineagesFromJson, lineagesToJson } from './lineage.ts';
 
 const SAMPLE: ControlFile = {
   project: parseProjectUid('00112233445566778899aabbccddeeff'),
@@ -93,4 +94,28 @@ test('a joint configuration, and none, survive the round trip', () => {
     const control = { ...SAMPLE, membership };
     assert.deepEqual(decodeControlFile(encodeControlFile(control), 'control'), control);
   }
+});
+
+test('lineages are kept where there is more than one, and must fit together', () => {
+  const lineages = [
+    { number: 0, startLsn: 0x28 as Lsn },
+    { number: 6, startLsn: SAMPLE.startLsn },
+  ];
+  const control = { ...SAMPLE, lineages };
+  const bytes = encodeControlFile(control);
+  assert.equal(bytes.readUInt16BE(4), 4);
+  assert.deepEqual(decodeControlFile(bytes, 'control'), control);
+  assert.equal(encodeControlFile({ ...SAMPLE, lineages: [{ number: 0, startLsn: SAMPLE.startLsn }] }).readUInt16BE(4), 3);
+  assert.deepEqual(lineagesOf(SAMPLE), [{ number: 0, startLsn: SAMPLE.startLsn }]);
+  assert.deepEqual(lineagesFromJson(lineagesToJson(lineages)), lineages);
+  assert.equal(firstTermOf(lineages), 1_000_000_000);
+  const other = (startLsn: number, number = 6): ControlFile => ({
+    ...SAMPLE,
+    lineages: [
+      { number: 0, startLsn: 0x28 as Lsn },
+      { number, startLsn: startLsn as Lsn },
+    ],
+  });
+  for (const bad of [other(0x1000), other(SAMPLE.startLsn, 0), { ...SAMPLE, lineages: [lineages[1], lineages[1]] as typeof lineages }])
+    assert.throws(() => encodeControlFile(bad));
 });

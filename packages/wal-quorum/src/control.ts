@@ -8,12 +8,14 @@ import { type Lsn, type ProjectUid, type Term, type TimelineId, lsnFromHalves, p
 import type { Damage } from './acceptor.ts';
 import { type Configuration, MEMBERS_MAX, validateConfiguration } from './configuration.ts';
 import { HISTORY_ENTRIES_MAX, validateHistory } from './history.ts';
+import { LINEAGES_MAX, type WalLineage, validateLineages } from './lineage.ts';
 import type { TermHistory } from './types.ts';
 
 export const CONTROL_FILE_MAGIC = 0x4c424346; // 'LBCF'
-/** 2 added two positions behind the damage reason, 3 the member's identity and its configuration behind those; older files are read and written
- *  again as the present version. */
-export const CONTROL_FILE_VERSION = 3;
+/** 2 added two positions behind the damage reason, 3 the member's identity and its configuration behind those, 4 the lineages behind those (written only where
+ *  there is more than one); older files are read and written again as the present version. */
+export const CONTROL_FILE_VERSION = 4;
+const VERSION_OF_ONE_LINEAGE = 3;
 /** Everything before the history entries. */
 export const CONTROL_HEADER_BYTES = 104;
 const ENTRY_BYTES = 16;
@@ -22,11 +24,20 @@ const REASON_BYTES_MAX = 1024;
 const POSITIONS_BYTES = 16;
 /** Identity, generation, and two sets of ids with their counts. */
 const MEMBERSHIP_BYTES_MAX = 64 + 8 + 2 * (2 + MEMBERS_MAX * 64);
+const LINEAGE_BYTES = 16;
 /** Stands for "no new members" in place of their number. */
 const NO_SET = 0xffff;
 /** Refuse to read more: a file of this size is not ours. */
 export const CONTROL_FILE_BYTES_MAX: number =
-  CONTROL_HEADER_BYTES + HISTORY_ENTRIES_MAX * ENTRY_BYTES + 2 + REASON_BYTES_MAX + POSITIONS_BYTES + MEMBERSHIP_BYTES_MAX + 4;
+  CONTROL_HEADER_BYTES +
+  HISTORY_ENTRIES_MAX * ENTRY_BYTES +
+  2 +
+  REASON_BYTES_MAX +
+  POSITIONS_BYTES +
+  MEMBERSHIP_BYTES_MAX +
+  2 +
+  LINEAGES_MAX * LINEAGE_BYTES +
+  4;
 /** Index is the code in the file. */
 const DAMAGE_KINDS = ['none', 'lost', 'rebuilt'] as const;
 
@@ -53,7 +64,13 @@ export interface ControlFile {
   readonly pagesLsn: Lsn;
   /** Who this member is and whom it knows as the others; null in a file from before there were configurations. */
   readonly membership: Membership | null;
+  /** Of the timeline's WAL, oldest first; the last one begins at startLsn and is what this member holds. Absent: lineage 0 only. */
+  readonly lineages?: readonly WalLineage[];
 }
+
+/** All lineages, also where the file names none. */
+export const lineagesOf = ({ startLsn, lineages }: Pick<ControlFile, 'startLsn' | 'lineages'>): readonly WalLineage[] =>
+  lineages ?? [{ number: 0, startLsn }];
 
 export interface Membership {
   readonly self: string;
@@ -65,11 +82,19 @@ export function encodeControlFile(control: ControlFile): Buffer {
   const { damage } = control;
   const reason = Buffer.from(damage?.reason ?? '', 'utf8').subarray(0, REASON_BYTES_MAX);
   const membership = encodeMembership(control.membership);
+  const lineages = encodeLineages(control);
   const w = new ByteWriter(
-    CONTROL_HEADER_BYTES + control.history.length * ENTRY_BYTES + 2 + reason.length + POSITIONS_BYTES + membership.length + 4,
+    CONTROL_HEADER_BYTES +
+      control.history.length * ENTRY_BYTES +
+      2 +
+      reason.length +
+      POSITIONS_BYTES +
+      membership.length +
+      lineages.length +
+      4,
   );
   w.u32be(CONTROL_FILE_MAGIC)
-    .u16be(CONTROL_FILE_VERSION)
+    .u16be(lineages.length === 0 ? VERSION_OF_ONE_LINEAGE : CONTROL_FILE_VERSION)
     .u16be(DAMAGE_KINDS.indexOf(damage?.kind ?? 'none'));
   w.u32be(Number(control.systemId >> 32n)).u32be(Number(control.systemId & 0xffff_ffffn));
   w.u32be(control.pgVersion).u32be(control.history.length);
@@ -77,8 +102,25 @@ export function encodeControlFile(control: ControlFile): Buffer {
   w.u64be(damage?.term ?? 0);
   w.bytes(Buffer.from(control.project, 'hex')).bytes(Buffer.from(control.timeline, 'hex'));
   for (const entry of control.history) w.u64be(entry.term).u64be(entry.startLsn);
-  w.u16be(reason.length).bytes(reason).u64be(control.offloadedLsn).u64be(control.pagesLsn).bytes(membership);
+  w.u16be(reason.length).bytes(reason).u64be(control.offloadedLsn).u64be(control.pagesLsn).bytes(membership).bytes(lineages);
   return w.u32be(crc32c(w.view())).finish();
+}
+
+function encodeLineages({ startLsn, lineages }: ControlFile): Buffer {
+  if (lineages === undefined || lineages.length < 2) return Buffer.alloc(0);
+  if (validateLineages(lineages).at(-1)?.startLsn !== startLsn)
+    throw new LakebaseError('INTERNAL', 'the newest lineage must begin where the timeline does here');
+  const w = new ByteWriter(2 + lineages.length * LINEAGE_BYTES).u16be(lineages.length);
+  for (const lineage of lineages) w.u64be(lineage.number).u64be(lineage.startLsn);
+  return w.finish();
+}
+
+function decodeLineages(r: ByteReader, startLsn: Lsn): readonly WalLineage[] {
+  const count = r.u16be();
+  if (count > LINEAGES_MAX || count * LINEAGE_BYTES > r.remaining) throw new Error(`${count} lineages do not fit`);
+  const lineages = validateLineages(Array.from({ length: count }, () => ({ number: r.u64be(), startLsn: r.lsnBe() })));
+  if (lineages.at(-1)?.startLsn !== startLsn) throw new Error('the newest lineage begins elsewhere');
+  return lineages;
 }
 
 /** An empty identity stands for no membership. */
@@ -152,6 +194,7 @@ function decode(bytes: Uint8Array): ControlFile {
   const reason = r.bytes(reasonBytes).toString('utf8');
   const [offloadedLsn, pagesLsn] = version === 1 ? [startLsn, startLsn] : [r.lsnBe(), r.lsnBe()];
   const membership = version < 3 ? null : decodeMembership(r);
+  const lineages = version < 4 ? undefined : decodeLineages(r, startLsn);
   if (r.remaining !== 0) throw new Error(`${r.remaining} bytes too many`);
   const damage: Damage | null = kind === 'none' ? null : { kind, term: damageTerm, reason };
   return {
@@ -169,5 +212,6 @@ function decode(bytes: Uint8Array): ControlFile {
     offloadedLsn,
     pagesLsn,
     membership,
+    ...(lineages === undefined ? {} : { lineages }),
   };
 }

@@ -6,3 +6,4 @@ export * from './acceptor.ts';
 export * from './commit.ts';
 export * from './election.ts';
 export * from './control.ts';
+export * from './lineage.ts';

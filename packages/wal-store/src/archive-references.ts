@@ -30,7 +30,7 @@ export class ArchiveReferences {
 
   constructor(options: WalArchiveOptions) {
     this.#options = options;
-    this.name = walReferencesObject(options.project, options.timeline);
+    this.name = walReferencesObject(options.project, options.timeline, options.lineages?.at(-1)?.number);
   }
 
   /** As read last. */

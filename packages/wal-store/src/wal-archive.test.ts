@@ -172,4 +172,42 @@ describe('WAL objects', () => {
     assert.equal(store.objects.size, 0);
     assert.equal(store.calls.list, 0);
   });
+
+  test('a new lineage has names of its own: before its start the older WAL is read, from there on its own, whatever the older names hold', async () => {
+    const { archive, store, ciphers } = setUp();
+    await offload(archive, lsn(5 * SEG));
+    const begin = lsn(5 * SEG - 40);
+    const lineages = [
+      { number: 0, startLsn: START },
+      { number: 7, startLsn: begin },
+    ];
+    const options = { store, project, timeline, startLsn: begin, keys: ciphers, log: silentLogger };
+    const next = new WalArchive({ ...options, lineages, scratchDir: archive.options.scratchDir });
+    const other = Buffer.alloc(2 * SEG, 0xee);
+    const anew = (from: Lsn, max: number): Buffer =>
+      Buffer.from(other.subarray(from - begin, from - begin + Math.min(max, 6 * SEG - from)));
+    // The segment in which it begins is there already, under the older lineage's name, with other bytes at its end.
+    const first = nextWalObject(begin, lsn(5 * SEG));
+    assert.ok(first !== undefined);
+    assert.equal((await next.put(begin, first, anew)).put, true);
+    await next.putTail(lsn(5 * SEG), lsn(5 * SEG + 1000), anew);
+    // An old member goes on with its own.
+    await archive.putTail(lsn(5 * SEG), wal.end, source);
+    assert.equal(next.firstLsn, START);
+    const all = await readBack(next, START, lsn(5 * SEG + 1000), 100_000);
+    assert.ok(all.subarray(0, begin - START).equals(slice(START, begin)));
+    assert.ok(all.subarray(begin - START).equals(other.subarray(0, 1040)));
+    await assert.rejects(next.reader().read(lsn(5 * SEG + 1000), 10), { code: 'NOT_FOUND' });
+    // A hole between the two is a hole, also where the older names hold something.
+    const later = new WalArchive({
+      ...options,
+      startLsn: lsn(7 * SEG),
+      lineages: [...lineages, { number: 9, startLsn: lsn(7 * SEG) }],
+      scratchDir: archive.options.scratchDir,
+    });
+    await assert.rejects(later.reader().read(lsn(6 * SEG), 10), { code: 'NOT_FOUND' });
+    assert.ok((await readBack(later, START, lsn(5 * SEG + 1000), 1 << 20)).equals(all));
+    await later.remove(lsn(7 * SEG));
+    assert.deepEqual([...store.objects.keys()], []);
+  });
 });

@@ -1,5 +1,6 @@
 /** The WAL of one timeline in the object store: complete objects found by arithmetic, the tail, and newer wrappings of their keys
  *  (docs/formats/wal-object.md).
+ *  WAL of before the lineage that is written now is read from the older lineages' objects, up to where that one begins (docs/protocols/wal-recovery.md).
  *  Invariants: nothing is found by listing; an object that is there is checked before it counts; a put that was applied and looked failed is found by
  *  the next one; what is read came out of frames whose tags held. */
 import { rm } from 'node:fs/promises';
@@ -22,8 +23,10 @@ export interface WalArchiveOptions {
   readonly store: ObjectStore;
   readonly project: ProjectUid;
   readonly timeline: TimelineId;
-  /** First byte the timeline ever held. */
+  /** First byte of the newest lineage. */
   readonly startLsn: Lsn;
+  /** Oldest first, the newest one beginning at startLsn; absent: lineage 0 only. */
+  readonly lineages?: readonly { readonly number: number; readonly startLsn: Lsn }[];
   readonly keys: WalKeys;
   /** Objects are written here before they are put. */
   readonly scratchDir: string;
@@ -58,17 +61,37 @@ export function nextWalObject(from: Lsn, to: Lsn): { readonly aligned: Lsn; read
 export class WalArchive {
   readonly options: WalArchiveOptions;
   readonly references: ArchiveReferences;
+  /** WAL before startLsn. */
+  readonly #older: WalArchive | undefined;
+  readonly #lineage: number;
+  /** Where the next lineage begins; nothing there or beyond is WAL of the timeline. */
+  readonly #end: number;
   /** One object is written at a time; a re-wrap waits for it, so that no key of an old KEK slips through. */
   readonly #writes = new SerialQueue();
   #tailTag: string | undefined;
 
-  constructor(options: WalArchiveOptions) {
+  constructor(options: WalArchiveOptions, end: number = Number.POSITIVE_INFINITY) {
     this.options = options;
     this.references = new ArchiveReferences(options);
+    this.#lineage = options.lineages?.at(-1)?.number ?? 0;
+    this.#end = end;
+    const older = options.lineages?.slice(0, -1) ?? [];
+    const last = older.at(-1);
+    if (last !== undefined) this.#older = new WalArchive({ ...options, startLsn: last.startLsn, lineages: older }, options.startLsn);
+  }
+
+  /** First byte of the first lineage. */
+  get firstLsn(): Lsn {
+    return this.#older?.firstLsn ?? this.options.startLsn;
+  }
+  /** An object that {@link find} gives for `at` holds the timeline's WAL up to here at most. */
+  endAt(at: Lsn): number {
+    return at < this.options.startLsn && this.#older !== undefined ? this.#older.endAt(at) : this.#end;
   }
 
   /** The object that holds the byte at `at`; `undefined` when there is none. */
   async find(at: Lsn): Promise<WalObjectReader | undefined> {
+    if (at < this.options.startLsn && this.#older !== undefined) return this.#older.find(at);
     const trailer = await this.#trailer(at);
     return trailer === undefined ? undefined : this.#open(trailer);
   }
@@ -78,12 +101,16 @@ export class WalArchive {
     for (const segments of WAL_OBJECT_SEGMENTS) {
       const size = segments * WAL_SEGMENT_BYTES;
       const aligned = Math.floor(at / size) * size;
-      const found = await readTrailer(store, { project, timeline, name: walObject(project, timeline, lsn(aligned), segments) });
+      const found = await readTrailer(store, {
+        project,
+        timeline,
+        name: walObject(project, timeline, lsn(aligned), segments, this.#lineage),
+      });
       if (found === undefined) continue;
       checkRange(found, Math.max(aligned, startLsn), aligned + size);
       return found;
     }
-    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline) });
+    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline, this.#lineage) });
     return tail !== undefined && at >= tail.header.start && at < tail.header.end ? tail : undefined;
   }
 
@@ -115,7 +142,7 @@ export class WalArchive {
   put(from: Lsn, object: { readonly aligned: Lsn; readonly segments: number; readonly end: Lsn }, source: WalSource): Promise<PutResult> {
     return this.#writes.run(async () => {
       const { store, project, timeline, log } = this.options;
-      const name = walObject(project, timeline, object.aligned, object.segments);
+      const name = walObject(project, timeline, object.aligned, object.segments, this.#lineage);
       const range = { start: from, end: object.end };
       // Somebody may have put it whose word did not arrive; a look costs less than writing it for nothing.
       let damagedTag: string | undefined;
@@ -144,7 +171,7 @@ export class WalArchive {
   putTail(from: Lsn, to: Lsn, source: WalSource): Promise<PutResult> {
     return this.#writes.run(async () => {
       const { store, project, timeline } = this.options;
-      const name = walTailObject(project, timeline);
+      const name = walTailObject(project, timeline, this.#lineage);
       if (this.#tailTag === undefined) {
         const there = await readTrailer(store, { project, timeline, name }).catch((error: unknown) => {
           if (isCode(error, 'CORRUPT')) return undefined;
@@ -194,10 +221,12 @@ export class WalArchive {
     return trailer.size;
   }
 
-  /** Every object with WAL of [startLsn, through), and the tail, in order. For re-wrapping, scrubbing and removal. */
+  /** Every object of the newest lineage with WAL of [startLsn, through), and the tail, in order. For re-wrapping, scrubbing and removal. */
   async *trailers(through: Lsn, from: Lsn = this.options.startLsn): AsyncGenerator<FoundTrailer> {
     for (let at: number = from; at < through; ) {
       const found = await this.#trailer(lsn(at));
+      // How far an older lineage got is not known exactly.
+      if (found === undefined && this.#end < Number.POSITIVE_INFINITY) break;
       if (found === undefined)
         throw new LakebaseError('CORRUPT', `the object store lacks WAL at ${formatLsn(lsn(at))}, although it was put there`);
       at = found.header.end;
@@ -205,7 +234,7 @@ export class WalArchive {
       yield found;
     }
     const { store, project, timeline } = this.options;
-    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline) });
+    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline, this.#lineage) });
     if (tail !== undefined) yield tail;
   }
 
@@ -221,7 +250,10 @@ export class WalArchive {
     isOld: (reference: Buffer) => boolean,
     rewrap: (references: readonly Buffer[]) => Promise<readonly Buffer[]>,
   ): Promise<number> {
-    return this.#writes.run(() => this.references.rewrap(this, through, kekVersion, isOld, rewrap));
+    return this.#writes.run(async () => {
+      const older = await this.#older?.rewrap(this.options.startLsn, kekVersion, isOld, rewrap);
+      return (older ?? 0) + (await this.references.rewrap(this, through, kekVersion, isOld, rewrap));
+    });
   }
 
   /** Writes objects anew whose data key was made under a KEK that `isOld` names: the same WAL under a fresh key in their place. `wrote` is told of
@@ -231,6 +263,7 @@ export class WalArchive {
     isOld: (reference: Buffer) => boolean,
     wrote: (bytes: number, left: number) => Promise<void>,
   ): Promise<void> {
+    await this.#older?.reEncrypt(this.options.startLsn, isOld, wrote);
     const old: FoundTrailer[] = [];
     for await (const t of this.trailers(through)) if (t.header.keyReference.length > 0 && isOld(t.header.keyReference)) old.push(t);
     for (const [i, trailer] of old.entries()) {
@@ -269,15 +302,16 @@ export class WalArchive {
 
   async #remove(through: Lsn): Promise<void> {
     const { store, project, timeline, startLsn } = this.options;
+    await this.#older?.remove(startLsn);
     const first = Math.floor(startLsn / WAL_OBJECT_BYTES);
     for (let group = first; group * WAL_OBJECT_BYTES <= through; group++) {
       const names: string[] = [];
       for (const segments of WAL_OBJECT_SEGMENTS)
         for (let at = group * WAL_OBJECT_BYTES; at < (group + 1) * WAL_OBJECT_BYTES; at += segments * WAL_SEGMENT_BYTES)
-          names.push(walObject(project, timeline, lsn(at), segments));
+          names.push(walObject(project, timeline, lsn(at), segments, this.#lineage));
       await store.delete(names);
     }
-    await store.delete([walTailObject(project, timeline), this.references.name]);
+    await store.delete([walTailObject(project, timeline, this.#lineage), this.references.name]);
   }
 }
 
@@ -290,6 +324,8 @@ function checkRange(found: FoundTrailer, start: number, end: number): void {
 export class WalArchiveReader {
   readonly #archive: WalArchive;
   #current: WalObjectReader | undefined;
+  /** Where what is to be had from it ends. */
+  #end = 0;
 
   constructor(archive: WalArchive) {
     this.#archive = archive;
@@ -298,21 +334,27 @@ export class WalArchiveReader {
   /** At most `max` bytes from `from`, at least one. NOT_FOUND where there is no object; CORRUPT where it fails its checks. */
   async read(from: Lsn, max: number): Promise<Buffer> {
     try {
-      return await (await this.#at(from)).read(from, max);
+      return await this.#read(from, max);
     } catch (error) {
       if (!isCode(error, 'CORRUPT') && !isCode(error, 'NOT_FOUND') && !isCode(error, 'INVALID_ARGUMENT')) throw error;
       // It may have been replaced (the tail, a repair) between two reads of it.
       this.close();
-      return (await this.#at(from)).read(from, max);
+      return this.#read(from, max);
     }
+  }
+
+  async #read(from: Lsn, max: number): Promise<Buffer> {
+    const object = await this.#at(from);
+    return object.read(from, Math.min(max, this.#end - from));
   }
 
   async #at(from: Lsn): Promise<WalObjectReader> {
     const held = this.#current;
-    if (held !== undefined && from >= held.header.start && from < held.header.end) return held;
+    if (held !== undefined && from >= held.header.start && from < this.#end) return held;
     this.close();
     const found = await this.#archive.find(from);
     if (found === undefined) throw new LakebaseError('NOT_FOUND', `WAL at ${formatLsn(from)} is not in the object store`);
+    this.#end = Math.min(found.header.end, this.#archive.endAt(from));
     return (this.#current = found);
   }
 
