@@ -81,11 +81,11 @@ export function registerRoutes(app: FastifyInstance, store: TimelineStore): void
     return timeline.status();
   });
   app.put(`${TIMELINE}/suspend-state`, { bodyLimit: SUSPEND_STATE_BYTES_MAX, config: { scopes: ownToken } }, async (request, reply) => {
-    await store.putSuspendState(...ids(request), bytesOf(request));
+    await store.starts.putSuspendState(...ids(request), bytesOf(request));
     return reply.code(204).send();
   });
   app.put(`${TIMELINE}/boot-set`, { config: { scopes: ownToken } }, async (request, reply) => {
-    await store.putBootSet(...ids(request), bytesOf(request));
+    await store.starts.putBootSet(...ids(request), bytesOf(request));
     return reply.code(204).send();
   });
 }
@@ -95,16 +95,19 @@ export function registerPlacementRoutes(app: FastifyInstance, store: TimelineSto
   app.put('/v1/projects/:project', async (request): Promise<ProjectReadiness> => {
     const given = checked(attachedSchema, request.body) as unknown as AttachedProject;
     if (given.project !== projectOf(request)) throw new LakebaseError('INVALID_ARGUMENT', 'the body is about another project');
-    await store.takeOver(given);
-    return { lagBytes: store.lagOf(given.project) ?? null };
+    await store.moves.takeOver(given);
+    return { lagBytes: store.moves.lagOf(given.project) ?? null };
   });
-  app.get('/v1/projects/:project', async (request): Promise<ProjectReadiness> => ({ lagBytes: store.lagOf(projectOf(request)) ?? null }));
+  app.get(
+    '/v1/projects/:project',
+    async (request): Promise<ProjectReadiness> => ({ lagBytes: store.moves.lagOf(projectOf(request)) ?? null }),
+  );
   app.post('/v1/projects/:project/upload', async (request) => {
-    await store.upload(projectOf(request));
+    await store.moves.upload(projectOf(request));
     return {};
   });
   app.delete('/v1/projects/:project', async (request, reply) => {
-    await store.letGo(projectOf(request));
+    await store.moves.letGo(projectOf(request));
     return reply.code(204).send();
   });
 }

@@ -140,7 +140,7 @@ describe('life of a timeline', () => {
   }
   const uploaded = async (server: Pageserver): Promise<void> => {
     await client(server).checkpoint(PROJECT, TIMELINE);
-    await server.store.upload(PROJECT);
+    await server.store.moves.upload(PROJECT);
   };
 
   test('F13: a lost disk comes back from the object store and the WAL, also while nobody has told the pageserver anything', async () => {
@@ -189,7 +189,7 @@ describe('life of a timeline', () => {
       await client(server).checkpoint(PROJECT, TIMELINE);
       assert.equal(store.calls.put, puts);
       placements.down = false;
-      await server.store.upload(PROJECT);
+      await server.store.moves.upload(PROJECT);
       assert.ok(store.objects.has(indexObject(PROJECT, TIMELINE, 2)));
       assert.ok(!store.objects.has(indexObject(PROJECT, TIMELINE, 1)));
     } finally {
@@ -325,7 +325,7 @@ describe('life of a timeline', () => {
       cpSync(join(directory, 'backup'), join(directory, 'ps'), { recursive: true });
       server = await start();
       same(await pagesOf(server, later), before);
-      await server.store.upload(PROJECT).catch(() => {});
+      await server.store.moves.upload(PROJECT).catch(() => {});
       await until(() => (server.store.get(PROJECT, TIMELINE).storage.index.remote?.generation ?? 0) >= 2);
       same(await pagesOf(server, later), before);
     } finally {

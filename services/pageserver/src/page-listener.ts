@@ -8,16 +8,19 @@ import {
   FrameParser,
   type Hello,
   MSG,
+  PAGES_HEAD_BYTES,
   type PageRequest,
   REL_ABSENT,
   REQUEST_FRAME_BYTES_MAX,
   decodeRequest,
   encodeErrorFrame,
   encodeFrame,
+  finishPagesFrame,
   timelineScope,
   tryDecodeHello,
   verifyToken,
 } from '@lakebase/api';
+import { BLCKSZ } from '@lakebase/ids';
 import type { TimelineStore } from './store.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -224,10 +227,8 @@ class Connection {
     const t = this.#timeline;
     if (request.type === 'getPages') {
       const lsn = await t.chooseLsn(request.requestLsn, request.notModifiedSince);
-      const pages = await t.pages(request.tag, request.block, request.count, lsn);
-      const count = Buffer.allocUnsafe(2);
-      count.writeUInt16BE(pages.length, 0);
-      return { frames: encodeFrame(MSG.PAGES, request.id, count, ...pages), pages: pages.length };
+      const frame = await t.run(request.tag, request.block, request.count, lsn, PAGES_HEAD_BYTES);
+      return { frames: [finishPagesFrame(frame, request.id)], pages: (frame.length - PAGES_HEAD_BYTES) / BLCKSZ };
     }
     if (request.type === 'getRelSize') {
       const lsn = await t.chooseLsn(request.lsn, request.lsn === Number.MAX_SAFE_INTEGER ? t.lastRecordLsn : request.lsn);
@@ -235,7 +236,7 @@ class Connection {
       size.writeUInt32BE((await t.relSize(request.tag, lsn)) ?? REL_ABSENT, 0);
       return { frames: encodeFrame(MSG.REL_SIZE, request.id, size), pages: 0 };
     }
-    const bundle = await this.#store.startBundle(t, request.lsn, request.waitMs);
+    const bundle = await this.#store.starts.bundle(t, request.lsn, request.waitMs);
     return { frames: encodeFrame(MSG.START_BUNDLE, request.id, bundle), pages: 0 };
   }
 
