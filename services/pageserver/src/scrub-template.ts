@@ -8,7 +8,8 @@ import { fileSource } from '@lakebase/inspect';
 import { keyFromText, readIndex } from '@lakebase/layers';
 import type { ScrubJob } from '@lakebase/service-kit';
 import { checkNamed, namedOf } from './scrub-timeline.ts';
-import { INDEX_FILE, type TimelineFiles } from './storage.ts';
+import type { TimelineFiles } from './storage.ts';
+import { INDEX_FILE } from './storage-directory.ts';
 
 export interface TemplateSubject {
   readonly major: number;

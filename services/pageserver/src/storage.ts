@@ -3,9 +3,9 @@
  *  leaves the disk only after an index without it is durable; a failed job changes nothing and may be repeated. */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, rm, unlink } from 'node:fs/promises';
+import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, failpoint, isCode } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, failpoint, isCode } from '@lakebase/base';
 import { decodeDekReference, type ObjectKey } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import type { ProjectKeys } from '@lakebase/keys';
@@ -17,16 +17,12 @@ import {
   LayerSet,
   type ObjectEntry,
   type OpenLayer,
-  PART_SUFFIX,
   type RemoteState,
-  TEMP_SUFFIX,
   bornOf,
   type TimelineIndex,
   flushLayer,
-  isLayerName,
   keyFromText,
   keyToText,
-  namesOf,
   readIndex,
   sealedObjectsOf,
   syncDirectory,
@@ -35,9 +31,9 @@ import {
 } from '@lakebase/layers';
 import type { CompactionJob, StorageJob } from './compaction-job.ts';
 import { FRESH_PER_JOB, type KeyMessage, type MoreKeys, packKeys } from './compaction-keys.ts';
-import { withLocalLayers } from './job-layers.ts';
+import { LayerMerges, type MergeHost } from './layer-merges.ts';
+import { INDEX_FILE, objectName, removeUnreferenced } from './storage-directory.ts';
 
-export const INDEX_FILE = 'index';
 /** A layer with less is written by the main thread itself: no worker is started for the trickle of an idle database. */
 const FLUSH_HERE_BYTES = 1 << 20;
 const JOB_TRIES = 5;
@@ -69,10 +65,7 @@ export class TimelineStorage {
   set: LayerSet;
   /** Newest first, not yet in the set. */
   frozen: readonly Frozen[] = [];
-  readonly #options: StorageOptions;
-  readonly #compact: RunCompaction;
   readonly #flushElsewhere: RunJob | undefined;
-  readonly #log: Logger;
   readonly #jobs = new SerialQueue();
   #nextNumber: number;
   /** Of what is written from now on. */
@@ -84,9 +77,7 @@ export class TimelineStorage {
   onChange: () => void = () => {};
   /** A frozen layer is in published files and out of view. */
   onWritten: (layer: OpenLayer) => void = () => {};
-  #compactionQueued = false;
-  readonly #compactions = new SerialQueue();
-  compactions = 0;
+  readonly #merges: LayerMerges;
 
   private constructor(
     files: TimelineFiles,
@@ -104,9 +95,31 @@ export class TimelineStorage {
     this.#generation = index.generation;
     this.#remoteNames = new Set(index.remote?.names);
     this.set = LayerSet.open(index.layers, files);
-    this.#options = options;
-    this.#compact = compact;
-    this.#log = log;
+    this.#merges = new LayerMerges(this.#mergeHost(), options, compact, log);
+  }
+
+  #mergeHost(): MergeHost {
+    const now = (): this => this;
+    return {
+      files: this.files,
+      get index() {
+        return now().index;
+      },
+      get set() {
+        return now().set;
+      },
+      get generation() {
+        return now().#generation;
+      },
+      get closed() {
+        return now().#closed;
+      },
+      takeNumber: () => this.#takeNumber(),
+      replace: (remove, add) => this.#job(() => this.#publish(remove, add, {})),
+      repeated: (run) => this.#repeated(run),
+      jobKeys: (layers) => this.#jobKeys(layers),
+      changed: () => this.onChange(),
+    };
   }
 
   /** Makes the directory durable with a first index. The layer files are there already. */
@@ -131,7 +144,7 @@ export class TimelineStorage {
     // What is in the store may have left this disk.
     storage.#markRemote();
     for (const layer of storage.set.layers) if (!storage.isRemote(layer.descriptor.name) || existsSync(layer.path)) layer.verifyPresence();
-    await storage.#removeUnreferenced();
+    await removeUnreferenced(files.directory, storage.index);
     return storage;
   }
 
@@ -154,7 +167,7 @@ export class TimelineStorage {
 
   /** A merge is under way or about to begin. */
   get compacting(): boolean {
-    return this.#compactionQueued;
+    return this.#merges.pending;
   }
 
   /** Names of files written from now on carry this generation, and so does the index, from before this resolves. */
@@ -198,7 +211,7 @@ export class TimelineStorage {
         this.onWritten(layer);
         await failpoint('pageserver.flush.after-index');
       }
-      this.#considerCompaction();
+      this.#merges.consider();
     });
   }
 
@@ -282,7 +295,7 @@ export class TimelineStorage {
   /** Leaves no key here that is wrapped by a KEK older than `kekVersion`: new wrappings go into the index, no other byte is written. What took
    *  its key before now is waited for. When it rejects, run it again. */
   rewrap(kekVersion: number): Promise<number> {
-    return this.#compactions.run(() =>
+    return this.#merges.queue.run(() =>
       this.#job(async () => {
         const isOld = (reference: Buffer): boolean => reference.length > 0 && decodeDekReference(reference).kekVersion < kekVersion;
         const old = [...new Set(this.#objects().map((o) => o.key))].filter((key) => isOld(keyFromText(key)));
@@ -306,12 +319,14 @@ export class TimelineStorage {
 
   /** Puts `layer` under a fresh data key: a copy is published in its place. False when it is gone already. Between two of these merges get their turn. */
   reEncrypt(layer: LayerHandle): Promise<boolean> {
-    return this.#compactions.run(async () => {
-      if (!this.set.layers.includes(layer)) return false;
-      const copy = await this.#runCompaction('re-encrypt', [layer], 0, [layer.descriptor]);
-      await this.#job(() => this.#publish([layer], copy, {}));
-      return true;
-    });
+    return this.#merges.reEncrypt(layer);
+  }
+  /** Merges what is L0 now, and writes images when they are due. */
+  compact(): Promise<void> {
+    return this.#merges.run();
+  }
+  get compactions(): number {
+    return this.#merges.count;
   }
 
   /** `wipe`: of the memory of what was open. */
@@ -356,118 +371,4 @@ export class TimelineStorage {
     this.index = written.index;
     this.#indexKey = written.reference;
   }
-
-  /** L0 layers, oldest first. */
-  #level0(): LayerHandle[] {
-    return this.set.layers.filter((l) => l.descriptor.level === 0 && l.descriptor.kind === 'delta').reverse();
-  }
-
-  #considerCompaction(): void {
-    if (this.#compactionQueued || this.#closed || this.#level0().length < this.#options.compactionLayers) return;
-    this.#compactionQueued = true;
-    void this.compact()
-      .catch((error: unknown) => {
-        if (!(error instanceof LakebaseError && error.code === 'CLOSED'))
-          this.#log.error({ err: errorMessage(error) }, 'compaction failed; it will be tried again after the next flush');
-      })
-      .finally(() => {
-        this.#compactionQueued = false;
-        this.onChange();
-      });
-  }
-
-  /** Merges what is L0 now; then writes images when enough has gathered since the last. The job queue stays free for flushes meanwhile.
-   *  One at a time: two merges of the same layers would both be published, and changes applied twice. */
-  compact(): Promise<void> {
-    return this.#compactions.run(() => this.#compactOnce());
-  }
-
-  async #compactOnce(): Promise<void> {
-    const inputs = this.#level0();
-    if (inputs.length > 0) {
-      const merged = await this.#runCompaction('merge', inputs, 0 as Lsn);
-      await failpoint('pageserver.compaction.before-publish');
-      await this.#job(() => this.#publish(inputs, merged, {}));
-      this.compactions++;
-    }
-    const imageLsn = this.#imageLsnWhenDue();
-    if (imageLsn === undefined) return;
-    const images = await this.#runCompaction('images', [], imageLsn);
-    await this.#job(() => this.#publish([], images, {}));
-  }
-
-  #runCompaction(
-    kind: CompactionJob['kind'],
-    inputs: readonly LayerHandle[],
-    imageLsn: number,
-    only?: readonly LayerDescriptor[],
-  ): Promise<LayerDescriptor[]> {
-    const more: MoreKeys = (count) => packKeys(this.files.keys, [], count);
-    return this.#repeated(async () => {
-      const layers = only ?? this.index.layers;
-      return withLocalLayers(this.set, inputs, imageLsn, async (absent) =>
-        this.#compact({ ...this.#compactionJob(kind, layers, inputs, imageLsn, await this.#jobKeys(layers)), absent }, more),
-      );
-    });
-  }
-
-  #compactionJob(
-    kind: CompactionJob['kind'],
-    layers: readonly LayerDescriptor[],
-    inputs: readonly LayerHandle[],
-    imageLsn: number,
-    keys: KeyMessage,
-  ): CompactionJob {
-    return {
-      kind,
-      keys,
-      directory: this.files.directory,
-      project: this.files.project,
-      timeline: this.files.timeline,
-      major: this.index.pgVersion,
-      layers,
-      inputs: inputs.map((l) => l.descriptor.name),
-      imageLsn,
-      generation: this.#generation,
-      number: this.#takeNumber(),
-      targetBytes: this.#options.layerFileBytes,
-      maxRecordsPerPage: this.#options.maxRecordsPerPage,
-    };
-  }
-
-  /** End of the newest L1 layer when three merges gathered a third of the last images' size (or sixteen merges: bounds what a read visits). */
-  #imageLsnWhenDue(): Lsn | undefined {
-    const layers = this.set.layers.map((l) => l.descriptor);
-    const lastImage = Math.max(0, ...layers.filter((d) => d.kind === 'image').map((d) => d.endLsn));
-    const since = layers.filter((d) => d.kind === 'delta' && d.level > 0 && d.endLsn > lastImage);
-    const merges = new Set(since.map((d) => d.endLsn)).size;
-    if (merges < 3) return undefined;
-    const sum = (list: readonly LayerDescriptor[]): number => list.reduce((n, d) => n + d.bytes, 0);
-    const imageBytes = sum(layers.filter((d) => d.kind === 'image' && d.endLsn === lastImage));
-    if (merges < 16 && sum(since) * 3 < imageBytes) return undefined;
-    const lsn = Math.max(...since.map((d) => d.endLsn)) as Lsn;
-    // A layer flushed meanwhile may end at the very same LSN (a clean suspend): then next time.
-    return layers.some((d) => d.level === 0 && d.endLsn <= lsn && d.kind === 'delta') ? undefined : lsn;
-  }
-
-  async #removeUnreferenced(): Promise<void> {
-    const keep = new Set<string>([INDEX_FILE, ...namesOf(this.index)]);
-    for (const name of await readdir(this.files.directory)) {
-      if (keep.has(name)) continue;
-      // What has been fetched of a layer that is in use is the layer cache's.
-      const layer = name.endsWith(PART_SUFFIX) ? name.slice(0, -PART_SUFFIX.length) : name;
-      if (layer !== name && keep.has(layer)) continue;
-      const ours = isLayerName(layer) || name.endsWith(TEMP_SUFFIX) || OBJECT_NAME.test(name);
-      if (ours) await rm(join(this.files.directory, name), { force: true });
-    }
-  }
-}
-
-/** Without a generation: of earlier versions. */
-const OBJECT_NAME = /^(?:suspend|bootset|heat)-[0-9a-f]{8}(?:-g[0-9a-f]{8})?$/;
-const objectName = (prefix: string, number: number, generation: number): string =>
-  `${prefix}-${number.toString(16).padStart(8, '0')}-g${generation.toString(16).padStart(8, '0')}`;
-
-export async function ensureDirectory(path: string): Promise<void> {
-  await mkdir(path, { recursive: true, mode: 0o700 });
 }

@@ -19,7 +19,7 @@ import { type IdlePlace, adoptIdle, openLayerCache } from './local-cache.ts';
 import { CacheBudget } from './page-cache.ts';
 import { ProjectMoves } from './project-moves.ts';
 import { removeObjects } from './remote-removal.ts';
-import { ensureDirectory } from './storage.ts';
+import { ensureDirectory } from './storage-directory.ts';
 import { StartStates } from './start-states.ts';
 import { Templates } from './templates.ts';
 import type { Timeline } from './timeline.ts';

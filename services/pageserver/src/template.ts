@@ -38,7 +38,8 @@ import {
   SHUTDOWN_CHECKPOINT_BYTES,
 } from '@lakebase/pg-format';
 import { extract } from 'tar-stream';
-import { INDEX_FILE, type TimelineFiles, TimelineStorage, ensureDirectory } from './storage.ts';
+import { type TimelineFiles, TimelineStorage } from './storage.ts';
+import { INDEX_FILE, ensureDirectory } from './storage-directory.ts';
 import { PAGES_PER_SEGMENT, parseSegmentPath } from './slru.ts';
 
 export const TEMPLATE_ID: string = '0'.repeat(32);
