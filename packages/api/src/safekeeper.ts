@@ -2,13 +2,14 @@
  *
  *    PUT    /v1/timelines/:project/:timeline            CreateWalTimeline  -> WalTimelineStatus   (idempotent)
  *    GET    /v1/timelines/:project/:timeline            -> WalTimelineStatus
- *    DELETE /v1/timelines/:project/:timeline
+ *    DELETE /v1/timelines/:project/:timeline            with ?objects=keep: only this member's copy, for one that was replaced
  *    POST   /v1/timelines/:project/:timeline/vote       VoteRequest     -> VoteResponse           (docs/protocols/election.md)
  *    POST   /v1/timelines/:project/:timeline/elected    ElectedRequest  -> ElectedResponse
  *    POST   /v1/timelines/:project/:timeline/subscribe  SubscribeRequest -> WalTimelineStatus     (idempotent per term)
  *    GET    /v1/timelines/:project/:timeline/configuration -> WalConfiguration           (docs/protocols/membership.md)
  *    PUT    /v1/timelines/:project/:timeline/configuration ConfigureRequest -> WalTimelineStatus (idempotent; token: service)
  *    POST   /v1/timelines/:project/:timeline/catch-up      { donor: PeerAddress } -> WalTimelineStatus (token: service)
+ *    POST   /v1/timelines/:project/:timeline/archive-end   ArchiveEndRequest -> ArchiveEnd (token: service; the node need not have the timeline)
  *    GET    /v1/node                                    -> SafekeeperNode (token: service)
  *    GET    /v1/peer-stream                             ndjson of PeerStatus, one line per change (token: service)
  *
@@ -33,10 +34,37 @@ export interface CreateWalTimeline {
   readonly startLsn: string;
   /** Start of the last record before startLsn (the first record's xl_prev). */
   readonly prevRecordLsn: string;
+  /** Of the timeline's WAL, oldest first; the last one begins at startLsn (docs/protocols/wal-recovery.md). Absent: lineage 0 only. */
+  readonly lineages?: readonly WalLineageJson[];
   /** Who the member is to be; absent: the node's own id in the set of nodes it was started with. */
   readonly membership?: { readonly member: string; readonly configuration: ConfigurationJson };
   /** Disk that is meant: refused on any other. */
   readonly incarnation?: string;
+}
+
+/** A WAL without a fork; every recovery that could not bring back all WAL begins the next one. */
+export interface WalLineageJson {
+  readonly number: number;
+  readonly startLsn: string;
+}
+
+/** How far does WAL in the object store reach, read record by record from a place where one ends? */
+export interface ArchiveEndRequest {
+  readonly systemId: string;
+  readonly pgVersion: number;
+  readonly lineages: readonly WalLineageJson[];
+  readonly from: string;
+  /** Start of the last record before `from`. */
+  readonly prevRecordLsn: string;
+}
+export interface ArchiveEnd {
+  /** End and start of the last whole record; `from` and `prevRecordLsn` when there is none. */
+  readonly endLsn: string;
+  readonly lastRecordLsn: string;
+  /** Of the last commit in it; null: none was seen. */
+  readonly lastCommitTime: string | null;
+  /** Why reading ended before the stored WAL does: damage, or a hole with objects behind it. Null: it did not. */
+  readonly problem: string | null;
 }
 
 /** Who keeps the WAL of a timeline; joint while `newMembers` is set. */
@@ -167,6 +195,8 @@ export interface PeerStatus {
   readonly generation?: number;
   /** Identity of the member; absent: the node's id. */
   readonly member?: string;
+  /** Of the member's WAL: what another lineage has in the object store says nothing. Absent: 0. */
+  readonly lineage?: number;
 }
 
 export class SafekeeperClient {
@@ -185,8 +215,12 @@ export class SafekeeperClient {
   status(p: ProjectUid, t: TimelineId): Promise<WalTimelineStatus> {
     return this.http.call('GET', this.#path(p, t), undefined, { timeoutMs: 5_000 });
   }
-  remove(p: ProjectUid, t: TimelineId): Promise<void> {
-    return this.http.call('DELETE', this.#path(p, t));
+  /** `objects: 'keep'`: the timeline goes on elsewhere. */
+  remove(p: ProjectUid, t: TimelineId, options: { readonly objects?: 'keep' } = {}): Promise<void> {
+    return this.http.call('DELETE', this.#path(p, t, options.objects === 'keep' ? '?objects=keep' : ''));
+  }
+  archiveEnd(p: ProjectUid, t: TimelineId, body: ArchiveEndRequest, timeoutMs: number): Promise<ArchiveEnd> {
+    return this.http.call('POST', this.#path(p, t, '/archive-end'), body, { timeoutMs });
   }
   vote(p: ProjectUid, t: TimelineId, body: VoteRequest, timeoutMs = 5_000): Promise<VoteResponse> {
     return this.http.call('POST', this.#path(p, t, '/vote'), body, { timeoutMs });

@@ -32,7 +32,7 @@ const keys = {
   walDiskBytes: Type.Union([Type.Integer({ minimum: 64 * 1024 * 1024 }), Type.Null()], { default: null }),
   /** When WAL goes to the object store (offload.ts). */
   offloadIdleMs: Type.Integer({ minimum: 10, default: 10_000 }),
-  offloadAgeMs: Type.Integer({ minimum: 10, default: 600_000 }),
+  offloadAgeMs: Type.Integer({ minimum: 10, default: 60_000 }),
   offloadTailMs: Type.Integer({ minimum: 0, default: 300_000 }),
   offloadTakeoverMs: Type.Integer({ minimum: 10, default: 60_000 }),
   /** Old WAL is encrypted anew at this rate at most, when that is asked for. */

@@ -1,5 +1,6 @@
 /** HTTP surface of packages/api, safekeeper.ts. Bodies are checked here; everything behind works on parsed values. */
 import {
+  type ArchiveEndRequest,
   type ConfigureRequest,
   type CreateWalTimeline,
   type ElectedRequest,
@@ -24,11 +25,13 @@ const lsnText = Type.String({ maxLength: 17 });
 const term = Type.Integer({ minimum: 1 });
 const ids = Type.Array(Type.String({ maxLength: 64 }), { maxItems: 16 });
 const configuration = Type.Object({ generation: Type.Integer({ minimum: 0 }), members: ids, newMembers: Type.Union([ids, Type.Null()]) });
+const lineages = Type.Array(Type.Object({ number: Type.Integer({ minimum: 0 }), startLsn: lsnText }), { minItems: 1, maxItems: 64 });
 const createSchema = Type.Object({
   systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
   pgVersion: Type.Integer({ minimum: 14, maximum: 999_999 }),
   startLsn: lsnText,
   prevRecordLsn: lsnText,
+  lineages: Type.Optional(lineages),
   membership: Type.Optional(Type.Object({ member: Type.String({ maxLength: 64 }), configuration })),
   incarnation: Type.Optional(Type.String({ maxLength: 64 })),
 });
@@ -64,6 +67,13 @@ const configureSchema = Type.Object({
     Type.Object({ member: Type.String({ maxLength: 64 }), incarnation: Type.String({ maxLength: 64 }), timeline: createSchema }),
     Type.Null(),
   ]),
+});
+const archiveEndSchema = Type.Object({
+  systemId: Type.String({ pattern: '^[0-9]{1,20}$' }),
+  pgVersion: Type.Integer({ minimum: 14, maximum: 999_999 }),
+  lineages,
+  from: lsnText,
+  prevRecordLsn: lsnText,
 });
 const catchUpSchema = Type.Object({ donor: address });
 
@@ -110,7 +120,7 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
   app.get(path, options, async (request) => find(request).status());
   app.delete(path, async (request, reply) => {
     const { project, timeline } = params(request);
-    await timelines.remove(project, timeline);
+    await timelines.remove(project, timeline, (request.query as { objects?: unknown }).objects === 'keep');
     return reply.code(204).send();
   });
   app.post(`${path}/vote`, options, async (request): Promise<VoteResponse> => {
@@ -153,6 +163,10 @@ export function addRoutes(app: FastifyInstance, timelines: Timelines, feed: Peer
     const timeline = find(request);
     await timelines.catchUp(timeline, body<{ donor: PeerAddress }>(catchUpSchema, request).donor);
     return timeline.status();
+  });
+  app.post(`${path}/archive-end`, async (request) => {
+    const { project, timeline } = params(request);
+    return timelines.archiveEnd(project, timeline, body<ArchiveEndRequest>(archiveEndSchema, request));
   });
   app.get('/v1/node', async () => timelines.node());
   app.get('/v1/peer-stream', (_request, reply) => {

@@ -5,6 +5,7 @@ import { type Lsn, type ProjectUid, type TimelineId, lsn } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
 import { WalArchive, type WalKeys } from '@lakebase/wal-store';
 import { readControl } from './control-store.ts';
+import { lineagesOf } from '@lakebase/wal-quorum';
 import type { WalTimeline } from './wal-timeline.ts';
 
 const TRIES = 8;
@@ -24,8 +25,9 @@ export function findObjects(
 ): TimelineObjects | undefined {
   if (open?.archive !== undefined) return { archive: open.archive, through: lsn(Math.max(open.offloadedLsn, open.flushLsn)) };
   try {
-    const { startLsn, offloadedLsn, commitLsn } = readControl(dir);
-    const archive = new WalArchive({ ...options, project, timeline, startLsn, scratchDir: dir });
+    const control = readControl(dir);
+    const { startLsn, offloadedLsn, commitLsn } = control;
+    const archive = new WalArchive({ ...options, project, timeline, startLsn, lineages: lineagesOf(control), scratchDir: dir });
     return { archive, through: lsn(Math.max(offloadedLsn, commitLsn)) };
   } catch {
     return undefined; // Another member knows.

@@ -1,5 +1,5 @@
 /** Carries WAL into the object store: eight segments at a time while it flows fast, what is complete when it rests or has waited long, and the rest as
- *  the tail once it rests. One member of each timeline does it: the first by id of those that are there and have the WAL; the next one when
+ *  the tail then. One member of each timeline does it: the first by id of those that are there and have the WAL; the next one when
  *  nothing comes of it for a while.
  *  Invariants: only committed WAL leaves this member; `offloadedLsn` rises only after the object is there and was checked; two members that do the same
  *  work do no harm (ifAbsent); a store that is down costs nothing but disk. */
@@ -11,9 +11,9 @@ import type { WalTimeline } from './wal-timeline.ts';
 export interface OffloadTimes {
   /** WAL that has not moved for this long rests. */
   readonly idleMs: number;
-  /** Complete segments do not wait longer than this for eight of them. */
+  /** Committed WAL does not wait longer than this: what a loss of all members may cost (docs/protocols/wal-recovery.md). */
   readonly ageMs: number;
-  /** While a compute streams, tails are at least this far apart. */
+  /** While a compute streams, tails because of a rest are at least this far apart. */
   readonly tailMs: number;
   /** Work that has not moved for this long is taken over by the next member. */
   readonly takeoverMs: number;
@@ -31,12 +31,15 @@ export interface OffloaderOptions {
 }
 
 interface Work {
-  /** When WAL last moved, and when the work at hand began or last got on. */
+  /** When WAL last moved, and where it stood then. */
   movedAt: number;
-  pendingSince: number;
-  /** Where WAL and the work stood then. */
   commitLsn: number;
-  offloadedLsn: number;
+  /** Since when there is something to do that nobody has done; undefined: there is nothing. */
+  dueSince: number | undefined;
+  /** How far the object store had it then. */
+  storedLsn: number;
+  /** Where committed WAL ended at which time, of what is not stored: the first one tells its age. */
+  readonly seen: { readonly lsn: number; readonly at: number }[];
   tailAt: number;
   failures: number;
   retryAt: number;
@@ -45,6 +48,7 @@ interface Work {
 
 const TICK_MS = 1_000;
 const RUNNING_MAX = 2;
+const SEEN_MAX = 256;
 const SOURCE_BYTES = 128 * 1024;
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
@@ -69,19 +73,31 @@ export class Offloader {
       if (!isPending(timeline)) return;
       const fresh = {
         movedAt: now,
-        pendingSince: now,
+        dueSince: undefined,
         commitLsn,
+        seen: [{ lsn: commitLsn, at: now }],
         tailAt: Number.NEGATIVE_INFINITY,
         failures: 0,
         retryAt: 0,
         running: false,
       };
-      this.#work.set(timeline, { ...fresh, offloadedLsn: timeline.offloadedLsn });
+      this.#work.set(timeline, { ...fresh, storedLsn: storedLsn(timeline) });
     } else if (work.commitLsn !== commitLsn) {
       work.commitLsn = commitLsn;
       work.movedAt = now;
     }
     this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
+  }
+
+  /** How long the oldest committed WAL here has waited, in seconds. */
+  get ageSeconds(): number {
+    const now = performance.now();
+    let oldest = now;
+    for (const [timeline, work] of this.#work) {
+      const first = work.seen.find(({ lsn: at }) => at > storedLsn(timeline));
+      if (!timeline.closed && first !== undefined) oldest = Math.min(oldest, first.at);
+    }
+    return (now - oldest) / 1_000;
   }
 
   async close(): Promise<void> {
@@ -102,13 +118,12 @@ export class Offloader {
       }
       // What a member does not hold it cannot carry: a new one begins where its donor did.
       if (timeline.firstLsn > timeline.offloadedLsn) continue;
-      if (work.offloadedLsn !== timeline.offloadedLsn) {
-        work.offloadedLsn = timeline.offloadedLsn;
-        work.pendingSince = now;
-      }
+      look(timeline, work, now);
       if (this.#running.size >= RUNNING_MAX || now < work.retryAt) continue;
       const task = this.#due(timeline, work, now);
-      if (task === undefined || now - work.pendingSince < this.#rank(timeline, task) * this.#options.times.takeoverMs) continue;
+      if (task === undefined) continue;
+      work.dueSince ??= now;
+      if (now - work.dueSince < this.#rank(timeline, task) * this.#options.times.takeoverMs) continue;
       this.#start(timeline, work, task);
     }
     if (this.#work.size > 0) this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
@@ -121,9 +136,10 @@ export class Offloader {
     const rests = now - work.movedAt >= idleMs;
     const complete = Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES;
     const full = Math.floor(commit / WAL_OBJECT_BYTES) * WAL_OBJECT_BYTES;
-    const hurry = rests || now - work.pendingSince >= ageMs || this.#options.pressure() >= 0.5;
-    const to = hurry ? complete : full;
-    const tail = rests && commit > Math.max(timeline.tailLsn, complete) && (timeline.feeder === undefined || now - work.tailAt >= tailMs);
+    const old = now - (work.seen[0]?.at ?? now) >= ageMs;
+    const to = rests || old || this.#options.pressure() >= 0.5 ? complete : full;
+    const mayTail = old || (rests && (timeline.feeder === undefined || now - work.tailAt >= tailMs));
+    const tail = mayTail && commit > Math.max(timeline.tailLsn, complete);
     return to > offloadedLsn || tail ? { to: lsn(Math.max(to, offloadedLsn)), tail } : undefined;
   }
 
@@ -145,7 +161,7 @@ export class Offloader {
       .then(
         () => {
           work.failures = 0;
-          work.pendingSince = performance.now();
+          work.dueSince = undefined;
         },
         (error: unknown) => this.#failed(timeline, work, error),
       )
@@ -211,10 +227,30 @@ export class Offloader {
   }
 }
 
+/** In the object store, complete or as the tail, as far as known. */
+const storedLsn = ({ offloadedLsn, tailLsn }: WalTimeline): number => Math.max(offloadedLsn, tailLsn);
+
+/** Notes where WAL and the store are now. */
+function look(timeline: WalTimeline, work: Work, now: number): void {
+  const stored = storedLsn(timeline);
+  if (work.storedLsn !== stored) {
+    work.storedLsn = stored;
+    work.dueSince = undefined;
+  }
+  const first = work.seen.findIndex(({ lsn: at }) => at > stored);
+  work.seen.splice(0, first < 0 ? work.seen.length : first);
+  const commit = timeline.readableLsn;
+  const last = work.seen.at(-1);
+  if (commit <= (last?.lsn ?? stored)) return;
+  // While the store is away for long, later WAL counts as old as that before it.
+  if (last !== undefined && work.seen.length >= SEEN_MAX) work.seen.pop();
+  work.seen.push({ lsn: commit, at: last !== undefined && work.seen.length >= SEEN_MAX - 1 ? last.at : now });
+}
+
 /** Committed WAL that is in no object and no tail. */
 function isPending(timeline: WalTimeline): boolean {
   const { readableLsn: commit, offloadedLsn } = timeline;
-  return commit > Math.max(offloadedLsn, timeline.tailLsn) || Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES > offloadedLsn;
+  return commit > storedLsn(timeline) || Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES > offloadedLsn;
 }
 
 /** Committed WAL of this member. Reading and decrypting runs in the event loop: commits get a turn after every piece. */

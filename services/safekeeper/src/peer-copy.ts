@@ -32,7 +32,7 @@ export async function fetchCommitted(
     replication: 'physical',
     parameters: {
       application_name: timeline.memberId,
-      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline}`,
+      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline} -c lakebase.lineage=${timeline.lineage}`,
     },
     signal: AbortSignal.timeout(SILENCE_MS),
   });
@@ -78,7 +78,7 @@ export async function copyFromPeer(timeline: WalTimeline, options: PeerCopyOptio
     replication: 'physical',
     parameters: {
       application_name: timeline.memberId,
-      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline} -c lakebase.peer=1 -c lakebase.term=${term}`,
+      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline} -c lakebase.lineage=${timeline.lineage} -c lakebase.peer=1 -c lakebase.term=${term}`,
     },
     signal,
   });

@@ -98,6 +98,7 @@ export class PeerFeed {
       offloadedLsn: formatLsn(timeline.offloadedLsn),
       tailLsn: formatLsn(timeline.tailLsn),
       pagesLsn: formatLsn(timeline.pagesLsn),
+      lineage: timeline.lineage,
     };
     return `${JSON.stringify(status)}\n`;
   }

@@ -8,7 +8,7 @@ import type { ScrubFindingKind } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
 import { type SegmentKeys, checkSegment, fileSource } from '@lakebase/inspect';
-import { WAL_OBJECT_SEGMENTS, timelineObject, walObject } from '@lakebase/object-store';
+import { WAL_OBJECT_SEGMENTS, walObject, walPrefix } from '@lakebase/object-store';
 import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
 import { decodeControlFile } from '@lakebase/wal-quorum';
 import { type WalArchive, decodeReferences, nextWalObject } from '@lakebase/wal-store';
@@ -20,12 +20,12 @@ import { WAL_DIR, type WalTimeline } from './wal-timeline.ts';
 const OBJECT = /^([0-9a-f]{16})-([1248])$/;
 
 /** Names of the objects that would hold the WAL of this one and more. */
-function largerOf(name: string, project: ProjectUid, timeline: TimelineId): string[] {
+function largerOf(name: string, project: ProjectUid, timeline: TimelineId, lineage: number): string[] {
   const [, start, segments] = OBJECT.exec(name) ?? [];
   if (start === undefined) return [];
   return WAL_OBJECT_SEGMENTS.filter((n) => n > Number(segments)).map((n) => {
     const size = n * WAL_SEGMENT_BYTES;
-    return walObject(project, timeline, lsn(Math.floor(Number.parseInt(start, 16) / size) * size), n);
+    return walObject(project, timeline, lsn(Math.floor(Number.parseInt(start, 16) / size) * size), n, lineage);
   });
 }
 
@@ -211,12 +211,14 @@ class WalScrub {
    *  larger one was just found good. */
   async #superseded(archive: WalArchive, good: ReadonlySet<string>): Promise<void> {
     const { store, project, timeline } = archive.options;
-    const prefix = timelineObject(project, timeline, 'wal/');
+    const { lineage } = this.#t;
+    const prefix = walPrefix(project, timeline, lineage);
     const found: string[] = [];
     for (let after: string | undefined; ; ) {
       const page = await store.list(prefix, { signal: this.#job.signal, ...(after === undefined ? {} : { after }) });
       for (const { key } of page.objects)
-        if (!good.has(key) && largerOf(key.slice(prefix.length), project, timeline).some((name) => good.has(name))) found.push(key);
+        if (!good.has(key) && largerOf(key.slice(prefix.length), project, timeline, lineage).some((name) => good.has(name)))
+          found.push(key);
       after = page.next;
       if (after === undefined) break;
     }
@@ -263,7 +265,7 @@ class WalScrub {
     for (const segments of WAL_OBJECT_SEGMENTS) {
       const size = segments * WAL_SEGMENT_BYTES;
       const aligned = Math.floor(at / size) * size;
-      const name = walObject(project, timeline, lsn(aligned), segments);
+      const name = walObject(project, timeline, lsn(aligned), segments, this.#t.lineage);
       const there = await store.head(name).then(
         () => true,
         () => false,
@@ -272,7 +274,10 @@ class WalScrub {
     }
     const next = nextWalObject(at, this.#t.offloadedLsn);
     const end = next?.end ?? lsn((Math.floor(at / WAL_SEGMENT_BYTES) + 1) * WAL_SEGMENT_BYTES);
-    return { name: next === undefined ? `WAL at ${formatLsn(at)}` : walObject(project, timeline, next.aligned, next.segments), end };
+    return {
+      name: next === undefined ? `WAL at ${formatLsn(at)}` : walObject(project, timeline, next.aligned, next.segments, this.#t.lineage),
+      end,
+    };
   }
 
   /** From this member's own WAL, which is verified as it is read. */

@@ -157,6 +157,12 @@ export async function startSafekeeper(
     metrics.registerMetric(flushSeconds);
     for (const counter of [puts, offloaded, stored]) metrics.registerMetric(counter);
     addGauges(metrics, timelines, walService);
+    const age: Gauge = new Gauge({
+      name: 'lakebase_safekeeper_offload_age_seconds',
+      help: 'How long the oldest committed WAL that is not in the object store has waited',
+      registers: [metrics],
+      collect: (): void => age.set(offloader.ageSeconds),
+    });
     addDiskGauges(metrics, { disk, slow: () => flushes.slow(performance.now()), peers: () => listeners, timelines });
     addRoutes(app, timelines, feed);
     const keysOf = (project: string): ReturnType<typeof keys.source.project> => keys.source.project(project);

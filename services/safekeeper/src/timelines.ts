@@ -5,6 +5,8 @@
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import {
+  type ArchiveEnd,
+  type ArchiveEndRequest,
   type ConfigureRequest,
   type CreateWalTimeline,
   type PeerAddress,
@@ -40,6 +42,9 @@ import {
   type Membership,
   configurationFromJson,
   describeConfiguration,
+  firstTermOf,
+  lineagesFromJson,
+  lineagesOf,
   mayStream,
   nodeOf,
   staticConfiguration,
@@ -47,6 +52,7 @@ import {
 } from '@lakebase/wal-quorum';
 import { isWithoutKey, rewrapStored } from '@lakebase/wal-store';
 import { type AdoptionOptions, adopt, adoptFromPeers, catchUp } from './adoption.ts';
+import { archiveEnd } from './archive-end.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
 import type { SafekeeperConfig } from './config.ts';
 import { controlPath, syncDir } from './control-store.ts';
@@ -248,12 +254,15 @@ export class Timelines {
 
   #fresh(project: ProjectUid, timeline: TimelineId, request: CreateWalTimeline): ControlFile {
     const startLsn = parseLsn(request.startLsn);
+    const lineages = request.lineages === undefined ? undefined : lineagesFromJson(request.lineages);
+    if (lineages !== undefined && lineages.at(-1)?.startLsn !== startLsn)
+      throw new LakebaseError('INVALID_ARGUMENT', `the newest lineage does not begin at ${request.startLsn}`);
     return {
       project,
       timeline,
       systemId: BigInt(request.systemId),
       pgVersion: request.pgVersion,
-      term: 0 as Term,
+      term: lineages === undefined ? (0 as Term) : firstTermOf(lineages),
       history: [],
       startLsn,
       prevRecordLsn: parseLsn(request.prevRecordLsn),
@@ -263,6 +272,7 @@ export class Timelines {
       membership: this.#membershipFor(request),
       offloadedLsn: startLsn,
       pagesLsn: startLsn,
+      ...(lineages === undefined || lineages.length < 2 ? {} : { lineages }),
     };
   }
 
@@ -348,7 +358,8 @@ export class Timelines {
         throw new LakebaseError('CONFLICT', `${make.member} was on this disk and is lost`);
       await this.#mayBecome(control, make.incarnation);
       await this.#timelineOptions(project).keys.ready();
-      if (open !== undefined) await this.#drop(open);
+      // WAL that a recovery did without may be looked at by a person yet.
+      if (open !== undefined) await this.#drop(open, open.lineage === (lineagesOf(control).at(-1)?.number ?? 0));
       const dir = this.#dir(project, timeline);
       if (existsSync(dir)) renameSync(dir, `${dir}.unusable-${Date.now()}`);
       this.#broken.delete(key);
@@ -379,7 +390,14 @@ export class Timelines {
     return `${this.#dir(project, timeline)}.deleted`;
   }
 
-  async remove(project: ProjectUid, timeline: TimelineId): Promise<void> {
+  archiveEnd(project: ProjectUid, timeline: TimelineId, request: ArchiveEndRequest): Promise<ArchiveEnd> {
+    const { objectStore: store, keys, log, config } = this.#options;
+    if (store === undefined) throw new LakebaseError('CONFIG', 'this safekeeper has no object store');
+    return archiveEnd({ store, keys: keys.source.project(project), log, scratchDir: config.dataDir }, project, timeline, request);
+  }
+
+  /** `keepObjects`: the timeline goes on with other members. */
+  async remove(project: ProjectUid, timeline: TimelineId, keepObjects = false): Promise<void> {
     await this.#creations.run(async () => {
       const key = keyOf(project, timeline);
       const open = this.#open.get(key);
@@ -394,21 +412,24 @@ export class Timelines {
       const { objectStore: store, keys, log } = this.#options;
       const dir = this.#dir(project, timeline);
       const objects =
-        store === undefined ? undefined : findObjects({ store, keys: keys.source.project(project), log }, project, timeline, dir, open);
+        store === undefined || keepObjects
+          ? undefined
+          : findObjects({ store, keys: keys.source.project(project), log }, project, timeline, dir, open);
       if (open === undefined) rmSync(this.#dir(project, timeline), { recursive: true, force: true });
       else await this.#drop(open);
       if (objects !== undefined) void removeObjects(objects, log, () => this.#closed);
     });
   }
 
-  async #drop(open: WalTimeline): Promise<void> {
+  async #drop(open: WalTimeline, destroy = true): Promise<void> {
     const key = keyOf(open.project, open.timeline);
     this.#open.delete(key);
     this.#interrupted.delete(key);
     this.#positions.delete(key);
     await this.#receivers.get(open)?.stop();
     this.#receivers.delete(open);
-    await open.destroy();
+    if (destroy) await open.destroy();
+    else await open.close();
   }
 
   // --- terms ---------------------------------------------------------------------------------------------------------------
@@ -452,6 +473,8 @@ export class Timelines {
     positions.set(status.member ?? peerId, position);
     if (timeline !== undefined) {
       timeline.setPeers(positions);
+      // What another lineage has in the store is other WAL.
+      if ((status.lineage ?? 0) !== timeline.lineage) return;
       if (status.offloadedLsn !== undefined) timeline.noteOffloaded(parseLsn(status.offloadedLsn));
       if (status.tailLsn !== undefined) timeline.noteTail(parseLsn(status.tailLsn));
       if (status.pagesLsn !== undefined) timeline.notePages(parseLsn(status.pagesLsn));

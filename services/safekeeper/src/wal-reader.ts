@@ -14,7 +14,7 @@ export class WalReader {
 
   /** First byte that can be read. */
   static firstLsn(timeline: WalTimeline): Lsn {
-    return timeline.archive !== undefined && timeline.offloadedLsn >= timeline.firstLsn ? timeline.control.startLsn : timeline.firstLsn;
+    return timeline.archive !== undefined && timeline.offloadedLsn >= timeline.firstLsn ? timeline.archive.firstLsn : timeline.firstLsn;
   }
 
   /** At most `max` bytes, none at the end. NOT_FOUND for WAL that is nowhere. */

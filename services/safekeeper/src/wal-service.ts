@@ -129,6 +129,7 @@ export class WalService {
     if (target === undefined)
       throw fatal('08004', "name a timeline: options='-c lakebase.project=… -c lakebase.timeline=…', or user <project>.<timeline>");
     const timeline = this.#find(target);
+    checkLineage(session, target, timeline);
     const peerTerm = peerTermOf(target, session);
     const text = sql.trim().replace(/;\s*$/, '');
     let m: RegExpExecArray | null;
@@ -205,6 +206,16 @@ function targetOf(startup: StartupMessage): Target | undefined {
   }
   if (project === undefined || timeline === undefined) return undefined;
   return { project: parseProjectUid(project), timeline: parseTimelineId(timeline), settings };
+}
+
+/** Readers whose state depends on it name the lineage they read; WAL of another one would contradict what they have. */
+function checkLineage(session: PgServerSession, { settings }: Target, timeline: WalTimeline): void {
+  const named = settings.get('lakebase.lineage');
+  const isPageserver = session.startup.parameters.get('application_name') === PAGESERVER_APPLICATION;
+  if (named === undefined && !isPageserver) return;
+  const wanted = Number(named ?? 0);
+  if (wanted !== timeline.lineage)
+    throw fatal('55000', `this member holds WAL of lineage ${timeline.lineage} of the timeline, not of ${wanted}`);
 }
 
 /** Uncommitted WAL is for other members only, and only within one term. */

@@ -23,6 +23,8 @@ import {
   handleConfiguration,
   handleVote,
   historyToJson,
+  lineagesOf,
+  lineagesToJson,
   mayCopy,
   mayServePeer,
   mayStream,
@@ -141,6 +143,7 @@ export class WalTimeline {
         project,
         timeline,
         startLsn,
+        lineages: lineagesOf(control),
         keys: options.keys,
         scratchDir: dir,
         log: this.#log,
@@ -188,6 +191,10 @@ export class WalTimeline {
   get term(): Term {
     return this.#control.term;
   }
+  /** Of the WAL that this member holds (docs/protocols/wal-recovery.md). */
+  get lineage(): number {
+    return lineagesOf(this.#control).at(-1)?.number ?? 0;
+  }
   get firstLsn(): Lsn {
     return this.#store.firstLsn;
   }
@@ -232,6 +239,7 @@ export class WalTimeline {
       pgVersion: this.#control.pgVersion,
       startLsn: formatLsn(this.#control.startLsn),
       prevRecordLsn: formatLsn(this.#control.prevRecordLsn),
+      ...(this.#control.lineages === undefined ? {} : { lineages: lineagesToJson(this.#control.lineages) }),
       term: s.term,
       termHistory: historyToJson(s.history),
       flushLsn: formatLsn(s.flushLsn),

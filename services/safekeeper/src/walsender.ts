@@ -26,7 +26,7 @@ export async function sendWal(session: PgServerSession, timeline: WalTimeline, o
   const { from, peerTerm } = options;
   // Stand-in bytes are for tools that begin at a segment start; a peer must never take them for WAL.
   const firstLsn = peerTerm === undefined ? WalReader.firstLsn(timeline) : timeline.firstLsn;
-  const startLsn = peerTerm === undefined && firstLsn === timeline.control.startLsn ? firstLsn : (0 as Lsn);
+  const startLsn = peerTerm === undefined && firstLsn === (timeline.archive?.firstLsn ?? timeline.control.startLsn) ? firstLsn : (0 as Lsn);
   if (from < firstLsn && !isVoid(from, startLsn)) throw removed(from);
   if (from > timeline.flushLsn)
     throw new PgError({
