@@ -11,11 +11,7 @@ const configs = text === undefined ? [] : (JSON.parse(text) as KmsKeyConfig[]);
 
 const HOW: readonly (readonly [provider: string, what: string, example: KmsKeyConfig])[] = [
   ['AWS_KMS', 'a real key', { provider: 'AWS_KMS', key: 'arn:aws:kms:<region>:<account>:key/<id>' }],
-  [
-    'AZURE_KEY_VAULT',
-    'a real key (lowkey-vault, an independent fake, is not in the registries this was built with)',
-    { provider: 'AZURE_KEY_VAULT', key: 'https://<vault>.vault.azure.net/keys/<name>' },
-  ],
+  ['AZURE_KEY_VAULT', 'a real key', { provider: 'AZURE_KEY_VAULT', key: 'https://<vault>.vault.azure.net/keys/<name>' }],
   ['GCP_KMS', 'a real key', { provider: 'GCP_KMS', key: 'projects/…/cryptoKeys/<key>' }],
 ];
 for (const [provider, what, example] of HOW)
