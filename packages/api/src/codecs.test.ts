@@ -4,7 +4,11 @@ import { LakebaseError } from '@lakebase/base';
 import { type Lsn, MAX_LSN, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
 import fc from 'fast-check';
 import {
+  type Frame,
   FrameParser,
+  FrameReceiver,
+  MSG,
+  PAGES_HEAD_BYTES,
   type PageRequest,
   decodeBootSet,
   decodeErrorFrame,
@@ -13,10 +17,12 @@ import {
   decodeSuspendState,
   encodeBootSet,
   encodeErrorFrame,
+  encodeFrame,
   encodeHello,
   encodeRequest,
   encodeStartBundle,
   encodeSuspendState,
+  finishPagesFrame,
   internalToken,
   timelineScope,
   tryDecodeHello,
@@ -77,6 +83,43 @@ describe('page service codec', () => {
         }
       }),
     );
+  });
+  it('what a receiver reads into its own memory are the frames that were sent, whatever the reads', () => {
+    const frame = record({ type: fc.nat(255), id, bytes: fc.oneof(fc.nat(40), fc.nat(200_000)) });
+    fc.assert(
+      fc.property(fc.array(frame, { maxLength: 6 }), fc.array(fc.integer({ min: 1, max: 100_000 }), { minLength: 1 }), (frames, reads) => {
+        const sent = frames.map((f, n) => ({ ...f, payload: Buffer.alloc(f.bytes, n + 1) }));
+        const stream = Buffer.concat(sent.flatMap((f) => encodeFrame(f.type, f.id, f.payload)));
+        const got: Frame[] = [];
+        const receiver = new FrameReceiver(1 << 20, (f) => got.push(f));
+        for (let at = 0, n = 0; at < stream.length; n++) {
+          const { space } = receiver;
+          const read = Math.min(space.length, reads[n % reads.length] as number, stream.length - at);
+          assert.ok(read > 0);
+          stream.copy(space, 0, at, at + read);
+          at += read;
+          receiver.filled(read);
+        }
+        assert.deepEqual(
+          got,
+          sent.map(({ type, id, payload }) => ({ type, id, payload })),
+        );
+      }),
+      { numRuns: 60 },
+    );
+  });
+  it('a receiver refuses an impossible length before it has room for it, and stays failed', () => {
+    for (const length of [0, 8, (1 << 20) + 1, 0xffff_ffff]) {
+      const receiver = new FrameReceiver(1 << 20, () => assert.fail('no frame'));
+      receiver.space.writeUInt32BE(length, 0);
+      assert.throws(() => receiver.filled(13), { code: 'CORRUPT' });
+      assert.throws(() => receiver.filled(1), { code: 'CORRUPT' });
+    }
+  });
+  it('a frame of pages in one buffer is the frame in parts', () => {
+    const pages = [Buffer.alloc(8192, 1), Buffer.alloc(8192, 2)];
+    const whole = finishPagesFrame(Buffer.concat([Buffer.alloc(PAGES_HEAD_BYTES), ...pages]), 77);
+    assert.ok(whole.equals(Buffer.concat(encodeFrame(MSG.PAGES, 77, Buffer.from([0, 2]), ...pages))));
   });
   it('an oversized frame is refused before its body arrives', () => {
     const head = Buffer.alloc(13);

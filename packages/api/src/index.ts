@@ -8,6 +8,7 @@ export * from './placement.ts';
 export * from './compute.ts';
 export * from './manager-internal.ts';
 export * from './page-service.ts';
+export * from './frame-receiver.ts';
 export * from './start-bundle.ts';
 export * from './owned-settings.ts';
 export * from './key-manager.ts';

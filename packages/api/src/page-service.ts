@@ -20,7 +20,7 @@ export const REQUEST_FRAME_BYTES_MAX = 65_536;
 export const TOKEN_BYTES_MAX = 512;
 /** Largest answer a client accepts: a start bundle of a database with very many relations. */
 export const ANSWER_FRAME_BYTES_MAX = 268_435_456;
-const FRAME_HEADER_BYTES = 13;
+export const FRAME_HEADER_BYTES = 13;
 
 export const MSG = {
   GET_PAGES: 0x01,
@@ -93,11 +93,34 @@ export function encodeFrame(type: number, id: number, ...payload: readonly Uint8
   let length = 0;
   for (const part of payload) length += part.length;
   const head = Buffer.allocUnsafe(FRAME_HEADER_BYTES);
-  head.writeUInt32BE(9 + length, 0);
+  writeFrameHeader(head, type, id, length);
+  return [head, ...(payload as Buffer[])];
+}
+
+function writeFrameHeader(head: Buffer, type: number, id: number, payloadBytes: number): void {
+  head.writeUInt32BE(9 + payloadBytes, 0);
   head[4] = type;
   head.writeUInt32BE(Math.floor(id / 0x1_0000_0000), 5);
   head.writeUInt32BE((id % 0x1_0000_0000) >>> 0, 9);
-  return [head, ...(payload as Buffer[])];
+}
+
+/** `length`: of the payload; negative when the frame is shorter than a header. */
+export function decodeFrameHeader(bytes: Buffer, at: number): { length: number; type: number; id: number } {
+  return {
+    length: bytes.readUInt32BE(at) - 9,
+    type: bytes[at + 4] as number,
+    id: bytes.readUInt32BE(at + 5) * 0x1_0000_0000 + bytes.readUInt32BE(at + 9),
+  };
+}
+
+/** Room before the pages of a {@link MSG.PAGES} frame. */
+export const PAGES_HEAD_BYTES: number = FRAME_HEADER_BYTES + 2;
+
+/** Makes a frame of pages that lie in `frame` from {@link PAGES_HEAD_BYTES} on: one buffer, so one write. */
+export function finishPagesFrame(frame: Buffer, id: number): Buffer {
+  writeFrameHeader(frame, MSG.PAGES, id, frame.length - FRAME_HEADER_BYTES);
+  frame.writeUInt16BE((frame.length - PAGES_HEAD_BYTES) / BLCKSZ, FRAME_HEADER_BYTES);
+  return frame;
 }
 
 function lsnToWire(w: ByteWriter, lsn: Lsn): void {

@@ -1,4 +1,5 @@
-/** Byte readers and writers, CRC-32C. The only place allowed unchecked indexing. */
+/** Byte readers and writers, CRC-32C, memory for runs of pages. The only place allowed unchecked indexing. */
 export * from './reader.ts';
 export * from './writer.ts';
 export * from './crc32c.ts';
+export * from './buffer-pool.ts';

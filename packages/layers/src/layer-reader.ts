@@ -2,12 +2,12 @@
  *  read path without awaits sees one consistent set of layers by construction. The frame index is loaded at the first use.
  *  Every check failure is CORRUPT and names the file; bytes that are not local, or were damaged and can be fetched anew, are a {@link RemoteMiss}. */
 import { basename } from 'node:path';
-import { zstdDecompressSync } from 'node:zlib';
 import { LakebaseError, assert, isCode } from '@lakebase/base';
 import { type CipherProvider, type FrameCipher, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { type CachedFrame, FrameCache } from './frame-cache.ts';
+import { decompressFrame } from './frame-compression.ts';
 import { KEY_BYTES } from './key.ts';
 import { type LayerBytes, WholeFile } from './layer-bytes.ts';
 import {
@@ -197,12 +197,10 @@ export class LayerReader implements LayerView {
   #decompress(stored: Buffer, plainBytes: number, n: number): Buffer {
     if (plainBytes > FRAME_BYTES_MAX) throw corrupt(this.path, `has frame ${n} of an impossible size`);
     try {
-      const bytes = zstdDecompressSync(stored, { maxOutputLength: plainBytes });
-      if (bytes.length === plainBytes) return bytes;
+      return decompressFrame(stored, plainBytes);
     } catch (cause) {
       throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n} does not decompress: ${(cause as Error).message}`, { cause });
     }
-    throw corrupt(this.path, `has frame ${n} of another length than its index says`);
   }
 
   /** Number of the last frame whose first (key, lsn) is at or before the given; -1 when none is. */

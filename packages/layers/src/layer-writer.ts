@@ -4,11 +4,11 @@
 import { createHash, type Hash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { constants, zstdCompressSync } from 'node:zlib';
 import { assert } from '@lakebase/base';
 import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
 import { abandonFile, commitFile, createTemp, writeFully } from './durable.ts';
+import { compressFrame } from './frame-compression.ts';
 import { KEY_BYTES } from './key.ts';
 import type { LayerReader } from './layer-reader.ts';
 import {
@@ -47,9 +47,6 @@ export interface LayerDescriptor {
   /** KEK version that its data key was made under, whatever wraps it now. Older descriptors do not say. */
   readonly born?: number;
 }
-
-/** Pages compress to about a fifth; at level 1 that costs less than writing and syncing them whole. */
-const COMPRESSION = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
 
 export interface LayerIdentity {
   readonly project: string;
@@ -248,7 +245,7 @@ export class LayerWriter {
   #closeFrame(): void {
     this.#closeGroup();
     const plain = this.#frame.subarray(0, this.#frameUsed);
-    const small = this.#identity.compress === true ? zstdCompressSync(plain, COMPRESSION) : undefined;
+    const small = this.#identity.compress === true ? compressFrame(plain) : undefined;
     if (small !== undefined && small.length < plain.length * 0.9) this.#sealFrame(small, plain.length);
     else this.#sealFrame(plain, 0);
     this.#frameUsed = 0;

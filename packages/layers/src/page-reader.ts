@@ -1,6 +1,7 @@
 /** Materialises values and pages as of an LSN from any {@link KeyView}: collects changes back to the newest one that needs nothing older, then
  *  redoes forward. The one code path for GetPage, image creation, database copies and compaction.
- *  Invariants: nothing here awaits; a returned page is the caller's own; changes at or below a truncation floor are never applied. */
+ *  Invariants: nothing here awaits; a returned page is the caller's own, in the memory it gave if it gave any; changes at or below a truncation
+ *  floor are never applied. */
 import type { Lsn } from '@lakebase/ids';
 import { BLCKSZ } from '@lakebase/ids';
 import { LakebaseError } from '@lakebase/base';
@@ -65,13 +66,13 @@ export class PageReader {
   }
 
   /** {@link page}, or undefined when more than `limit` changes would have to be applied: then it is a case for {@link pageInTurns}. */
-  pageWithin(s: SeriesId, block: number, lsn: Lsn, limit: number, floors?: Floors, base?: BasePage): Buffer | undefined {
+  pageWithin(s: SeriesId, block: number, lsn: Lsn, limit: number, floors?: Floors, base?: BasePage, into?: Buffer): Buffer | undefined {
     const floor = s.kind === KIND_REL_PAGE ? floorOf(floors ?? this.floors(s, lsn), block) : (0 as Lsn);
     const usable = base !== undefined && base.lsn >= floor && base.lsn <= lsn ? base : undefined;
     const entries: Entry[] = [];
     const stopped = this.#view.collect(encodeKey(s, block), lsn, usable?.lsn ?? floor, entries);
     if (entries.length > limit) return undefined;
-    return this.#apply(s, entries, !stopped ? usable?.page : undefined, undefined);
+    return this.#apply(s, entries, !stopped ? usable?.page : undefined, undefined, into);
   }
 
   /** Applies `entries` (newest first) to a copy of `base`. */
@@ -109,17 +110,14 @@ export class PageReader {
     entries: readonly Entry[],
     base: Buffer | undefined,
     onStep: ((entry: Entry, page: Buffer) => void) | undefined,
+    page: Buffer = Buffer.allocUnsafeSlow(BLCKSZ),
   ): Buffer {
-    let page: Buffer | undefined;
     let last = entries.length - 1;
     if (last >= 0 && (entries[last] as Entry).kind === ENTRY_IMAGE) {
-      page = Buffer.allocUnsafeSlow(BLCKSZ);
       copyImage(entries[last] as Entry, page);
       last--;
-    } else if (base !== undefined) {
-      page = Buffer.allocUnsafeSlow(BLCKSZ);
-      base.copy(page);
-    } else page = Buffer.alloc(BLCKSZ);
+    } else if (base !== undefined) base.copy(page);
+    else page.fill(0);
     for (let i = last; i >= 0; i--) {
       const e = entries[i] as Entry;
       if (e.kind === ENTRY_FSM_HINT) {

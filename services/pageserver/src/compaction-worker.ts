@@ -2,6 +2,7 @@
 import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 import { LakebaseError, errorMessage } from '@lakebase/base';
+import { dropFrameContexts } from '@lakebase/layers';
 import { type StorageJob, runJob } from './compaction-job.ts';
 import type { KeyMessage } from './compaction-keys.ts';
 
@@ -26,9 +27,11 @@ parentPort?.on('message', (message: Message) => {
       asking.set(id, { resolve, reject });
       parentPort?.postMessage({ id, more: count });
     });
-  runJob(message.job, more).then(
-    (layers) => parentPort?.postMessage({ id, layers }),
-    (error: unknown) =>
-      parentPort?.postMessage({ id, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
-  );
+  runJob(message.job, more)
+    .finally(dropFrameContexts)
+    .then(
+      (layers) => parentPort?.postMessage({ id, layers }),
+      (error: unknown) =>
+        parentPort?.postMessage({ id, code: error instanceof LakebaseError ? error.code : 'INTERNAL', message: errorMessage(error) }),
+    );
 });

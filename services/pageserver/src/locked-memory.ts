@@ -1,6 +1,6 @@
 /** What is done with the memory of a project whose key was lost, once everything that used it has ended. */
 import { type Logger, errorMessage } from '@lakebase/base';
-import { wipeFreeChunks } from '@lakebase/layers';
+import { dropFrameContexts, wipeFreeChunks } from '@lakebase/layers';
 import { wipeScratch } from '@lakebase/pg-format';
 import { forgetGarbage } from '@lakebase/service-kit';
 
@@ -8,6 +8,7 @@ export function forgetLockedProject(project: string, ended: readonly Promise<unk
   void Promise.allSettled(ended)
     .then(() =>
       forgetGarbage(() => {
+        dropFrameContexts();
         wipeFreeChunks();
         wipeScratch();
       }),

@@ -1,10 +1,10 @@
 /** Reads of a timeline's relations and SLRU pages at any LSN it can answer for.
  *  Invariant: a read never awaits between the choice of its LSN's view and the page, so ingest and maintenance may go on beside it. One that needs
  *  bytes from the object store is given up, waits for them, and begins again; one that takes turns of the event loop keeps the open layers it may
- *  look at from being recycled. A page is shared with the cache: nobody changes it. */
+ *  look at from being recycled. A page of the cache is shared: nobody changes it; runs are copies. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LakebaseError } from '@lakebase/base';
-import { FORK_FSM, type Lsn, type RelTag, formatLsn, relPath } from '@lakebase/ids';
+import { BLCKSZ, FORK_FSM, type Lsn, type RelTag, formatLsn, relPath } from '@lakebase/ids';
 import {
   type Entry,
   type Floors,
@@ -27,6 +27,14 @@ import { SLICE_MS } from './slice.ts';
 
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 1_024;
+/** Of a longer run only pages that took redo are kept: who reads so much reads on, and has the pages now; frames are kept as it is. */
+const KEEP_BLOCKS = 16;
+
+/** Where a page is wanted, and whether it is kept even when it lies in a layer as it is. */
+interface Target {
+  readonly page: Buffer;
+  readonly keep: boolean;
+}
 
 export interface PageReadsOptions {
   readonly view: KeyView;
@@ -68,24 +76,33 @@ export class PageReads {
 
   /** Up to `count` pages as of one LSN; fewer when the fork ends before. */
   async pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
+    const run = await this.run(tag, block, count, lsn);
+    return Array.from({ length: run.length / BLCKSZ }, (_, i) => run.subarray(i * BLCKSZ, (i + 1) * BLCKSZ));
+  }
+
+  /** {@link pages} one after the other in one buffer, which is the caller's, after `headBytes` of room. */
+  async run(tag: RelTag, block: number, count: number, lsn: Lsn, headBytes = 0): Promise<Buffer> {
     const size = this.relSize(tag, lsn);
     const blocks = (size instanceof Promise ? await size : size) ?? 0;
     const end = Math.min(block + count, blocks);
     // Nothing there: a caller must not make us remember every relation it can think of.
-    if (block >= end) return [];
+    if (block >= end) return Buffer.alloc(headBytes);
     const id = this.#series.intern(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
-    const pages: Buffer[] = [];
+    const run = Buffer.allocUnsafeSlow(headBytes + (end - block) * BLCKSZ);
     let sliceStart = performance.now();
-    for (let b = block; b < end; b++) {
+    for (let b = block, at = headBytes; b < end; b++, at += BLCKSZ) {
       this.#heat.note(id, b);
-      const page = tag.fork === FORK_FSM ? undefined : this.#page(id, b, lsn, CHANGES_AT_ONCE, end);
-      pages.push((page instanceof Promise ? await page : page) ?? (await this.#pageInTurns(id, b, lsn)));
+      const into = run.subarray(at, at + BLCKSZ);
+      const page =
+        tag.fork === FORK_FSM ? undefined : this.#page(id, b, lsn, CHANGES_AT_ONCE, end, { page: into, keep: count <= KEEP_BLOCKS });
+      const got = (page instanceof Promise ? await page : page) ?? (await this.#pageInTurns(id, b, lsn));
+      if (got !== into) got.copy(into);
       if (b + 1 < end && performance.now() - sliceStart > SLICE_MS) {
         await nextTurn();
         sliceStart = performance.now();
       }
     }
-    return pages;
+    return run;
   }
 
   /** Of a series' id; in turns of the event loop when it takes long. */
@@ -131,10 +148,17 @@ export class PageReads {
   }
 
   /** {@link #pageWithin}, at once when all it needs is local. What it misses is fetched together with what the blocks up to `end` miss. */
-  #page(series: number, block: number, lsn: Lsn, limit: number, end = block + 1): Buffer | undefined | Promise<Buffer | undefined> {
+  #page(
+    series: number,
+    block: number,
+    lsn: Lsn,
+    limit: number,
+    end = block + 1,
+    into?: Target,
+  ): Buffer | undefined | Promise<Buffer | undefined> {
     let first: RemoteMiss;
     try {
-      return this.#pageWithin(series, block, lsn, limit);
+      return this.#pageWithin(series, block, lsn, limit, into);
     } catch (error) {
       if (!(error instanceof RemoteMiss)) throw error;
       first = error;
@@ -161,8 +185,9 @@ export class PageReads {
     }
   }
 
-  /** One page through the cache; undefined when it takes more than `limit` changes. The result is shared: never change it. */
-  #pageWithin(series: number, block: number, lsn: Lsn, limit: number): Buffer | undefined {
+  /** One page through the cache; undefined when it takes more than `limit` changes. The result may be shared: never change it. With `into` it may
+   *  be there or, from the cache, elsewhere. */
+  #pageWithin(series: number, block: number, lsn: Lsn, limit: number, into?: Target): Buffer | undefined {
     const base = this.#cache.get(series, block);
     if (base?.lsn === lsn) return base.page;
     const s = this.#series.get(series);
@@ -172,10 +197,13 @@ export class PageReads {
       this.#cache.set(series, block, { page: base.page, lsn });
       return base.page;
     }
-    const page = this.#reader.pageWithin(s, block, lsn, limit, floors, base);
+    const before = this.#reader.applied;
+    const page = this.#reader.pageWithin(s, block, lsn, limit, floors, base, into?.page);
     if (page === undefined) return undefined;
     checkPageLsn(s, block, page, lsn);
-    if (base === undefined || base.lsn < lsn) this.#cache.set(series, block, { page, lsn });
+    if (base !== undefined && base.lsn >= lsn) return page;
+    if (into === undefined) this.#cache.set(series, block, { page, lsn });
+    else if (into.keep || this.#reader.applied !== before) this.#cache.set(series, block, { page: Buffer.from(page), lsn });
     return page;
   }
 

@@ -339,6 +339,10 @@ export class Timeline {
   pages(tag: RelTag, block: number, count: number, lsn: Lsn): Promise<Buffer[]> {
     return this.#reads.pages(tag, block, count, lsn);
   }
+  /** {@link pages} in one buffer, after `headBytes` of room. */
+  run(tag: RelTag, block: number, count: number, lsn: Lsn, headBytes: number): Promise<Buffer> {
+    return this.#reads.run(tag, block, count, lsn, headBytes);
+  }
 
   slruPage(kind: number, page: number, lsn: Lsn): Promise<Buffer> {
     return this.#reads.slruPage(kind, page, lsn);

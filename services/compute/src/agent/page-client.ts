@@ -6,7 +6,7 @@ import { type Socket, connect } from 'node:net';
 import {
   ANSWER_FRAME_BYTES_MAX,
   type Frame,
-  FrameParser,
+  FrameReceiver,
   MSG,
   type PageRequest,
   type StartBundle,
@@ -121,19 +121,24 @@ export class PageClient {
   #connect(): void {
     if (this.#socket !== undefined || this.#closed || this.#retryTimer !== undefined) return;
     const { token, project, timeline } = this.#options;
-    const socket = connect({ host: this.#host, port: this.#port, noDelay: true });
-    const parser = new FrameParser(ANSWER_FRAME_BYTES_MAX);
+    const received = new FrameReceiver(ANSWER_FRAME_BYTES_MAX, (frame) => {
+      if (this.#socket === socket) this.#onFrame(frame);
+    });
+    // Pages come straight into the memory they are handed on in.
+    const onread = {
+      buffer: (): Buffer => received.space,
+      callback: (bytes: number): boolean => {
+        try {
+          received.filled(bytes);
+        } catch (error) {
+          socket.destroy(error as Error);
+        }
+        return true;
+      },
+    };
+    const socket = connect({ host: this.#host, port: this.#port, noDelay: true, onread });
     this.#socket = socket;
     socket.on('connect', () => socket.write(encodeHello({ token, project, timeline })));
-    socket.on('data', (chunk) => {
-      try {
-        parser.push(chunk, (frame) => {
-          if (this.#socket === socket) this.#onFrame(frame);
-        });
-      } catch (error) {
-        socket.destroy(error as Error);
-      }
-    });
     socket.on('error', (error) => this.#options.log.debug({ err: errorMessage(error) }, 'page service connection failed'));
     socket.on('close', () => this.#onClose(socket));
   }

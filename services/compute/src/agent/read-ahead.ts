@@ -41,10 +41,27 @@ export class ReadAhead {
     const end = this.#ends.get(key);
     const sequential = end !== undefined && Math.abs(first - end) <= SKEW_BLOCKS && count >= SCAN_BLOCKS_MIN;
     this.#remember(key, sequential ? Math.max(end, first + count) : first + count);
-    const run = this.#runs.find((r) => r.key === key && r.first <= first && first + count <= r.first + RUN_BLOCKS);
-    const pages = run === undefined ? this.#fetch(tag, first, count) : this.#take(run, tag, first, count);
+    const pages = this.#collect(key, tag, first, first + count);
     if (sequential) this.#startRuns(key, tag, first + count);
     return pages;
+  }
+
+  /** From the runs that hold some of it; what none holds is asked for. */
+  async #collect(key: string, tag: RelTag, first: number, end: number): Promise<Buffer> {
+    const parts: Promise<Buffer>[] = [];
+    const held = this.#runs.filter((r) => r.key === key && r.first < end && r.first + RUN_BLOCKS > first).sort((a, b) => a.first - b.first);
+    let at = first;
+    for (const run of held) {
+      if (run.first > at) parts.push(this.#fetch(tag, at, run.first - at));
+      at = Math.max(at, run.first);
+      const to = Math.min(end, run.first + RUN_BLOCKS);
+      if (to > at) parts.push(this.#take(run, tag, at, to - at));
+      at = Math.max(at, to);
+    }
+    if (at < end) parts.push(this.#fetch(tag, at, end - at));
+    if (parts.length === 1) return parts[0] as Promise<Buffer>;
+    // A part that is short is where the relation ends: what comes after it is empty.
+    return Buffer.concat(await Promise.all(parts));
   }
 
   async #take(run: Run, tag: RelTag, first: number, count: number): Promise<Buffer> {
