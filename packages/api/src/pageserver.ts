@@ -29,6 +29,10 @@ export interface CreatePageTimeline {
   /** Decimal; the new cluster's own identifier. */
   readonly systemId: string;
   readonly safekeepers: readonly PeerAddress[];
+  /** Lineage of the WAL to follow (docs/protocols/wal-recovery.md); when it answers nothing of another one is ingested any more. Absent: as before. */
+  readonly walLineage?: number;
+  /** Where that one begins, once that is decided: a state of an older lineage that goes beyond is not of this timeline's history. */
+  readonly walLineageStart?: string;
 }
 
 export interface PageTimelineStatus {
@@ -43,6 +47,11 @@ export interface PageTimelineStatus {
   readonly lastRecordLsn: string;
   /** In layers that survive kill -9; WAL before it is not needed any more. */
   readonly diskConsistentLsn: string;
+  /** Start of the last record before lastRecordLsn. */
+  readonly prevRecordLsn?: string;
+  /** Everything up to here is in the object store, under a generation that was confirmed afterwards; absent without a store. */
+  readonly remoteConsistentLsn?: string;
+  readonly walLineage?: number;
   readonly logicalSizeBytes: number;
   /** LOCKED: the project's key may not be used; everything else of the status is unknown then. */
   readonly state: 'ACTIVE' | 'BROKEN' | 'LOCKED';

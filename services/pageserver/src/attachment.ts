@@ -4,10 +4,18 @@ import { existsSync, readFileSync } from 'node:fs';
 import { rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createHash } from 'node:crypto';
-import { type AttachedProject, type PeerAddress, decodeBootSet, internalToken } from '@lakebase/api';
+import { type AttachedProject, type PageTimelineStatus, type PeerAddress, decodeBootSet, internalToken } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, failpoint } from '@lakebase/base';
-import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
-import { type LayerCache, type ObjectEntry, namesOf, sealedObjectsOf, syncDirectory, writeFileDurably } from '@lakebase/layers';
+import { type Lsn, type ProjectUid, type TimelineId, formatLsn } from '@lakebase/ids';
+import {
+  type LayerCache,
+  type ObjectEntry,
+  type TimelineIndex,
+  namesOf,
+  sealedObjectsOf,
+  syncDirectory,
+  writeFileDurably,
+} from '@lakebase/layers';
 import { timelineObject } from '@lakebase/object-store';
 import { BOOT_OBJECT_MAGIC, readObject } from './bundle.ts';
 import type { Compactor } from './compactor.ts';
@@ -66,6 +74,19 @@ async function removeIdleNote(files: TimelineFiles): Promise<void> {
   await syncDirectory(files.directory);
 }
 
+/** Whose WAL is followed (docs/protocols/wal-recovery.md). */
+export const lineageOf = ({ extra }: Pick<TimelineIndex, 'extra'>): number => {
+  const number = extra['walLineage'];
+  return typeof number === 'number' ? number : 0;
+};
+
+export const statusOf = ({ timeline, uploader }: Attached): PageTimelineStatus => ({
+  ...timeline.status(),
+  prevRecordLsn: formatLsn(timeline.prevRecordLsn),
+  ...(uploader === undefined ? {} : { remoteConsistentLsn: formatLsn(uploader.remoteConsistentLsn) }),
+  walLineage: lineageOf(timeline.storage.index),
+});
+
 /** Undefined when the directory has no index. */
 export async function attachLocal(c: AttachContext, files: TimelineFiles): Promise<Attached | undefined> {
   const log = c.log.child({ project: files.project, timeline: files.timeline });
@@ -79,6 +100,7 @@ export async function attachLocal(c: AttachContext, files: TimelineFiles): Promi
     const uploader = c.remote === undefined ? undefined : new Uploader(storage, c.remote, c.config, log);
     const receiver = new WalReceiver(timeline, {
       safekeepers: (index.extra['safekeepers'] ?? []) as PeerAddress[],
+      lineage: lineageOf(index),
       // Only with the service token does a safekeeper take a reader's word for what may be trimmed: computes have the timeline's.
       password: internalToken(c.secret, 'service'),
       durableLsn: () => uploader?.remoteConsistentLsn ?? storage.diskConsistentLsn,

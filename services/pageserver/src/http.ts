@@ -21,6 +21,8 @@ const createSchema = Type.Object(
       }),
       { minItems: 0, maxItems: 15 },
     ),
+    walLineage: Type.Optional(Type.Integer({ minimum: 0 })),
+    walLineageStart: Type.Optional(Type.String({ maxLength: 17 })),
   },
   { additionalProperties: false },
 );

@@ -6,10 +6,10 @@ import { rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { LakebaseError, type Logger, errorMessage, withDeadline } from '@lakebase/base';
 import type { CreatePageTimeline, PageTimelineStatus } from '@lakebase/api';
-import { type ProjectUid, type TimelineId, parseProjectUid, parseTimelineId } from '@lakebase/ids';
+import { type ProjectUid, type TimelineId, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { FrameCache, type LayerCache, syncDirectory } from '@lakebase/layers';
 import type { ServiceKeys } from '@lakebase/service-kit';
-import { type AttachContext, detach, readIdleNote } from './attachment.ts';
+import { type AttachContext, detach, lineageOf, readIdleNote, statusOf } from './attachment.ts';
 import { BundleCache } from './bundle-cache.ts';
 import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
@@ -159,11 +159,12 @@ export class TimelineStore {
         const { storage } = existing.timeline;
         if (storage.index.systemId !== request.systemId || storage.index.pgVersion !== request.pgVersion)
           throw new LakebaseError('ALREADY_EXISTS', `timeline ${timeline} exists with another system id or Postgres version`);
+        await this.#followLineage(existing, request);
         if (JSON.stringify(storage.index.extra['safekeepers']) !== JSON.stringify(request.safekeepers))
           await storage.update({ extra: { ...storage.index.extra, safekeepers: request.safekeepers } });
         existing.receiver.safekeepers = request.safekeepers;
         await this.#inStore(existing);
-        return existing.timeline.status();
+        return statusOf(existing);
       }
       const files = this.#table.files(project, timeline);
       await files.keys.ready();
@@ -173,8 +174,25 @@ export class TimelineStore {
       await this.#table.attachLocal(project, timeline);
       const made = this.#table.known(project, timeline);
       await this.#inStore(made);
-      return made.timeline.status();
+      return statusOf(made);
     });
+  }
+
+  /** Durable before anything of that lineage is ingested. What is here of another lineage beyond its start never was, as far as the timeline goes. */
+  async #followLineage({ timeline, receiver }: Attached, { walLineage, walLineageStart }: CreatePageTimeline): Promise<void> {
+    const { storage } = timeline;
+    const known = lineageOf(storage.index);
+    if (walLineage === undefined || walLineage === known) return;
+    if (walLineageStart !== undefined && walLineage > known && timeline.lastRecordLsn > parseLsn(walLineageStart)) {
+      void this.#table
+        .refetch(timeline.project, timeline.id)
+        .catch((error: unknown) =>
+          timeline.log.error({ err: errorMessage(error) }, 'a timeline of before a recovery cannot be fetched anew'),
+        );
+      throw new LakebaseError('UNAVAILABLE', 'what is here is of before a recovery of the WAL: it is fetched anew from the object store');
+    }
+    await storage.update({ extra: { ...storage.index.extra, walLineage } });
+    await receiver.changeLineage(walLineage);
   }
 
   /** A timeline that the store has never had is nowhere else. */
@@ -216,7 +234,7 @@ export class TimelineStore {
     const found = this.#table.entry(project, timeline);
     if (isLocked(found) || isDamaged(found)) return absentStatus(project, timeline, found);
     try {
-      return (await this.#table.use(project, timeline)).timeline.status();
+      return statusOf(await this.#table.use(project, timeline));
     } catch (error) {
       const now = this.#table.entry(project, timeline);
       if (isLocked(now) || isDamaged(now)) return absentStatus(project, timeline, now);

@@ -1,5 +1,5 @@
 /** Follows a timeline's WAL: a physical replication client of one of its safekeepers, on to the next one when that fails.
- *  Invariants: WAL is asked for from lastRecordLsn on, so nothing is skipped or ingested twice; a safekeeper shows committed WAL only.
+ *  Invariants: WAL of one lineage only is ingested, the one that was said last (docs/protocols/wal-recovery.md); WAL is asked for from lastRecordLsn on, so nothing is skipped or ingested twice; a safekeeper shows committed WAL only.
  *  The last record LSN is reported as written; as flushed and applied what the safekeepers may forget: what the object store has (remote-consistent),
  *  or without one what this disk has. While the disk is full nothing is ingested and the connection is kept. */
 import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode, sleep } from '@lakebase/base';
@@ -18,6 +18,7 @@ const BEHIND_BYTES = 4 << 20;
 
 export interface WalReceiverOptions {
   readonly safekeepers: readonly PeerAddress[];
+  readonly lineage: number;
   readonly password: string;
   /** WAL before it is not needed any more, whatever happens to this machine. */
   readonly durableLsn: () => Lsn;
@@ -32,6 +33,10 @@ export class WalReceiver {
   readonly #stop = new AbortController();
   readonly #done: Promise<void>;
   #safekeepers: readonly PeerAddress[];
+  #lineage: number;
+  /** The stream that is followed, and the way to end it. */
+  #following: Promise<void> | undefined;
+  #drop: (() => void) | undefined;
   #next = 0;
   connectedTo: string | undefined;
   /** End of WAL at the sender, as last heard. */
@@ -40,6 +45,7 @@ export class WalReceiver {
   constructor(timeline: Timeline, options: WalReceiverOptions) {
     this.#timeline = timeline;
     this.#safekeepers = options.safekeepers;
+    this.#lineage = options.lineage;
     this.#options = options;
     this.#log = timeline.log;
     this.#done = this.#run();
@@ -47,6 +53,14 @@ export class WalReceiver {
 
   set safekeepers(list: readonly PeerAddress[]) {
     this.#safekeepers = list;
+  }
+
+  /** When it resolves nothing of another lineage is ingested any more. */
+  async changeLineage(lineage: number): Promise<void> {
+    if (lineage === this.#lineage) return;
+    this.#lineage = lineage;
+    this.#drop?.();
+    await this.#following?.catch(() => {});
   }
 
   async stop(): Promise<void> {
@@ -62,7 +76,8 @@ export class WalReceiver {
       const before = this.#timeline.lastRecordLsn;
       try {
         if (peer === undefined) throw new LakebaseError('CONFIG', 'the timeline has no safekeepers');
-        await this.#follow(peer);
+        this.#following = this.#follow(peer);
+        await this.#following;
       } catch (error) {
         if (this.#stop.signal.aborted || this.#timeline.broken !== undefined) break;
         if (isCode(error, 'CORRUPT')) {
@@ -82,13 +97,17 @@ export class WalReceiver {
 
   async #follow(peer: PeerAddress): Promise<void> {
     const t = this.#timeline;
+    const lineage = this.#lineage;
     const connection = await PgConnection.connect({
       host: peer.pgHost,
       port: peer.pgPort,
       user: 'pageserver',
       password: this.#options.password,
       replication: 'physical',
-      parameters: { application_name: 'pageserver', options: `-c lakebase.project=${t.project} -c lakebase.timeline=${t.id}` },
+      parameters: {
+        application_name: 'pageserver',
+        options: `-c lakebase.project=${t.project} -c lakebase.timeline=${t.id} -c lakebase.lineage=${lineage}`,
+      },
       connectTimeoutMs: 5_000,
       signal: this.#stop.signal,
     });
@@ -99,6 +118,11 @@ export class WalReceiver {
       connection.destroy();
     };
     this.#stop.signal.addEventListener('abort', onAbort, { once: true });
+    this.#drop = onAbort;
+    const check = (): void => {
+      this.#stop.signal.throwIfAborted();
+      if (lineage !== this.#lineage) throw new LakebaseError('UNAVAILABLE', `WAL of lineage ${this.#lineage} is followed now`);
+    };
     let heard = performance.now();
     let ticker: NodeJS.Timeout | undefined;
     let stream: ReplicationStream | undefined;
@@ -109,6 +133,7 @@ export class WalReceiver {
     };
     const decoder = t.newDecoder();
     try {
+      check();
       const start = t.lastRecordLsn;
       let expected: number = start;
       stream = await connection.startReplication(
@@ -122,11 +147,15 @@ export class WalReceiver {
                 'UNAVAILABLE',
                 `the safekeeper sent WAL from ${formatLsn(message.start)} where ${formatLsn(expected as Lsn)} follows`,
               );
-            for (let room = this.#options.room(); room !== undefined && !this.#stop.signal.aborted; room = this.#options.room()) {
+            for (
+              let room = this.#options.room();
+              room !== undefined && !this.#stop.signal.aborted && lineage === this.#lineage;
+              room = this.#options.room()
+            ) {
               await Promise.race([room, ended]);
             }
             await failpoint('pageserver.ingest.before-piece');
-            this.#stop.signal.throwIfAborted();
+            check();
             expected += message.data.length;
             decoder.push(message.data);
             ingesting = t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
@@ -151,6 +180,7 @@ export class WalReceiver {
       throw new LakebaseError('UNAVAILABLE', 'the safekeeper ended the stream');
     } finally {
       clearInterval(ticker);
+      this.#drop = undefined;
       this.connectedTo = undefined;
       this.#stop.signal.removeEventListener('abort', onAbort);
       connection.destroy();
