@@ -9,10 +9,9 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WalTimelineStatus } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode, must } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue, must } from '@lakebase/base';
 import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type Term, type TimelineId, formatLsn, lsn } from '@lakebase/ids';
-import type { ProjectKeys } from '@lakebase/keys';
 import {
   type AcceptorState,
   type Configuration,
@@ -22,9 +21,7 @@ import {
   describeConfiguration,
   handleConfiguration,
   handleVote,
-  historyToJson,
   lineagesOf,
-  lineagesToJson,
   mayCopy,
   mayServePeer,
   mayStream,
@@ -37,47 +34,21 @@ import {
   voteOf,
   votersOf,
 } from '@lakebase/wal-quorum';
-import type { ObjectStore } from '@lakebase/object-store';
 import { type Damage as StoreDamage, WalArchive, WalStore } from '@lakebase/wal-store';
+import { ControlKeeper, type Known } from './control-keeper.ts';
 import { readControl, writeControl } from './control-store.ts';
 import { loadWalKeys } from './wal-keys.ts';
-import { PeerPulse, RESERVE_BYTES_MAX, RESERVE_DELAY_MS, reserveOf } from './reserve.ts';
+import { PeerPulse, reserveOf } from './reserve.ts';
+import { StoredProgress } from './stored-progress.ts';
+import { statusOf } from './timeline-status.ts';
+import { WalWriter } from './wal-writer.ts';
+import { type KeyedWal, reEncryptTimeline, rewrapTimeline } from './wal-timeline-keys.ts';
+import type { Feeder, TimelineOptions } from './wal-timeline-options.ts';
 
-export interface TimelineOptions {
-  readonly memberId: string;
-  /** Ids of the first members, this one included: what a timeline goes by that nobody has configured. */
-  readonly memberIds: readonly string[];
-  readonly ringBytes: number;
-  /** Where old WAL goes; undefined: it stays here. */
-  readonly objectStore?: ObjectStore;
-  /** Of the project. */
-  readonly keys: ProjectKeys;
-  readonly log: Logger;
-  /** Seconds one append batch took, write and fdatasync. */
-  readonly onFlush?: (seconds: number, bytes: number) => void;
-  /** WAL was found damaged whose place others can fill. */
-  readonly onHole?: (timeline: WalTimeline) => void;
-  /** Throws while the disk's budget allows no further segment. */
-  readonly mayGrow?: () => void;
-  /** For the status. */
-  readonly disk?: () => { readonly pressure: number; readonly slowDisk: boolean };
-}
-
-/** What the timeline must tell the receiver that feeds it. */
-export interface Feeder {
-  readonly term: Term;
-  /** Of the configuration by which whoever is fed counts. */
-  readonly generation: number;
-  /** Everything up to here is durable. */
-  flushed(flushLsn: Lsn): void;
-  /** The stream must end: fenced (a reason for good) or its bytes could not be kept. */
-  drop(error: LakebaseError): void;
-}
+export type { Feeder, TimelineOptions } from './wal-timeline-options.ts';
 
 export const WAL_DIR = 'wal';
-const LAZY_CONTROL_MS = 1_000;
 const IDLE_MEMORY_MS = 60_000;
-const HEAL_AGAIN_MS = 1_000;
 
 export class WalTimeline {
   readonly project: ProjectUid;
@@ -90,25 +61,19 @@ export class WalTimeline {
   readonly subscriptions = new SerialQueue();
   /** This timeline's WAL in the object store. */
   readonly archive: WalArchive | undefined;
-  #offloadedLsn: Lsn;
-  #pagesLsn: Lsn;
-  #tailLsn: Lsn = lsn(0);
+  readonly #stored: StoredProgress;
   #feeder: Feeder | undefined;
 
   readonly #log: Logger;
   readonly #options: TimelineOptions;
   readonly #store: WalStore;
-  #control: ControlFile;
+  readonly #writer: WalWriter;
+  readonly #keeper: ControlKeeper;
   #commitLsn: Lsn;
   #peers: ReadonlyMap<string, MemberPosition> = new Map();
-  #flushScheduled: NodeJS.Immediate | undefined;
-  #reserveTimer: NodeJS.Timeout | undefined;
   readonly #pulse = new PeerPulse();
-  #pendingBytes = 0;
   #listeners = new Set<() => void>();
-  #lazy: NodeJS.Timeout | undefined;
   #idle: NodeJS.Timeout | undefined;
-  #heal: NodeJS.Timeout | undefined;
   #closed = false;
   #lockedBy: LakebaseError | undefined;
 
@@ -132,10 +97,10 @@ export class WalTimeline {
     this.#options = options;
     this.#log = options.log.child({ project: control.project, timeline: control.timeline });
     const fallback = { self: options.memberId, configuration: staticConfiguration(options.memberIds) };
-    this.#control = control.membership === null ? { ...control, membership: fallback } : control;
+    const whole = control.membership === null ? { ...control, membership: fallback } : control;
+    this.#keeper = new ControlKeeper(dir, whole, () => this.#known, this.#log);
     this.#commitLsn = control.commitLsn;
-    this.#offloadedLsn = control.offloadedLsn;
-    this.#pagesLsn = control.pagesLsn;
+    this.#stored = new StoredProgress(control.offloadedLsn, control.pagesLsn);
     const { project, timeline, startLsn } = control;
     if (options.objectStore !== undefined)
       this.archive = new WalArchive({
@@ -160,6 +125,21 @@ export class WalTimeline {
       log: this.#log,
       ...(options.mayGrow === undefined ? {} : { mayGrow: options.mayGrow }),
     });
+    this.#writer = new WalWriter({
+      store: this.#store,
+      log: this.#log,
+      mayWait: () => this.#mayWait(),
+      flushed: (flushLsn, seconds, bytes) => {
+        options.onFlush?.(seconds, bytes);
+        this.feeder?.flushed(flushLsn);
+        this.#moved();
+      },
+      failed: (cause) => this.feeder?.drop(cause),
+      healed: () => {
+        this.#noteDamage();
+        this.#moved();
+      },
+    });
     this.#noteDamage();
     this.#refreshCommit();
   }
@@ -169,31 +149,31 @@ export class WalTimeline {
     return {
       self: this.self,
       configuration: this.configuration,
-      term: this.#control.term,
-      history: this.#control.history,
+      term: this.#keeper.control.term,
+      history: this.#keeper.control.history,
       flushLsn: store.flushLsn,
       flushRecordLsn: store.flushRecordLsn,
       lastRecordLsn: store.lastRecordLsn,
       commitLsn: this.#commitLsn,
-      damage: this.#control.damage,
+      damage: this.#keeper.control.damage,
     };
   }
   get control(): ControlFile {
-    return this.#control;
+    return this.#keeper.control;
   }
   /** Who this member is in the configuration: its identity, which a machine that lost its disk does not get back. */
   get self(): string {
-    return must(this.#control.membership, 'membership').self;
+    return must(this.#keeper.control.membership, 'membership').self;
   }
   get configuration(): Configuration {
-    return must(this.#control.membership, 'membership').configuration;
+    return must(this.#keeper.control.membership, 'membership').configuration;
   }
   get term(): Term {
-    return this.#control.term;
+    return this.#keeper.control.term;
   }
   /** Of the WAL that this member holds (docs/protocols/wal-recovery.md). */
   get lineage(): number {
-    return lineagesOf(this.#control).at(-1)?.number ?? 0;
+    return lineagesOf(this.#keeper.control).at(-1)?.number ?? 0;
   }
   get firstLsn(): Lsn {
     return this.#store.firstLsn;
@@ -209,15 +189,15 @@ export class WalTimeline {
   }
   /** In the object store without a hole from the timeline's start to here. */
   get offloadedLsn(): Lsn {
-    return this.#offloadedLsn;
+    return this.#stored.offloadedLsn;
   }
   /** Where its tail in the object store ends, as far as known. */
   get tailLsn(): Lsn {
-    return this.#tailLsn;
+    return this.#stored.tailLsn;
   }
   /** The pageserver keeps what WAL up to here made where it outlives the pageserver. */
   get pagesLsn(): Lsn {
-    return this.#pagesLsn;
+    return this.#stored.pagesLsn;
   }
   /** Who streams into this timeline now. */
   get feeder(): Feeder | undefined {
@@ -232,30 +212,7 @@ export class WalTimeline {
   }
 
   status(): WalTimelineStatus {
-    const s = this.state;
-    return {
-      id: this.memberId,
-      systemId: this.#control.systemId.toString(),
-      pgVersion: this.#control.pgVersion,
-      startLsn: formatLsn(this.#control.startLsn),
-      prevRecordLsn: formatLsn(this.#control.prevRecordLsn),
-      ...(this.#control.lineages === undefined ? {} : { lineages: lineagesToJson(this.#control.lineages) }),
-      term: s.term,
-      termHistory: historyToJson(s.history),
-      flushLsn: formatLsn(s.flushLsn),
-      flushRecordLsn: formatLsn(s.flushRecordLsn),
-      lastRecordLsn: formatLsn(s.lastRecordLsn),
-      commitLsn: formatLsn(s.commitLsn),
-      streaming: this.feeder === undefined ? null : { term: this.feeder.term },
-      member: s.self,
-      generation: s.configuration.generation,
-      damaged: s.damage === null ? null : `${s.damage.kind}: ${s.damage.reason}`,
-      firstLsn: formatLsn(this.#store.firstLsn),
-      offloadedLsn: formatLsn(this.#offloadedLsn),
-      tailLsn: formatLsn(this.#tailLsn),
-      pagesLsn: formatLsn(this.#pagesLsn),
-      ...this.#options.disk?.(),
-    };
+    return statusOf(this, this.#options.disk?.());
   }
 
   // --- receiving -----------------------------------------------------------------------------------------------------------
@@ -275,26 +232,7 @@ export class WalTimeline {
 
   #append(at: Lsn, bytes: Buffer): void {
     this.checkOpen();
-    try {
-      this.#store.append(at, bytes);
-    } catch (error) {
-      // A segment that became full was synced, and that failed.
-      if (this.#store.broken) this.#writeFailed(error);
-      throw error;
-    }
-    this.#pendingBytes += bytes.length;
-    if (this.#reserveTimer !== undefined && this.#pendingBytes < RESERVE_BYTES_MAX) return;
-    if (this.#pendingBytes < RESERVE_BYTES_MAX && this.#mayWait()) {
-      this.#reserveTimer = setTimeout(() => this.#flushOrDrop(), RESERVE_DELAY_MS);
-    } else this.#flushScheduled ??= setImmediate(() => this.#flushOrDrop());
-  }
-
-  #flushOrDrop(): void {
-    try {
-      this.flush();
-    } catch (error) {
-      this.#writeFailed(error);
-    }
+    this.#writer.append(at, bytes);
   }
 
   /** Where the next byte goes; beyond the flush LSN while bytes of this turn wait for their fdatasync. */
@@ -309,48 +247,14 @@ export class WalTimeline {
     return this.#pulse.carried(majorityOf(members), this.term, performance.now());
   }
 
+  /** Everything appended is durable. */
   flush(): Lsn {
-    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
-    this.#flushScheduled = undefined;
-    clearTimeout(this.#reserveTimer);
-    this.#reserveTimer = undefined;
-    const bytes = this.#pendingBytes;
-    this.#pendingBytes = 0;
-    const before = this.#store.flushLsn;
-    const started = performance.now();
-    const flushLsn = this.#store.sync();
-    if (flushLsn === before && bytes === 0) return flushLsn;
-    this.#options.onFlush?.((performance.now() - started) / 1_000, bytes);
-    this.feeder?.flushed(flushLsn);
-    this.#moved();
-    return flushLsn;
-  }
-
-  #writeFailed(error: unknown): void {
-    this.#pendingBytes = 0;
-    const cause = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error), { cause: error });
-    this.#log.error({ code: cause.code, err: cause.message }, 'cannot make WAL durable; nothing is acknowledged until it works again');
-    this.feeder?.drop(cause);
-    this.#healStore();
-  }
-
-  /** After a failed fdatasync the segment is rebuilt from what had been durable; until that works nothing is written here. */
-  #healStore(): void {
-    clearTimeout(this.#heal);
-    if (!this.#store.broken || this.#closed) return;
-    try {
-      this.#store.heal();
-      this.#noteDamage();
-      this.#moved();
-    } catch (error) {
-      this.#log.error({ err: errorMessage(error) }, 'the WAL segment cannot be rebuilt yet; this member takes no WAL');
-      this.#heal = setTimeout(() => this.#healStore(), HEAL_AGAIN_MS).unref();
-    }
+    return this.#writer.flush();
   }
 
   /** Drops bytes that are not durable yet, for a stream that broke off. */
   dropPending(): void {
-    this.#flushOrDrop();
+    this.#writer.flushOrFail();
   }
 
   // --- election ------------------------------------------------------------------------------------------------------------
@@ -362,7 +266,7 @@ export class WalTimeline {
       this.flush();
     } catch (error) {
       // A full disk loses only bytes that nobody was told of. Anything else makes the end of the log uncertain.
-      this.#writeFailed(error);
+      this.#writer.fail(error);
       if (!(error instanceof LakebaseError) || error.code !== 'RESOURCE_EXHAUSTED') throw error;
     }
     if (configuration.generation > this.configuration.generation) this.follow(configuration);
@@ -414,19 +318,21 @@ export class WalTimeline {
   persist(changes: Partial<Pick<ControlFile, 'term' | 'history' | 'flushHint' | 'damage' | 'membership'>> = {}): void {
     // Whoever opens it next owns the file.
     if (this.#lockedBy !== undefined) throw this.#lockedBy;
-    const next: ControlFile = { ...this.#control, flushHint: this.#hint(), commitLsn: this.#commitLsn, ...this.#remote, ...changes };
-    writeControl(this.dir, next);
-    this.#control = next;
+    this.#keeper.write(changes);
     // Adopting a term commits what precedes it even when not a byte moves.
     if (changes.history !== undefined) this.#moved();
   }
 
-  get #remote(): Pick<ControlFile, 'offloadedLsn' | 'pagesLsn'> {
-    return { offloadedLsn: this.#offloadedLsn, pagesLsn: this.#pagesLsn };
+  get #known(): Known {
+    return {
+      flushHint: this.#hint(),
+      commitLsn: this.#commitLsn,
+      offloadedLsn: this.#stored.offloadedLsn,
+      pagesLsn: this.#stored.pagesLsn,
+    };
   }
-
   #hint(): Lsn {
-    return this.#store.damage === undefined ? this.#store.flushLsn : this.#control.flushHint;
+    return this.#store.damage === undefined ? this.#store.flushLsn : this.#keeper.control.flushHint;
   }
 
   /** Cuts the log to end at `at`: hint first, then the log, both durable. */
@@ -442,7 +348,7 @@ export class WalTimeline {
   /** Begins the log anew at `at`, for a member whose own end the peers no longer hold. */
   restartAt(at: Lsn, lastRecordLsn: Lsn): void {
     this.checkOpen();
-    this.persist({ flushHint: this.#control.startLsn });
+    this.persist({ flushHint: this.#keeper.control.startLsn });
     this.#store.restartAt(at, lastRecordLsn);
     this.persist();
     this.#moved();
@@ -515,19 +421,13 @@ export class WalTimeline {
 
   /** Learned here or from a peer: all three only rise. */
   noteOffloaded(at: Lsn): void {
-    if (at <= this.#offloadedLsn) return;
-    this.#offloadedLsn = at;
-    this.#notify();
+    if (this.#stored.note('offloadedLsn', at)) this.#notify();
   }
   noteTail(at: Lsn): void {
-    if (at <= this.#tailLsn) return;
-    this.#tailLsn = at;
-    this.#notify();
+    if (this.#stored.note('tailLsn', at)) this.#notify();
   }
   notePages(at: Lsn): void {
-    if (at <= this.#pagesLsn) return;
-    this.#pagesLsn = at;
-    this.#notify();
+    if (this.#stored.note('pagesLsn', at)) this.#notify();
   }
 
   trim(before: Lsn): void {
@@ -551,10 +451,7 @@ export class WalTimeline {
   #notify(): void {
     if (this.#closed) return;
     for (const listener of this.#listeners) listener();
-    this.#lazy ??= setTimeout(() => {
-      this.#lazy = undefined;
-      this.#persistLazily();
-    }, LAZY_CONTROL_MS).unref();
+    this.#keeper.touch();
     this.#armIdle();
   }
 
@@ -566,17 +463,6 @@ export class WalTimeline {
     }, IDLE_MEMORY_MS).unref();
   }
 
-  #persistLazily(): void {
-    const c = this.#control;
-    const same = this.#offloadedLsn === c.offloadedLsn && this.#pagesLsn === c.pagesLsn;
-    if (this.#closed || (same && this.#commitLsn === c.commitLsn && this.#hint() === c.flushHint)) return;
-    try {
-      this.persist();
-    } catch (error) {
-      this.#log.warn({ err: errorMessage(error) }, 'cannot write the control file; trying again with the next change');
-    }
-  }
-
   /** Damage found by the store: remember it durably, then cut it off so that it can be copied again. */
   #noteDamage(): void {
     const found = this.#store.damage;
@@ -586,8 +472,8 @@ export class WalTimeline {
       { path: found.path, lsn: formatLsn(found.lsn), err: found.message },
       'WAL is damaged: this member does not vote until a later term repaired it',
     );
-    const kind = this.#control.damage?.kind ?? 'lost';
-    this.persist({ damage: { kind, term: this.#control.term, reason }, flushHint: lsn(Math.min(found.lsn, this.#store.flushLsn)) });
+    const kind = this.#keeper.control.damage?.kind ?? 'lost';
+    this.persist({ damage: { kind, term: this.#keeper.control.term, reason }, flushHint: lsn(Math.min(found.lsn, this.#store.flushLsn)) });
     this.feeder?.drop(new LakebaseError('CORRUPT', reason));
     this.#store.discardDamage();
     this.#moved();
@@ -604,11 +490,11 @@ export class WalTimeline {
     if (this.#closed) return;
     this.feeder?.drop(new LakebaseError('CLOSED', 'the safekeeper is stopping'));
     this.dropPending();
-    this.#persistLazily();
+    this.#keeper.writeIfChanged();
     this.#closed = true;
-    clearTimeout(this.#lazy);
+    this.#keeper.stop();
     clearTimeout(this.#idle);
-    clearTimeout(this.#heal);
+    this.#writer.close();
     for (const listener of this.#listeners) listener();
     await this.#store.close();
   }
@@ -617,61 +503,38 @@ export class WalTimeline {
   async lock(error: LakebaseError): Promise<void> {
     if (this.#closed) return;
     this.feeder?.drop(error);
-    this.#cancelFlush();
-    this.#persistLazily();
+    this.#writer.drop();
+    this.#keeper.writeIfChanged();
     this.#lockedBy = error;
     this.#closed = true;
-    clearTimeout(this.#lazy);
+    this.#keeper.stop();
     clearTimeout(this.#idle);
-    clearTimeout(this.#heal);
+    this.#writer.close();
     const closed = this.#store.wipe();
     for (const listener of this.#listeners) listener();
     await closed;
   }
 
-  #cancelFlush(): void {
-    if (this.#flushScheduled !== undefined) clearImmediate(this.#flushScheduled);
-    this.#flushScheduled = undefined;
-    clearTimeout(this.#reserveTimer);
-    this.#reserveTimer = undefined;
-    this.#pendingBytes = 0;
+  get #keyed(): KeyedWal {
+    const { archive, offloadedLsn } = this;
+    return { store: this.#store, archive, offloadedLsn, keys: this.#options.keys, checkOpen: () => this.checkOpen() };
+  }
+  rewrap(kekVersion: number, isOld: (reference: Buffer) => boolean): Promise<number> {
+    return rewrapTimeline(this.#keyed, kekVersion, isOld);
   }
 
-  /** See {@link WalStore.rewrap} and {@link WalArchive.rewrap}. */
-  async rewrap(kekVersion: number, isOld: (reference: Buffer) => boolean): Promise<number> {
-    this.checkOpen();
-    const rewrap = (references: readonly Buffer[]): Promise<Buffer[]> => this.#options.keys.rewrap(references);
-    const here = await this.#store.rewrap(isOld, rewrap);
-    return here + ((await this.archive?.rewrap(this.#offloadedLsn, kekVersion, isOld, rewrap)) ?? 0);
-  }
-
-  /** Everything of this timeline whose data key was made under a KEK that `isOld` names, under a fresh one: segments here, then objects in the store.
-   *  `wrote` is told of each, with how many are left, and awaited. UNAVAILABLE when something is left; run it again. */
-  async reEncrypt(isOld: (reference: Buffer) => boolean, wrote: (bytes: number, left: number) => Promise<void>): Promise<void> {
-    let busy: unknown;
-    const numbers = this.#store.sealedUnder(isOld);
-    for (const [i, number] of numbers.entries()) {
-      this.checkOpen();
-      await this.#options.keys.reserve(1);
-      try {
-        await wrote(await this.#store.reEncrypt(number), numbers.length - i - 1);
-      } catch (error) {
-        if (!isCode(error, 'UNAVAILABLE')) throw error;
-        busy = error;
-      }
-    }
-    await this.archive?.reEncrypt(this.#offloadedLsn, isOld, wrote);
-    if (busy !== undefined) throw busy;
+  reEncrypt(isOld: (reference: Buffer) => boolean, wrote: (bytes: number, left: number) => Promise<void>): Promise<void> {
+    return reEncryptTimeline(this.#keyed, isOld, wrote);
   }
 
   /** Closes without keeping anything and removes the directory. */
   async destroy(): Promise<void> {
     this.feeder?.drop(new LakebaseError('NOT_FOUND', 'the timeline is being deleted'));
     this.#closed = true;
-    clearTimeout(this.#lazy);
+    this.#keeper.stop();
     clearTimeout(this.#idle);
-    clearTimeout(this.#heal);
-    this.#cancelFlush();
+    this.#writer.close();
+    this.#writer.drop();
     for (const listener of this.#listeners) listener();
     await this.#store.close();
     rmSync(this.dir, { recursive: true, force: true });
