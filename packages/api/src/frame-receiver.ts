@@ -14,14 +14,16 @@ interface Body {
 export class FrameReceiver {
   readonly #maxBytes: number;
   readonly #onFrame: (frame: Frame) => void;
+  readonly #allocate: (bytes: number) => Buffer;
   readonly #scratch: Buffer = Buffer.allocUnsafeSlow(SCRATCH_BYTES);
   #used = 0;
   #body: Body | undefined;
   #failed: Error | undefined;
 
-  constructor(maxBytes: number, onFrame: (frame: Frame) => void) {
+  constructor(maxBytes: number, onFrame: (frame: Frame) => void, allocate = (bytes: number): Buffer => Buffer.allocUnsafeSlow(bytes)) {
     this.#maxBytes = maxBytes;
     this.#onFrame = onFrame;
+    this.#allocate = allocate;
   }
 
   /** Where the next bytes go; never empty. */
@@ -54,7 +56,7 @@ export class FrameReceiver {
         throw this.#failed;
       }
       at += FRAME_HEADER_BYTES;
-      const payload = Buffer.allocUnsafeSlow(length);
+      const payload = this.#allocate(length);
       const here = Math.min(length, this.#used - at);
       scratch.copy(payload, 0, at, at + here);
       at += here;

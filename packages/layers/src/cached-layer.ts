@@ -102,13 +102,13 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
     this.#pins--;
   }
 
-  read(offset: number, length: number): Buffer {
+  read(offset: number, length: number, into?: Buffer): Buffer {
     this.lastUsed = ++this.#cache.clock;
     const miss = this.missing(offset, length);
     if (miss !== undefined) throw miss;
     if (this.#memory.size > 0) return this.#readMixed(offset, length);
     try {
-      return readFully(this.#opened().fd, offset, length, this.path);
+      return readFully(this.#opened().fd, offset, length, this.path, into);
     } catch (error) {
       // Gone, shorter, or the disk cannot read it: the other copy will do.
       if (!isCode(error, 'CORRUPT') || !this.#canFetch()) throw error;

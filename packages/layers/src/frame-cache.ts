@@ -1,4 +1,9 @@
-/** Bounded cache of opened frames, shared by all layers of a process. Least recently used goes first (Map order). */
+/** Bounded cache of opened frames, shared by all layers of a process. Least recently used goes first (Map order).
+ *  Who reads long runs passes through compressed frames once: between {@link FrameCache.startPassing} and {@link FrameCache.endPassing} they are put into a few
+ *  places that are used again, so that a scan neither pushes out everything else nor makes garbage of several times its size.
+ *  Invariant: while passing, a frame stays as it is until the next page is begun; nobody who passes keeps a view beyond that. */
+import { FrameWindow } from './frame-window.ts';
+
 export interface CachedFrame {
   readonly bytes: Buffer;
   /** Offsets of the key groups in the frame. */
@@ -11,6 +16,8 @@ export class FrameCache {
   #map = new Map<number, CachedFrame>();
   hits = 0;
   misses = 0;
+  readonly #window = new FrameWindow();
+  #passing = false;
   static #nextLayer = 0;
 
   constructor(limitBytes: number) {
@@ -25,13 +32,32 @@ export class FrameCache {
   get(key: number): CachedFrame | undefined {
     const frame = this.#map.get(key);
     if (frame === undefined) {
-      this.misses++;
-      return undefined;
+      const passed = this.#passing ? this.#window.get(key) : undefined;
+      if (passed === undefined) this.misses++;
+      else this.hits++;
+      return passed;
     }
     this.hits++;
     this.#map.delete(key);
     this.#map.set(key, frame);
     return frame;
+  }
+
+  /** A page is read, synchronously, as one of many in a row. */
+  startPassing(): void {
+    this.#passing = true;
+    this.#window.nextPage();
+  }
+  endPassing(): void {
+    this.#passing = false;
+  }
+  /** Memory for a frame of `bytes` that is passed through; undefined when it is to be kept. */
+  roomToPass(bytes: number): Buffer | undefined {
+    return this.#passing ? this.#window.room(bytes) : undefined;
+  }
+  /** `frame` lies in memory of {@link roomToPass}. */
+  passed(key: number, frame: CachedFrame): void {
+    this.#window.set(key, frame);
   }
 
   has(key: number): boolean {
@@ -56,6 +82,7 @@ export class FrameCache {
       this.#used -= frame.bytes.length;
       if (wipe) frame.bytes.fill(0);
     }
+    this.#window.forget(from, to, wipe);
   }
 
   get bytes(): number {

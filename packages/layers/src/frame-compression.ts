@@ -58,11 +58,15 @@ export function compressFrame(plain: Buffer): Buffer {
   return zstdCompressSync(plain, OPTIONS);
 }
 
-/** Throws when `stored` is not a frame of exactly `plainBytes`. The result is the caller's own. */
-export function decompressFrame(stored: Buffer, plainBytes: number): Buffer {
+/** Throws when `stored` is not a frame of exactly `plainBytes`. The result is the caller's own, or in `into`. */
+export function decompressFrame(stored: Buffer, plainBytes: number, into?: Buffer): Buffer {
   if (contextsUsable() && plainBytes > 0) {
     try {
-      const bytes = decompressWith((decompressor ??= new Context(createZstdDecompress())), stored, plainBytes);
+      const bytes = decompressWith(
+        (decompressor ??= new Context(createZstdDecompress())),
+        stored,
+        into?.subarray(0, plainBytes) ?? Buffer.allocUnsafeSlow(plainBytes),
+      );
       if (bytes !== undefined) return bytes;
     } catch {
       // node:zlib says what is wrong
@@ -91,9 +95,8 @@ function compressWith(context: Context, plain: Buffer): Buffer | undefined {
   return Buffer.from(output.subarray(0, n));
 }
 
-function decompressWith(context: Context, stored: Buffer, plainBytes: number): Buffer | undefined {
-  const bytes = Buffer.allocUnsafeSlow(plainBytes);
-  return context.run(stored, bytes) === plainBytes ? bytes : undefined;
+function decompressWith(context: Context, stored: Buffer, bytes: Buffer): Buffer | undefined {
+  return context.run(stored, bytes) === bytes.length ? bytes : undefined;
 }
 
 function contextsUsable(): boolean {
@@ -115,9 +118,9 @@ function tryContexts(): boolean {
     for (const plain of [Buffer.alloc(20_000, 'abcdefg'), Buffer.from('short')]) {
       const stored = compressWith(compress, plain);
       if (stored === undefined || !zstdDecompressSync(stored).equals(plain)) return false;
-      if (decompressWith(decompress, stored, plain.length)?.equals(plain) !== true) return false;
+      if (decompressWith(decompress, stored, Buffer.alloc(plain.length))?.equals(plain) !== true) return false;
     }
-    return decompressWith(decompress, Buffer.from('no frame at all'), 15) === undefined;
+    return decompressWith(decompress, Buffer.from('no frame at all'), Buffer.alloc(15)) === undefined;
   } catch {
     return false;
   } finally {

@@ -8,8 +8,8 @@ export interface LayerBytes {
   /** For messages. */
   readonly path: string;
   readonly size: number;
-  /** Throws {@link RemoteMiss} when some of it is not local. The caller's own. */
-  read(offset: number, length: number): Buffer;
+  /** Throws {@link RemoteMiss} when some of it is not local. The caller's own; in `into` when that is given and has room, or not. */
+  read(offset: number, length: number, into?: Buffer): Buffer;
   /** What {@link read} would miss. */
   missing(offset: number, length: number): RemoteMiss | undefined;
   /** The bytes of this range failed a check. What to fetch before the next try; undefined when there is nothing better to be had. */
@@ -28,9 +28,9 @@ export class WholeFile implements LayerBytes {
     this.size = fstatSync(this.#fd).size;
   }
 
-  read(offset: number, length: number): Buffer {
+  read(offset: number, length: number, into?: Buffer): Buffer {
     assert(this.#fd >= 0, () => `layer ${this.path} is closed`);
-    return readFully(this.#fd, offset, length, this.path);
+    return readFully(this.#fd, offset, length, this.path, into);
   }
   missing(): undefined {
     return undefined;
@@ -74,8 +74,8 @@ export function openLayerFile(path: string): number {
   }
 }
 
-export function readFully(fd: number, offset: number, length: number, path: string): Buffer {
-  const bytes = Buffer.allocUnsafeSlow(length);
+export function readFully(fd: number, offset: number, length: number, path: string, into?: Buffer): Buffer {
+  const bytes = into !== undefined && into.length >= length ? into.subarray(0, length) : Buffer.allocUnsafeSlow(length);
   let done = 0;
   while (done < length) {
     let n: number;

@@ -15,6 +15,7 @@ import {
   FOOTER_BYTES,
   FRAME_BYTES_MAX,
   FRAME_INDEX_ENTRY_BYTES,
+  FRAME_TARGET_BYTES,
   GROUP_HEADER_BYTES,
   HEADER_BYTES_MAX,
   type LayerFooter,
@@ -30,6 +31,8 @@ import { RemoteMiss, bothMisses } from './remote-miss.ts';
 
 /** Of one key, in one layer, that are fetched at once. */
 const LOOK_AHEAD_FRAMES = 16;
+/** A compressed frame as it is stored, until it is opened and decompressed. */
+const STORED = Buffer.allocUnsafeSlow(FRAME_TARGET_BYTES);
 
 export class LayerReader implements LayerView {
   readonly path: string;
@@ -163,15 +166,20 @@ export class LayerReader implements LayerView {
   frame(n: number): CachedFrame {
     const cached = this.#cache.get(this.#cacheBase + n);
     if (cached !== undefined) return cached;
-    const frame = this.loadFrame(n);
-    this.#cache.set(this.#cacheBase + n, frame);
+    const plainBytes = this.#plainBytes(n);
+    const room = plainBytes === 0 ? undefined : this.#cache.roomToPass(plainBytes);
+    const frame = this.loadFrame(n, room);
+    if (room === undefined) this.#cache.set(this.#cacheBase + n, frame);
+    else this.#cache.passed(this.#cacheBase + n, frame);
     return frame;
   }
 
-  /** {@link frame} without the cache: for scans. */
-  loadFrame(n: number): CachedFrame {
-    const { stored, plainBytes } = this.rawFrame(n);
-    const bytes = plainBytes === 0 ? stored : this.#decompress(stored, plainBytes, n);
+  /** {@link frame} without the cache: for scans. A compressed one is put into `room` when there is one. */
+  loadFrame(n: number, room?: Buffer): CachedFrame {
+    const { offset, length } = this.#place(n);
+    const plainBytes = this.#plainBytes(n);
+    const stored = this.#open(offset, length, n, undefined, plainBytes > 0);
+    const bytes = plainBytes === 0 ? stored : this.#decompress(stored, plainBytes, n, room);
     return { bytes, groups: groupOffsets(bytes, this.path) };
   }
 
@@ -184,8 +192,13 @@ export class LayerReader implements LayerView {
       firstKey: index.subarray(at, at + KEY_BYTES),
       firstLsn: readLsn(index, at + KEY_BYTES),
       stored: this.#open(offset, length, n),
-      plainBytes: index.readUInt32BE(at + KEY_BYTES + 8 + 12),
+      plainBytes: this.#plainBytes(n),
     };
+  }
+
+  /** 0: not compressed. */
+  #plainBytes(n: number): number {
+    return this.#frameIndex().readUInt32BE(n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8 + 12);
   }
 
   #place(n: number): { offset: number; length: number } {
@@ -194,10 +207,10 @@ export class LayerReader implements LayerView {
     return { offset: index.readUInt32BE(p) * 0x1_0000_0000 + index.readUInt32BE(p + 4), length: index.readUInt32BE(p + 8) };
   }
 
-  #decompress(stored: Buffer, plainBytes: number, n: number): Buffer {
+  #decompress(stored: Buffer, plainBytes: number, n: number, room: Buffer | undefined): Buffer {
     if (plainBytes > FRAME_BYTES_MAX) throw corrupt(this.path, `has frame ${n} of an impossible size`);
     try {
-      return decompressFrame(stored, plainBytes);
+      return decompressFrame(stored, plainBytes, room);
     } catch (cause) {
       throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n} does not decompress: ${(cause as Error).message}`, { cause });
     }
@@ -242,15 +255,15 @@ export class LayerReader implements LayerView {
     this.#frameIndex();
   }
 
-  /** `more`: what the frame is bound to besides its place. */
-  #open(offset: number, length: number, n: number, more?: Buffer): Buffer {
+  /** `more`: what the frame is bound to besides its place. `passing`: the caller is done with the result before anything else is opened. */
+  #open(offset: number, length: number, n: number, more?: Buffer, passing = false): Buffer {
     if (
       length > FRAME_BYTES_MAX ||
       offset < this.#headerBytes ||
       offset + length + TAG_BYTES > this.footer.indexOffset + this.footer.indexBytes
     )
       throw corrupt(this.path, `has frame ${n} outside the file`);
-    const stored = this.#read(offset, length + TAG_BYTES);
+    const stored = this.#read(offset, length + TAG_BYTES, passing ? STORED : undefined);
     const binding = bindFrame(this.#binding, n);
     const associatedData = more === undefined ? binding : Buffer.concat([binding, more]);
     try {
@@ -262,9 +275,9 @@ export class LayerReader implements LayerView {
     }
   }
 
-  #read(offset: number, length: number): Buffer {
+  #read(offset: number, length: number, into?: Buffer): Buffer {
     assert(!this.#closed, () => `layer ${this.#name} is closed`);
-    return this.#bytes.read(offset, length);
+    return this.#bytes.read(offset, length, into);
   }
 }
 

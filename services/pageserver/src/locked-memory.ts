@@ -3,12 +3,14 @@ import { type Logger, errorMessage } from '@lakebase/base';
 import { dropFrameContexts, wipeFreeChunks } from '@lakebase/layers';
 import { wipeScratch } from '@lakebase/pg-format';
 import { forgetGarbage } from '@lakebase/service-kit';
+import { runMemory } from './run-memory.ts';
 
 export function forgetLockedProject(project: string, ended: readonly Promise<unknown>[], log: Logger): void {
   void Promise.allSettled(ended)
     .then(() =>
       forgetGarbage(() => {
         dropFrameContexts();
+        runMemory.wipe();
         wipeFreeChunks();
         wipeScratch();
       }),

@@ -21,6 +21,7 @@ import {
   verifyToken,
 } from '@lakebase/api';
 import { BLCKSZ } from '@lakebase/ids';
+import { runMemory } from './run-memory.ts';
 import type { TimelineStore } from './store.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -244,7 +245,8 @@ class Connection {
     if (this.#ended || this.#socket.destroyed || !this.#socket.writable) return;
     this.#socket.cork();
     let room = true;
-    for (const frame of frames) room = this.#socket.write(frame);
+    // What could not be sent is garbage: the socket may still look at it.
+    for (const frame of frames) room = this.#socket.write(frame, (error) => error ?? runMemory.release(frame));
     process.nextTick(() => this.#socket.uncork());
     if (!room) {
       this.#blocked = true;

@@ -8,6 +8,7 @@ import { BLCKSZ, FORK_FSM, type Lsn, type RelTag, formatLsn, relPath } from '@la
 import {
   type Entry,
   type Floors,
+  type FrameCache,
   KIND_REL_PAGE,
   KIND_SLRU_PAGE,
   type KeyView,
@@ -23,11 +24,12 @@ import {
 import { ABSENT, type Catalog } from './catalog.ts';
 import type { HeatMap } from './heat.ts';
 import type { PageCache } from './page-cache.ts';
+import { runMemory } from './run-memory.ts';
 import { SLICE_MS } from './slice.ts';
 
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 1_024;
-/** Of a longer run only pages that took redo are kept: who reads so much reads on, and has the pages now; frames are kept as it is. */
+/** Of a longer run only pages that took redo are kept, and no frames: who reads so much reads on, and has the pages now. */
 const KEEP_BLOCKS = 16;
 
 /** Where a page is wanted, and whether it is kept even when it lies in a layer as it is. */
@@ -43,6 +45,7 @@ export interface PageReadsOptions {
   readonly catalog: Catalog;
   readonly cache: PageCache;
   readonly heat: HeatMap;
+  readonly frames: FrameCache;
 }
 
 export class PageReads {
@@ -52,6 +55,7 @@ export class PageReads {
   readonly #catalog: Catalog;
   readonly #cache: PageCache;
   readonly #heat: HeatMap;
+  readonly #frames: FrameCache;
   readonly #readsInTurns = new Set<object>();
   #retired: { readonly layer: OpenLayer; readonly after: Set<object> }[] = [];
 
@@ -62,6 +66,7 @@ export class PageReads {
     this.#catalog = options.catalog;
     this.#cache = options.cache;
     this.#heat = options.heat;
+    this.#frames = options.frames;
   }
 
   /** Blocks of a fork at `lsn` (<= lastRecordLsn); undefined when it does not exist. Synchronous for the head; of the past it may have to be fetched. */
@@ -80,7 +85,7 @@ export class PageReads {
     return Array.from({ length: run.length / BLCKSZ }, (_, i) => run.subarray(i * BLCKSZ, (i + 1) * BLCKSZ));
   }
 
-  /** {@link pages} one after the other in one buffer, which is the caller's, after `headBytes` of room. */
+  /** {@link pages} one after the other in one buffer of {@link runMemory}, after `headBytes` of room. */
   async run(tag: RelTag, block: number, count: number, lsn: Lsn, headBytes = 0): Promise<Buffer> {
     const size = this.relSize(tag, lsn);
     const blocks = (size instanceof Promise ? await size : size) ?? 0;
@@ -88,7 +93,7 @@ export class PageReads {
     // Nothing there: a caller must not make us remember every relation it can think of.
     if (block >= end) return Buffer.alloc(headBytes);
     const id = this.#series.intern(KIND_REL_PAGE, tag.spc, tag.db, tag.rel, tag.fork);
-    const run = Buffer.allocUnsafeSlow(headBytes + (end - block) * BLCKSZ);
+    const run = runMemory.take(headBytes + (end - block) * BLCKSZ);
     let sliceStart = performance.now();
     for (let b = block, at = headBytes; b < end; b++, at += BLCKSZ) {
       this.#heat.note(id, b);
@@ -198,13 +203,25 @@ export class PageReads {
       return base.page;
     }
     const before = this.#reader.applied;
-    const page = this.#reader.pageWithin(s, block, lsn, limit, floors, base, into?.page);
+    const page =
+      into?.keep === false
+        ? this.#pass(s, block, lsn, limit, floors, base, into.page)
+        : this.#reader.pageWithin(s, block, lsn, limit, floors, base, into?.page);
     if (page === undefined) return undefined;
     checkPageLsn(s, block, page, lsn);
     if (base !== undefined && base.lsn >= lsn) return page;
     if (into === undefined) this.#cache.set(series, block, { page, lsn });
     else if (into.keep || this.#reader.applied !== before) this.#cache.set(series, block, { page: Buffer.from(page), lsn });
     return page;
+  }
+
+  #pass(...page: Parameters<PageReader['pageWithin']>): Buffer | undefined {
+    this.#frames.startPassing();
+    try {
+      return this.#reader.pageWithin(...page);
+    } finally {
+      this.#frames.endPassing();
+    }
   }
 
   /** Cheap test that nothing happened to a page in (from, to]. */

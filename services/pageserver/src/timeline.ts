@@ -107,6 +107,7 @@ export class Timeline {
       catalog: this.catalog,
       cache: this.cache,
       heat: this.heat,
+      frames: storage.files.cache,
     });
     storage.onWritten = (layer) => this.#reads.retire(layer);
     this.#armIdleFlush();

@@ -302,7 +302,7 @@ export class Compute {
       lsn: election.startLsn,
       log: this.#log,
       onFault: (tag, block, count) => bootSet.record(tag, block, count, performance.now()),
-      background: (entry, block, count) => disk.take(entry, block, count),
+      prefetched: (entry, block, count) => disk.take(entry, block, count),
     });
     await this.#relay.listen();
   }

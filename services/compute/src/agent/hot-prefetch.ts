@@ -2,6 +2,7 @@
  *  the files. Invariants: newest runs first; while backends wait for pages of their own few batches are on their way; it ends when the bound of the
  *  local disk is reached, when everything is there, or when it is stopped, and whatever fails ends it: it is a convenience. */
 import { type Logger, errorMessage, isCode } from '@lakebase/base';
+import type { BufferPool } from '@lakebase/bytes';
 import { BLCKSZ, RELSEG_BLOCKS } from '@lakebase/ids';
 import type { ResidentMap } from '../resident-map.ts';
 import type { FetchAnswer } from './cache-worker.ts';
@@ -24,6 +25,8 @@ export interface HotPrefetchOptions {
   readonly batches: readonly HotBatch[];
   /** From the page service; shorter when the relation ends. */
   readonly pages: (batch: HotBatch) => Promise<Buffer>;
+  /** Of those pages. */
+  readonly memory: BufferPool;
   readonly worker: { fetch(entry: number, block: number, count: number): Promise<FetchAnswer> };
   /** Whether backends are waiting for pages. */
   readonly busy: () => boolean;
@@ -51,7 +54,7 @@ export class HotPrefetch {
           this.done = 'full';
           break;
         }
-        this.#ready.delete(batch);
+        this.#drop(batch);
         if (this.#stopped) break;
       }
       if (this.#stopped) this.done = 'stopped';
@@ -61,7 +64,7 @@ export class HotPrefetch {
       if (!this.#stopped && !isCode(error, 'CLOSED'))
         log.warn({ err: errorMessage(error) }, 'hot pages are not fetched on; they come when they are needed');
     }
-    this.#ready.clear();
+    for (const batch of this.#ready.keys()) this.#drop(batch);
     const blocks = batches.reduce((n, b) => n + b.count, 0);
     log.info({ outcome: this.done, blocks, ms: Math.round(performance.now() - begun) }, 'hot pages fetched');
   }
@@ -70,12 +73,15 @@ export class HotPrefetch {
     this.#stopped = true;
   }
 
-  /** What the worker asks the agent for: part of a batch that is here already, or undefined. */
+  /** Part of a batch that is here or on its way, retained for the caller; or undefined. */
   take(entry: number, block: number, count: number): Promise<Buffer> | undefined {
     for (const [batch, pages] of this.#ready) {
       if (batch.entry !== entry || block < batch.block || block + count > batch.block + batch.count) continue;
       const from = (block - batch.block) * BLCKSZ;
-      return pages.then((bytes) => bytes.subarray(from, from + count * BLCKSZ));
+      return pages.then((bytes) => {
+        this.#o.memory.retain(bytes);
+        return bytes.subarray(from, from + count * BLCKSZ);
+      });
     }
     return undefined;
   }
@@ -86,10 +92,20 @@ export class HotPrefetch {
         return await worker.fetch(batch.entry, batch.block, batch.count);
       } catch (error) {
         if (tries === TRIES || this.#stopped) throw error;
-        this.#ready.delete(batch); // a batch that failed is asked for again
+        this.#drop(batch); // a batch that failed is asked for again
         await new Promise((resolve) => setTimeout(resolve, 500 * tries).unref());
       }
     }
+  }
+
+  /** After all that was taken of it: a promise serves in order. */
+  #drop(batch: HotBatch): void {
+    const pages = this.#ready.get(batch);
+    this.#ready.delete(batch);
+    pages?.then(
+      (bytes) => this.#o.memory.release(bytes),
+      () => {},
+    );
   }
 
   #reachAhead(): void {

@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DecodeError } from '@lakebase/bytes';
+import { BufferPool, DecodeError } from '@lakebase/bytes';
 import { silentLogger } from '@lakebase/base';
 import { BLCKSZ, type RelTag } from '@lakebase/ids';
 import fc from 'fast-check';
@@ -169,6 +169,7 @@ test('pages come ahead of the worker, fewer batches while backends wait, and the
   let most = 0;
   let busy = false;
   const prefetch = new HotPrefetch({
+    memory: new BufferPool(),
     batches,
     pages: async (batch) => {
       most = Math.max(most, ++underWay);

@@ -23,7 +23,7 @@ export interface LocalDiskOptions {
 
 export interface LocalDiskStart extends Omit<CacheWorkerOptions, 'log'> {
   /** Where pages come from; null: the hot set is not fetched. */
-  readonly prefetchFrom: Pick<PageRelay, 'fetch' | 'busy'> | null;
+  readonly prefetchFrom: Pick<PageRelay, 'fetch' | 'busy' | 'memory'> | null;
   /** Gets the hot set from time to time. */
   readonly keep: (file: BundleFile) => void;
 }
@@ -55,11 +55,18 @@ export class LocalDisk {
     const from = options.prefetchFrom;
     if (from === null || this.#previous.length === 0) return;
     const batches = batchesOf(this.#previous, ResidentMap.open(this.#o.mapPath));
-    this.#prefetch = new HotPrefetch({ pages: (batch) => from.fetch(batch), busy: () => from.busy, batches, worker: this.#worker, log });
+    this.#prefetch = new HotPrefetch({
+      pages: (batch) => from.fetch(batch),
+      busy: () => from.busy,
+      memory: from.memory,
+      batches,
+      worker: this.#worker,
+      log,
+    });
     void this.#prefetch.run();
   }
 
-  /** Pages for the cache worker that are here already. */
+  /** Pages of the hot set that are here already, retained for the caller. */
   take(entry: number, block: number, count: number): Promise<Buffer> | undefined {
     return this.#prefetch?.take(entry, block, count);
   }

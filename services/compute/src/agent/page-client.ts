@@ -16,6 +16,7 @@ import {
   encodeRequest,
 } from '@lakebase/api';
 import { LakebaseError, type Logger, backoffDelay, errorMessage } from '@lakebase/base';
+import { BufferPool } from '@lakebase/bytes';
 import { BLCKSZ, type Lsn, type ProjectUid, type RelTag, type TimelineId } from '@lakebase/ids';
 
 export interface PageClientOptions {
@@ -41,6 +42,8 @@ const IDLE_RETRY_MS = 2_000;
 const mayPass = (error: LakebaseError): boolean => error.code === 'FENCED' || error.code === 'CLOSED';
 
 export class PageClient {
+  /** Of answers: who is done with pages releases them; who keeps them or forgets makes garbage. */
+  readonly memory = new BufferPool();
   readonly #options: PageClientOptions;
   readonly #pending = new Map<number, Pending>();
   #socket: Socket | undefined;
@@ -121,9 +124,10 @@ export class PageClient {
   #connect(): void {
     if (this.#socket !== undefined || this.#closed || this.#retryTimer !== undefined) return;
     const { token, project, timeline } = this.#options;
-    const received = new FrameReceiver(ANSWER_FRAME_BYTES_MAX, (frame) => {
+    const onFrame = (frame: Frame): void => {
       if (this.#socket === socket) this.#onFrame(frame);
-    });
+    };
+    const received = new FrameReceiver(ANSWER_FRAME_BYTES_MAX, onFrame, (bytes) => this.memory.take(bytes));
     // Pages come straight into the memory they are handed on in.
     const onread = {
       buffer: (): Buffer => received.space,

@@ -28,13 +28,13 @@ export interface RelayEntry {
 export interface PageRelayOptions {
   readonly socketPath: string;
   readonly entries: readonly RelayEntry[];
-  readonly pages: Pick<PageClient, 'getPages'>;
+  readonly pages: Pick<PageClient, 'getPages' | 'memory'>;
   readonly lsn: Lsn;
   readonly log: Logger;
   /** Called for each run of blocks fetched: input of the boot set. */
   readonly onFault?: (tag: RelTag, block: number, count: number) => void;
-  /** Pages the cache worker asks for, when they are here already. */
-  readonly background?: (entry: number, block: number, count: number) => Promise<Buffer> | undefined;
+  /** Pages that are here or on their way anyway, retained for us. */
+  readonly prefetched?: (entry: number, block: number, count: number) => Promise<Buffer> | undefined;
 }
 
 export class PageRelay {
@@ -46,13 +46,18 @@ export class PageRelay {
 
   constructor(options: PageRelayOptions) {
     this.#options = options;
-    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, options.lsn));
+    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, options.lsn), options.pages.memory);
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
   /** Whether backends wait for pages. */
   get busy(): boolean {
     return this.#waiting > 0;
+  }
+
+  /** Of what {@link fetch} resolves with. */
+  get memory(): PageClient['memory'] {
+    return this.#options.pages.memory;
   }
 
   listen(): Promise<void> {
@@ -62,7 +67,7 @@ export class PageRelay {
     });
   }
 
-  /** Blocks of a segment file, at the start LSN. */
+  /** Blocks of a segment file, at the start LSN. The caller releases them. */
   async fetch({ entry, block, count }: { readonly entry: number; readonly block: number; readonly count: number }): Promise<Buffer> {
     const { entries, pages, lsn } = this.#options;
     const of = entries[entry];
@@ -110,7 +115,8 @@ export class PageRelay {
       if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
         throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
       const first = entry.segment * RELSEG_BLOCKS + block;
-      body = background ? await this.#inBackground(index, block, count) : await this.#ahead.get(entry.source, first, count);
+      body = await this.#prefetched(index, block, count);
+      body ??= await (background ? this.fetch({ entry: index, block, count }) : this.#ahead.get(entry.source, first, count));
       head.writeUInt32LE(body.length / BLCKSZ, 16);
       if (!background) this.#options.onFault?.(entry.tag, first, count);
     } catch (error) {
@@ -124,11 +130,16 @@ export class PageRelay {
     if (!background) this.#waiting--;
     socket.cork();
     socket.write(head);
-    if (body !== undefined) socket.write(body);
+    // What could not be sent is garbage: the socket may still look at it.
+    if (body !== undefined) socket.write(body, (error) => error ?? this.#options.pages.memory.release(body));
     socket.uncork();
   }
 
-  #inBackground(entry: number, block: number, count: number): Promise<Buffer> {
-    return this.#options.background?.(entry, block, count) ?? this.fetch({ entry, block, count });
+  async #prefetched(entry: number, block: number, count: number): Promise<Buffer | undefined> {
+    try {
+      return await this.#options.prefetched?.(entry, block, count);
+    } catch {
+      return undefined; // it is asked for anew, and that says what is wrong
+    }
   }
 }
