@@ -14,46 +14,26 @@ import { PgConnection } from '@lakebase/pg-wire';
 import { createLogger } from '@lakebase/service-kit';
 import { findTool } from '@lakebase/testkit';
 import type { SafekeeperConfig } from './config.ts';
-import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
+import { type Quorum, SECRET, until } from './testing/rig.ts';
+import { Running } from './testing/running.ts';
 
 const log: Logger = process.env['SK_LOG'] === undefined ? silentLogger : createLogger('test', process.env['SK_LOG']);
 const SEG = WAL_SEGMENT_BYTES;
 const RECEIVEWAL = findTool('pg_receivewal', 18);
 const WALDUMP = findTool('pg_waldump', 18);
 
-interface Running extends AsyncDisposable {
-  readonly server: StockServer;
-  readonly quorum: Quorum;
-  readonly sql: PgConnection;
-  readonly objects: string;
-}
-
-async function running(all: Partial<SafekeeperConfig> = {}, first: Partial<SafekeeperConfig> = {}): Promise<Running> {
-  const server = new StockServer({ 'lakebase.term': '1' });
-  await server.start();
+async function running(all: Partial<SafekeeperConfig> = {}, first: Partial<SafekeeperConfig> = {}): Promise<Running & { objects: string }> {
   let objects = '';
-  const quorum = await Quorum.start(log, first, (root) => {
-    objects = join(root, 'objects');
-    return { objectStore: { kind: 'directory', path: objects }, trimAfterBytes: 1, ...all };
-  });
-  await quorum.create(server);
-  await quorum.elect(1);
-  await quorum.subscribe(server, 1);
-  server.reload({ synchronous_standby_names: 'ANY 2 (sk1,sk2,sk3)' });
-  const sql = await server.connect();
-  await sql.query('CREATE TABLE t (id int, pad text)');
-  return {
-    server,
-    quorum,
-    sql,
-    objects,
-    async [Symbol.asyncDispose]() {
-      disarmFailpoints();
-      sql.destroy();
-      await quorum[Symbol.asyncDispose]();
-      await server[Symbol.asyncDispose]();
+  const r = await Running.start({
+    log,
+    first,
+    sql: 'CREATE TABLE t (id int, pad text)',
+    all: (root) => {
+      objects = join(root, 'objects');
+      return { objectStore: { kind: 'directory', path: objects }, trimAfterBytes: 1, ...all };
     },
-  };
+  });
+  return Object.assign(r, { objects });
 }
 
 /** Some megabytes of WAL, then the rest of the segment. */

@@ -12,39 +12,14 @@ import { PgConnection, PgError } from '@lakebase/pg-wire';
 import { createLogger } from '@lakebase/service-kit';
 import { findTool } from '@lakebase/testkit';
 import type { SafekeeperConfig } from './config.ts';
-import { Quorum, SECRET, StockServer, until } from './testing/rig.ts';
+import { type Quorum, SECRET, until } from './testing/rig.ts';
+import { Running } from './testing/running.ts';
 
 const log: Logger = process.env['SK_LOG'] === undefined ? silentLogger : createLogger('test', process.env['SK_LOG']);
-const SYNC = { synchronous_standby_names: 'ANY 2 (sk1,sk2,sk3)' };
-
-interface Running extends AsyncDisposable {
-  readonly server: StockServer;
-  readonly quorum: Quorum;
-  readonly sql: PgConnection;
-}
 
 /** `first`: configuration of sk1 alone. */
-async function running(first: Partial<SafekeeperConfig> = {}): Promise<Running> {
-  const server = new StockServer({ 'lakebase.term': '1' });
-  await server.start();
-  const quorum = await Quorum.start(log, first);
-  await quorum.create(server);
-  await quorum.elect(1);
-  await quorum.subscribe(server, 1);
-  server.reload(SYNC);
-  const sql = await server.connect();
-  await sql.query('CREATE TABLE t (id int primary key, pad text)');
-  return {
-    server,
-    quorum,
-    sql,
-    async [Symbol.asyncDispose]() {
-      sql.destroy();
-      await quorum[Symbol.asyncDispose]();
-      await server[Symbol.asyncDispose]();
-    },
-  };
-}
+const running = (first: Partial<SafekeeperConfig> = {}): Promise<Running> =>
+  Running.start({ log, first, sql: 'CREATE TABLE t (id int primary key, pad text)' });
 
 const insert = (sql: PgConnection, id: number): Promise<unknown> => sql.query(`INSERT INTO t VALUES (${id}, repeat('x', 100))`);
 

@@ -28,6 +28,11 @@ import { type Safekeeper, startSafekeeper } from '../service.ts';
 
 export const SECRET = '5e'.repeat(32);
 const PORT = 5432;
+const START_MS = 60_000;
+/** Of ports that were free a moment ago. */
+const PORT_TRIES = 3;
+
+const ended = (child: ChildProcess): boolean => child.exitCode !== null || child.signalCode !== null;
 
 export class StockServer implements AsyncDisposable {
   readonly dir = mkdtempSync(join(tmpdir(), 'lb-sk-pg-'));
@@ -78,16 +83,17 @@ export class StockServer implements AsyncDisposable {
       ...this.#spawnOptions,
       stdio: 'ignore',
     });
-    for (let i = 0; ; i++) {
-      if (this.#child.exitCode !== null) throw new Error('Postgres did not start');
+    for (const deadline = performance.now() + START_MS; ; ) {
+      if (ended(this.#child)) throw new Error('Postgres did not start');
       if (existsSync(unixSocketPath(this.dir, PORT))) {
         try {
           await (await this.connect()).end();
           return;
         } catch (error) {
-          if (i > 500) throw error;
+          if (performance.now() > deadline) throw error;
         }
       }
+      if (performance.now() > deadline) throw new Error(`Postgres did not start within ${START_MS} ms`);
       await sleep(10);
     }
   }
@@ -104,7 +110,8 @@ export class StockServer implements AsyncDisposable {
   async stop(signal: NodeJS.Signals = 'SIGINT'): Promise<void> {
     const child = this.#child;
     this.#child = undefined;
-    if (child === undefined || child.exitCode !== null) return;
+    // A child that a signal ended has no exit code, and tells of its end but once.
+    if (child === undefined || ended(child)) return;
     const gone = new Promise((resolve) => child.once('exit', resolve));
     child.kill(signal);
     await gone;
@@ -159,7 +166,7 @@ export class Quorum implements AsyncDisposable {
   readonly project: ProjectUid = newProjectUid();
   readonly timeline: TimelineId = newTimelineId();
   readonly members: readonly Member[];
-  readonly #root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
+  readonly #root: string;
 
   private constructor(members: readonly Member[], root: string) {
     this.members = members;
@@ -172,6 +179,20 @@ export class Quorum implements AsyncDisposable {
     first: Partial<SafekeeperConfig> = {},
     all: (root: string) => Partial<SafekeeperConfig> = () => ({}),
   ): Promise<Quorum> {
+    for (let tries = 1; ; tries++) {
+      const quorum = await Quorum.#prepared(log, first, all);
+      try {
+        for (const member of quorum.members) await member.start();
+        return quorum;
+      } catch (error) {
+        // Members that listen keep their test file from ending.
+        await quorum[Symbol.asyncDispose]();
+        if (tries === PORT_TRIES || (error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
+      }
+    }
+  }
+
+  static async #prepared(log: Logger, first: Partial<SafekeeperConfig>, all: (root: string) => Partial<SafekeeperConfig>): Promise<Quorum> {
     const root = mkdtempSync(join(tmpdir(), 'lb-sk-'));
     const ports = await freePorts(6);
     const addresses = ['sk1', 'sk2', 'sk3'].map((id, i) => ({
@@ -215,9 +236,7 @@ export class Quorum implements AsyncDisposable {
       shared ??= keys;
       return new Member(config, log.child({ sk: own.id }), keys);
     });
-    const quorum = new Quorum(members, root);
-    for (const member of members) await member.start();
-    return quorum;
+    return new Quorum(members, root);
   }
 
   member(i: number): Member {
