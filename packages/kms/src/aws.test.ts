@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { AWS_ERRORS, awsError } from './aws-errors.ts';
 import { openKmsKey } from './open.ts';
@@ -38,6 +40,25 @@ describe('AWS KMS', () => {
       assert.equal(error.transient, meaning === 'UNREACHABLE');
       fake.setFaults(null);
     });
+
+  test('every exception that the SDK declares for our calls is in the table', () => {
+    /** Base classes, and what only dry runs and session policies bring about, which we do not use. */
+    const never = /ServiceException$|^DryRunOperation|^MalformedPolicyDocument|^PackedPolicyTooLarge/;
+    const declared = new Set<string>();
+    const root = join(import.meta.dirname, '..', '..', '..', 'node_modules', '@aws-sdk');
+    for (const file of [
+      'client-kms/dist-types/commands/EncryptCommand.d.ts',
+      'client-kms/dist-types/commands/DecryptCommand.d.ts',
+      'client-kms/dist-types/commands/DescribeKeyCommand.d.ts',
+      'nested-clients/dist-types/submodules/sts/commands/AssumeRoleCommand.d.ts',
+    ])
+      for (const [, name = ''] of readFileSync(join(root, file), 'utf8').matchAll(/@throws \{@link (\w+)\}/g)) declared.add(name);
+    assert.ok(declared.size > 12, [...declared].join(' '));
+    assert.deepEqual(
+      [...declared].filter((name) => !never.test(name) && !Object.hasOwn(AWS_ERRORS, name)),
+      [],
+    );
+  });
 
   test('namespaced types, and states that pass', async () => {
     fake.setFaults({ answer: fake.error('com.amazonaws.kms#DisabledException') });

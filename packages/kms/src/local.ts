@@ -45,6 +45,8 @@ function localPath(key: string, env: KmsEnvironment): string {
   const path = resolve(key);
   const inside = relative(dirname(resolve(env.rootKeyPath)), path);
   if (env.allowAnyLocalPath !== true && (inside.startsWith('..') || isAbsolute(inside) || inside === '')) throw failure('KeyFilePath', key);
+  // By its path it would look like a key of a customer's.
+  if (path === resolve(env.rootKeyPath)) throw failure('KeyFilePath', key);
   return path;
 }
 

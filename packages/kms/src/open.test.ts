@@ -48,7 +48,7 @@ describe('configurations that cannot be right', () => {
         'projects/p/locations/l/keyRings/r/cryptoKeys/../../x',
       ],
       VAULT_TRANSIT: ['InvalidKeyName', 'k', 'transit/', '/k', 'transit/../sys', 'transit/k?x', 'a b/k'],
-      LOCAL: ['KeyFilePath', 'relative/key', '/etc/shadow', '/var/lib/lakebase/../x', '/var/lib/lakebase'],
+      LOCAL: ['KeyFilePath', 'relative/key', '/etc/shadow', '/var/lib/lakebase/../x', '/var/lib/lakebase', '/var/lib/lakebase/root.key'],
     };
     for (const [provider, [code, ...keys]] of Object.entries(wrong) as [KmsProvider, [string, ...string[]]][])
       for (const key of keys) refuse({ provider, key }, code);

@@ -218,7 +218,8 @@ export class KeyChanges {
         `At ${time} ${actor} had the ${p.record.keks.length} key encryption keys of project ${project} destroyed. They existed only wrapped, in the key manager's ` +
         'record of the project; the record was replaced and the former file overwritten. Every object of the project (layers, indexes, WAL segments, ' +
         'suspend state, boot sets; on disks and in the object store) is encrypted under data keys that exist only wrapped by these keys, so whatever remains of the objects, wherever it was ' +
-        "copied, cannot be decrypted. The record's copy in the object store is replaced in the same way. Copies of the key manager's directory made before this time, and " +
+        'copied, cannot be decrypted. What computes of the project had on their disks was encrypted under keys of one boot, which were never stored and went with ' +
+        "their processes. The record's copy in the object store is replaced in the same way. Copies of the key manager's directory made before this time, and " +
         'former versions of that object where the store keeps them, if there are any, hold the wrapped keys still: they open ' +
         'only for who may use the customer key that wrapped them.',
     };

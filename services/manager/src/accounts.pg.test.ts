@@ -57,6 +57,7 @@ test('key configurations: shapes of the account API, no secrets in answers, bad 
     [{ gcp_key_info: { kms_key_id: 'k' } }, /projects\/P/],
     [{ azure_key_info: { key_vault_uri: 'vault', key_name: 'k' } }, /key_vault_uri/],
     [{ local_key_info: { key_name: '../root' } }, /key_name must match/],
+    [{ local_key_info: { key_name: 'root' } }, /installation's own key/],
     [{ ...KEY, use_cases: ['OTHER'] }, /use_cases/],
     [{ ...KEY, options: { a: 1 } }, /options.a/],
   ] as const)

@@ -6,6 +6,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { LakebaseError, sleep } from '@lakebase/base';
 import { type Json, textOf } from '../api-client.ts';
+import { addAuditCommand } from './audit.ts';
 import { type Context, show, showList, withJson } from './context.ts';
 
 const enc = encodeURIComponent;
@@ -47,13 +48,7 @@ export function addKeyCommands(program: Command, c: Context): void {
   workspaces(program, c, account);
   users(program, c, account);
   encryption(program, c, account);
-  program
-    .command('audit')
-    .description('the audit log of keys, as JSON lines')
-    .option('--after <n>', 'only lines after this sequence number', '0')
-    .action(async (o: { after: string }) => {
-      for await (const line of c.api().lines(`${ACCOUNT}/audit-log?after=${enc(o.after)}`)) c.out(line);
-    });
+  addAuditCommand(program, c, ACCOUNT);
 }
 
 const RE_ENCRYPTION_POLL_MS = 1_000;
@@ -244,6 +239,17 @@ function encryption(program: Command, c: Context, account: Call): void {
     }
     show(c, o.json, status);
   });
+  withJson(group.command('shredded').description('of deleted projects: which keys were destroyed, when, at whose request')).action(
+    async (o: { json?: boolean }) => {
+      const { shred_reports: reports } = await account('GET', 'shred-reports');
+      showList(c, o.json, reports as Json[], [
+        ['PROJECT', (r) => r.project_id],
+        ['UID', (r) => r.project],
+        ['TIME', (r) => r.time],
+        ['KEKS', (r) => (r.destroyedKeks as Json[]).map((k) => `${textOf(k.version)} (${textOf(k.keyId)})`).join(', ')],
+      ]);
+    },
+  );
   add('check <project>', 'probe the key now', (p) => account('POST', `${p}/check`));
 }
 

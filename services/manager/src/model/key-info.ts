@@ -92,6 +92,7 @@ export function readKeyInfo(body: Fields, localKeysDir: string): KeyInfo {
     case 'local_key_info': {
       const name = text('key_name') as string;
       // A name, never a path: whoever manages keys must not be able to make the key manager read files of the machine.
+      if (name === 'root') throw invalid("Field local_key_info.key_name: 'root' is the installation's own key, not a customer's");
       if (!/^[a-z0-9][a-z0-9-]{0,62}$/.test(name)) throw invalid('Field local_key_info.key_name must match ^[a-z0-9][a-z0-9-]{0,62}$');
       return make('LOCAL', join(localKeysDir, `${name}.key`), ['key_name']);
     }
