@@ -4,6 +4,8 @@ import { dirname } from 'node:path';
 import { LakebaseError } from '@lakebase/base';
 
 export const TEMP_SUFFIX = '.tmp';
+/** Of one system call; the kernel's own bound is 1024. */
+const PIECES_MAX = 512;
 
 export async function syncDirectory(path: string): Promise<void> {
   const dir = await open(path, 'r');
@@ -48,6 +50,23 @@ export async function writeFileDurably(path: string, bytes: Buffer): Promise<voi
     throw error;
   }
   await commitFile(handle, path);
+}
+
+/** One after the other, without a copy of them all. */
+export async function writeAllFully(handle: FileHandle, pieces: readonly Buffer[], position: number, path: string): Promise<void> {
+  for (let i = 0; i < pieces.length; i += PIECES_MAX) {
+    const some = pieces.slice(i, i + PIECES_MAX);
+    const bytes = some.reduce((n, piece) => n + piece.length, 0);
+    let written: number;
+    try {
+      ({ bytesWritten: written } = await handle.writev(some, position));
+    } catch (cause) {
+      throw diskError(path, cause);
+    }
+    // Rare: the disk is nearly full, most likely.
+    if (written < bytes) await writeFully(handle, Buffer.concat(some).subarray(written), position + written, path);
+    position += bytes;
+  }
 }
 
 export async function writeFully(handle: FileHandle, bytes: Buffer, position: number, path: string): Promise<void> {

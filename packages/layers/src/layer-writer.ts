@@ -7,7 +7,7 @@ import { basename } from 'node:path';
 import { assert } from '@lakebase/base';
 import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
-import { abandonFile, commitFile, createTemp, writeFully } from './durable.ts';
+import { abandonFile, commitFile, createTemp, writeAllFully } from './durable.ts';
 import { compressFrame } from './frame-compression.ts';
 import { KEY_BYTES } from './key.ts';
 import type { LayerReader } from './layer-reader.ts';
@@ -178,12 +178,12 @@ export class LayerWriter {
 
   async drain(): Promise<void> {
     if (this.#pending.length === 0) return;
-    const bytes = this.#pending.length === 1 ? (this.#pending[0] as Buffer) : Buffer.concat(this.#pending, this.#pendingBytes);
+    const pieces = this.#pending;
     const at = this.#offset - this.#pendingBytes;
     this.#pending = [];
     this.#pendingBytes = 0;
-    this.#hash.update(bytes);
-    await writeFully(this.#handle, bytes, at, this.#path);
+    for (const piece of pieces) this.#hash.update(piece);
+    await writeAllFully(this.#handle, pieces, at, this.#path);
   }
 
   async finish(): Promise<LayerDescriptor> {

@@ -34,6 +34,9 @@ export interface PgConnectOptions {
   readonly signal?: AbortSignal;
   /** Largest message accepted. */
   readonly messageBytesMax?: number;
+  /** What arrives is put into the same memory again and again, which becomes zeros when the connection ends: for long streams, whose garbage would keep
+   *  the collector busy. A handler that keeps a view beyond its time sees other bytes then. */
+  readonly reuseMemory?: boolean;
   readonly onNotice?: (fields: ErrorFields) => void;
 }
 
@@ -65,11 +68,32 @@ interface Waiter {
 
 const MESSAGE_BYTES_MAX = 1 << 26;
 const CONNECT_TIMEOUT_MS = 10_000;
+/** Taken from the socket at once where memory is used again. */
+const RECEIVE_BYTES = 1 << 17;
 
 export const unixSocketPath = (dir: string, port: number): string => `${dir}/.s.PGSQL.${port}`;
 
-function openSocket(host: string, port: number): Socket {
-  return host.startsWith('/') ? netConnect({ path: unixSocketPath(host, port) }) : netConnect({ host, port, noDelay: true });
+interface Receiving {
+  readonly buffer: Buffer;
+  readonly take: (bytes: Buffer) => void;
+}
+
+function openSocket(host: string, port: number, receiving?: Receiving): Socket {
+  const onread =
+    receiving === undefined
+      ? {}
+      : {
+          onread: {
+            buffer: receiving.buffer,
+            callback: (n: number): boolean => {
+              receiving.take(receiving.buffer.subarray(0, n));
+              return true;
+            },
+          },
+        };
+  return host.startsWith('/')
+    ? netConnect({ path: unixSocketPath(host, port), ...onread })
+    : netConnect({ host, port, noDelay: true, ...onread });
 }
 
 export class PgConnection {
@@ -115,23 +139,28 @@ export class PgConnection {
 
   private constructor(options: PgConnectOptions) {
     this.#options = options;
-    this.#parser = new MessageParser({ limit: options.messageBytesMax ?? MESSAGE_BYTES_MAX });
-    this.#socket = openSocket(options.host, options.port);
-    this.#socket.setKeepAlive(true, 30_000);
-    this.#socket.on('data', (chunk) => {
+    const reuseMemory = options.reuseMemory === true;
+    this.#parser = new MessageParser({ limit: options.messageBytesMax ?? MESSAGE_BYTES_MAX, reuseMemory });
+    const take = (chunk: Buffer): void => {
       try {
         this.#parser.push(chunk);
         this.#drain();
       } catch (error) {
         this.#fail(error);
       }
-    });
+    };
+    const receiving = reuseMemory ? { buffer: Buffer.allocUnsafeSlow(RECEIVE_BYTES), take } : undefined;
+    this.#socket = openSocket(options.host, options.port, receiving);
+    this.#socket.setKeepAlive(true, 30_000);
+    if (receiving === undefined) this.#socket.on('data', take);
     this.#socket.on('error', (error) =>
       this.#fail(new LakebaseError('UNAVAILABLE', `connection to ${where(options)}: ${error.message}`, { cause: error })),
     );
     this.closed = new Promise((resolve) => {
       this.#socket.on('close', () => {
         this.#fail(new LakebaseError('UNAVAILABLE', `connection to ${where(options)}: closed by the server`));
+        receiving?.buffer.fill(0);
+        this.#parser.wipe();
         resolve(this.#ending ? undefined : this.#error);
       });
     });

@@ -18,6 +18,12 @@ function pull(parser: MessageParser, chunks: readonly Buffer[]): WireMessage[] {
   }
   return out;
 }
+function pullEach(parser: MessageParser, chunk: Buffer): string[] {
+  const out: string[] = [];
+  parser.push(chunk);
+  for (let m = parser.next(); m !== undefined; m = parser.next()) out.push(...flat([m]));
+  return out;
+}
 const flat = (messages: readonly WireMessage[]): string[] => messages.map((m) => `${m.type}:${m.body.toString('hex')}`);
 
 describe('MessageParser', () => {
@@ -39,6 +45,22 @@ describe('MessageParser', () => {
       ),
       whole,
     );
+  });
+
+  it('with memory that is used again gives the same messages, each good until the next is pulled', () => {
+    const memory = Buffer.alloc(64);
+    for (let piece = 1; piece <= memory.length; piece++) {
+      const parser = new MessageParser({ limit: 10_000, reuseMemory: true });
+      const got: string[] = [];
+      for (let at = 0; at < stream.length; at += piece) {
+        // As a socket that reads into the same memory again.
+        const chunk = memory.subarray(0, stream.copy(memory, 0, at, Math.min(stream.length, at + piece)));
+        got.push(...pullEach(parser, chunk));
+        memory.fill(0xee);
+      }
+      assert.deepEqual(got, whole, `pieces of ${piece}`);
+      assert.equal(parser.midMessage, false);
+    }
   });
 
   it('gives no message too many when cut short', () => {

@@ -4,7 +4,7 @@
  *  - A length outside [4, limit] is refused as soon as the five header bytes are there, before anything is allocated for the body.
  *  - After a failure the parser is poisoned: every later call throws the same error.
  *  - Bodies are views of the pushed chunk where the message lies in one chunk, else of a buffer of its own. The parser never writes
- *    to either again, so a view stays good for as long as the caller leaves the chunk alone.
+ *    to either again, so a view stays good for as long as the caller leaves the chunk alone. With `reuseMemory` it is good until the next is pulled.
  *  - Unconsumed bytes can be taken over with `takeRest` (a proxy that stops parsing). */
 import { ProtocolError } from './errors.ts';
 
@@ -21,6 +21,8 @@ const EMPTY = Buffer.alloc(0);
 export interface MessageParserOptions {
   /** Largest length field, by type; may change between messages. */
   readonly limit: number | ((type: number) => number);
+  /** Bodies of messages that lie in several chunks are put together in the same memory again and again. */
+  readonly reuseMemory?: boolean;
 }
 
 export class MessageParser {
@@ -34,9 +36,17 @@ export class MessageParser {
   #bodyFilled = 0;
   #bodyLength = 0;
   #failure: ProtocolError | undefined;
+  /** Where bodies are put together; undefined: each in its own. */
+  #assembly: Buffer | undefined;
 
   constructor(options: MessageParserOptions) {
     this.#limit = asLimit(options.limit);
+    if (options.reuseMemory === true) this.#assembly = EMPTY;
+  }
+
+  /** Zeroes memory that is used again; with that every view of it. */
+  wipe(): void {
+    this.#assembly?.fill(0);
   }
 
   /** Applies from the next message header on. */
@@ -104,8 +114,14 @@ export class MessageParser {
     this.#headerFilled = 0;
     this.#bodyLength = length;
     this.#bodyFilled = 0;
-    this.#body = Buffer.allocUnsafeSlow(Math.min(length, EAGER_ALLOCATION_MAX));
+    this.#body = this.#room(Math.min(length, EAGER_ALLOCATION_MAX));
     return this.#continueBody();
+  }
+
+  #room(bytes: number): Buffer {
+    if (this.#assembly === undefined) return Buffer.allocUnsafeSlow(bytes);
+    if (this.#assembly.length < bytes) this.#assembly = Buffer.allocUnsafeSlow(bytes);
+    return this.#assembly;
   }
 
   #continueBody(): WireMessage | undefined {
@@ -123,7 +139,7 @@ export class MessageParser {
     this.#bodyFilled = need;
     if (need < this.#bodyLength) return undefined;
     this.#body = undefined;
-    return { type: this.#header[0] as number, body };
+    return { type: this.#header[0] as number, body: body.subarray(0, need) };
   }
 
   #check(type: number, length: number): number {

@@ -5,8 +5,8 @@ import { type Lsn, WAL_SEGMENT_BYTES } from '@lakebase/ids';
 
 const CHUNK_BYTES = 131_072;
 
-/** Segments from `from` on, in chunks; ends at `end` or where the WAL ends. */
-export function* walChunks(walDir: string, from: Lsn, end: Lsn): Generator<Buffer> {
+/** Segments from `from` on, in chunks; ends at `end` or where the WAL ends. `memory`: where every chunk is put, as the WAL receiver does it. */
+export function* walChunks(walDir: string, from: Lsn, end: Lsn, memory?: Buffer): Generator<Buffer> {
   const names = readdirSync(walDir)
     .filter((n) => /^[0-9A-F]{24}$/.test(n))
     .sort();
@@ -16,7 +16,8 @@ export function* walChunks(walDir: string, from: Lsn, end: Lsn): Generator<Buffe
     const file = openSync(join(walDir, name), 'r');
     try {
       for (let at = Math.max(0, from - segment); segment + at < end; ) {
-        const chunk = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, WAL_SEGMENT_BYTES - at, end - segment - at));
+        const length = Math.min(memory?.length ?? CHUNK_BYTES, WAL_SEGMENT_BYTES - at, end - segment - at);
+        const chunk = memory?.subarray(0, length) ?? Buffer.allocUnsafe(length);
         const n = chunk.length === 0 ? 0 : readSync(file, chunk, 0, chunk.length, at);
         if (n === 0) break;
         yield chunk.subarray(0, n);

@@ -110,6 +110,7 @@ export class WalReceiver {
       },
       connectTimeoutMs: 5_000,
       signal: this.#stop.signal,
+      reuseMemory: true,
     });
     let onEnd = (): void => {};
     const ended = new Promise<void>((resolve) => (onEnd = resolve));
