@@ -34,8 +34,14 @@ export class Cluster implements AsyncDisposable {
     const home = options.home ?? mkdtempSync(join(tmpdir(), 'lb-sys-'));
     chmodSync(home, 0o755); // Postgres's account must be able to enter it
     const cluster = new Cluster(home, await freePort(), await freePort(), options.env ?? {});
-    await cluster.up();
-    return cluster;
+    try {
+      await cluster.up();
+      return cluster;
+    } catch (error) {
+      // A system that nobody ends keeps its test file from ending.
+      await cluster[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** Starts (again) on the same directory. */

@@ -71,8 +71,9 @@ describe('life of a timeline', () => {
     await sql.query('create table t (id int primary key, v text)');
   });
   after(async () => {
-    await sql.end();
-    await stock[Symbol.asyncDispose]();
+    // Also when the set-up failed half-way: what goes on running keeps this file from ending.
+    await (sql as pg.Client | undefined)?.end();
+    await (stock as StockPostgres | undefined)?.[Symbol.asyncDispose]();
   });
 
   async function fresh(): Promise<void> {
