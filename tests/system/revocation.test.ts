@@ -95,6 +95,28 @@ describe('revocation', () => {
     await other.verify();
   });
 
+  it('WAL that was acknowledged but not ingested when the key went is there when it is back', async () => {
+    const client = await project.connect();
+    const insert = (from: number): Promise<unknown> =>
+      client.query('INSERT INTO late SELECT n FROM generate_series($1::int, $1::int + 999) n', [from]);
+    await client.query('CREATE TABLE late (n int PRIMARY KEY)');
+    await insert(1); // so that the next one needs no page that is not there
+    // From here on no WAL reaches a page: the quorum alone has it.
+    cluster.kill('pageserver', 'SIGSTOP');
+    await insert(1_001);
+    project.revoke();
+    await eventually('revoked', async () => ((await project.state()) === 'REVOKED' ? true : undefined));
+    await eventually('only the other project has a compute', () => (cluster.computePids().length <= 1 ? true : undefined));
+    cluster.kill('pageserver');
+    project.restore();
+    const again = await eventually('the project is served again', () => project.connect());
+    const { rows } = await again.query('SELECT count(*)::int AS n, sum(n)::int AS sum FROM late');
+    assert.deepEqual(rows, [{ n: 2_000, sum: 2_001_000 }]);
+    await again.end();
+    await ledger.progress(20, 60_000);
+    await ledger.verify();
+  });
+
   it('the audit log tells it all, to the account admin only', async () => {
     const { body } = await project.account.raw('GET', 'accounts/default/audit-log');
     const lines = String(body['text'])
