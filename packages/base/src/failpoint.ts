@@ -6,6 +6,9 @@ import { ERROR_CODES, type ErrorCode, LakebaseError } from './errors.ts';
 
 /** One sentence each: what has happened already when the place is reached. Keep sorted; add a place where you use it. */
 export const FAILPOINTS = {
+  'manager.catalog.before-commit': 'A change of the catalog is in the object store and about to be committed in the metadata database.',
+  'manager.catalog.before-head': 'A snapshot of the catalog is in the object store, the head does not name it yet.',
+  'manager.catalog.before-put': 'A link of the catalog is about to be put into the object store; its changes are not committed.',
   'object-store.delete': 'Objects are about to be deleted.',
   'object-store.get': 'A whole object or a range of one is about to be read.',
   'object-store.list': 'A page of names is about to be asked for.',

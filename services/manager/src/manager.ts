@@ -20,6 +20,8 @@ import { createProject, projectRoutes } from './http/projects.ts';
 import { roleRoutes } from './http/roles.ts';
 import { safekeeperRoutes } from './http/safekeepers.ts';
 import { createManagerServer } from './http/server.ts';
+import type { CatalogCopy } from './durability/catalog-copy.ts';
+import { openCatalogCopy } from './durability/open-catalog-copy.ts';
 import { Database } from './metadata/database.ts';
 import { EmbeddedPostgres } from './metadata/embedded-postgres.ts';
 import { DEFAULT_ACCOUNT, DEFAULT_PROJECT, DEFAULT_WORKSPACE } from './model/names.ts';
@@ -47,8 +49,8 @@ export interface ManagerOptions {
 
 export async function startManager({ config, log, teardown, fail }: ManagerOptions): Promise<Manager> {
   const secret = readSecret(config.secretFile);
-  const db = await openDatabase(config, secret, log, teardown, fail);
   const far: FarEnd = connectFarEnd(config, secret);
+  const { db, copy } = await openDatabase({ config, log, teardown, fail }, secret, far);
   let endpoints: Endpoints | undefined = undefined;
   const placements = new Placements({ db, far, log });
   const projects: ProjectReconciler = new ProjectReconciler({
@@ -115,7 +117,7 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     secret,
     db,
     metrics,
-    health: () => ({ service: 'manager', active: endpoints.activeCount }),
+    health: () => ({ service: 'manager', active: endpoints.activeCount, ...copy?.health }),
   });
   for (const routes of [
     projectRoutes,
@@ -153,12 +155,10 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
 }
 
 async function openDatabase(
-  config: ManagerConfig,
+  { config, log, teardown, fail }: ManagerOptions,
   secret: string,
-  log: Logger,
-  teardown: Teardown,
-  fail: (error: unknown) => void,
-): Promise<Database> {
+  far: FarEnd,
+): Promise<{ db: Database; copy: CatalogCopy | undefined }> {
   let client: ConstructorParameters<typeof Database>[0];
   if (config.databaseUrl === null) {
     const password = createHmac('sha256', Buffer.from(secret, 'hex')).update('lakebase-metadata-v1').digest('base64url');
@@ -167,7 +167,8 @@ async function openDatabase(
     await embedded.start();
     client = embedded.clientConfig;
   } else client = { connectionString: config.databaseUrl };
-  const db = new Database(client, log);
+  const copied = config.objectStore !== null && config.keyManagerUrl !== null;
+  const db = new Database(client, log, { copied });
   teardown.add('metadata connections', () => db.close());
   try {
     await db.lockOut(fail);
@@ -179,9 +180,14 @@ async function openDatabase(
       { cause: error },
     );
   }
+  const copy = copied ? await openCatalogCopy({ config, client, secret, keys: far.keys, log, teardown, fail }) : undefined;
   const applied = await db.migrate();
   if (applied > 0) log.info({ applied }, 'metadata schema migrated');
-  return db;
+  if (copy !== undefined) {
+    await copy.start();
+    db.setGate(copy);
+  }
+  return { db, copy };
 }
 
 /** Idempotent: what is there stays. A default project somebody deleted is not made again. */

@@ -89,7 +89,8 @@ async function roleSecret(c: Context, row: EndpointRow, role: string): Promise<R
       return await askCompute(c, row, role, computeId);
     } catch (error) {
       // Remembered until the next suspend asks again: guessing names must not keep an endpoint awake.
-      if (isCode(error, 'NOT_FOUND')) await catalog.rememberSecret(c.db, row.timeline_id, { name: role, verifier: null, login: false });
+      if (isCode(error, 'NOT_FOUND'))
+        await catalog.rememberSecret(c.db.local, row.timeline_id, { name: role, verifier: null, login: false });
       throw error;
     }
   }
@@ -112,7 +113,7 @@ async function roleSecret(c: Context, row: EndpointRow, role: string): Promise<R
 async function askCompute(c: Context, row: EndpointRow, role: string, computeId: string): Promise<RoleSecret> {
   if (isReservedRole(role)) throw new LakebaseError('NOT_FOUND', 'no such role');
   const secret = await c.endpoints.roleOf(computeId, role);
-  await catalog.rememberSecret(c.db, row.timeline_id, secret);
+  await catalog.rememberSecret(c.db.local, row.timeline_id, secret);
   return secret;
 }
 

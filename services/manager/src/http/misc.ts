@@ -45,7 +45,7 @@ export const miscRoutes: Routes = (app, c) => {
       }
       const token = newToken(CREDENTIAL_PREFIX);
       const expireTime = new Date(now + seconds * 1000);
-      await insertCredential(c.db, token, { identity: request.identity, endpointUid: endpoint.uid, expireTime });
+      await insertCredential(c.db.local, token, { identity: request.identity, endpointUid: endpoint.uid, expireTime });
       return { token, expire_time: rfc3339(expireTime) };
     },
   );

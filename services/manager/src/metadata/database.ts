@@ -1,7 +1,10 @@
 /** Access to the metadata database: pooled queries, transactions, migrations, and the lock that keeps a second Manager out.
- *  A lost connection before a statement was sent is retried for a while, so a restart of the metadata database is a pause, not an error. */
+ *  A lost connection before a statement was sent is retried for a while, so a restart of the metadata database is a pause, not an error.
+ *  Invariant: with a {@link CommitGate}, a change is in the object store before it is committed here, so before anybody can see it; only what was
+ *  written through {@link Database.local} follows later. docs/formats/catalog-object.md */
 import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
 import pg from 'pg';
+import { type Change, takeOwnChanges } from '../durability/change-log.ts';
 import { migrations } from './migrations.ts';
 
 const RECONNECT_MS_MAX = 10_000;
@@ -16,30 +19,94 @@ export interface Queryable {
   query<T extends object = Row>(sql: string, values?: readonly unknown[]): Promise<T[]>;
 }
 
+const CONNECTIONS_FREE = 5;
+
+/** What stands between a change and its commit. */
+export interface CommitGate {
+  /** Carries `commit` out once the changes are safe; rejects without it, or with its error. */
+  commit(changes: readonly Change[], commit: () => Promise<void>): Promise<void>;
+  /** Something was committed that did not wait. */
+  changed(): void;
+}
+export interface DatabaseOptions {
+  readonly connectionsMax?: number;
+  /** Changes are noted for the copy in the object store. */
+  readonly copied?: boolean;
+}
+
 export class Database implements Queryable {
   readonly #pool: pg.Pool;
   readonly #config: pg.PoolConfig;
   readonly #log: Logger;
+  readonly #copied: boolean;
+  #gate: CommitGate | undefined;
+  /** Changes that wait hold a connection each: some are left for everything else. */
+  readonly #gated: Places;
   #lock: pg.Client | undefined;
   #closed = false;
+  /** For what may be lost with this database's disk: what was observed and can be observed again, and what holds for minutes. It is committed at
+   *  once, whether or not the object store answers, and copied soon. */
+  readonly local: Queryable & Pick<Database, 'transaction'>;
 
-  constructor(config: pg.PoolConfig, log: Logger) {
+  constructor(config: pg.PoolConfig, log: Logger, { connectionsMax = 12, copied = false }: DatabaseOptions = {}) {
     this.#config = config;
     this.#log = log;
-    this.#pool = new pg.Pool({ ...config, max: 8, connectionTimeoutMillis: 5_000, application_name: 'lakebase-manager' });
+    this.#copied = copied;
+    this.#gated = new Places(Math.max(1, connectionsMax - CONNECTIONS_FREE));
+    this.#pool = new pg.Pool({
+      ...config,
+      max: connectionsMax,
+      connectionTimeoutMillis: 5_000,
+      application_name: 'lakebase-manager',
+      ...(copied ? { options: '-c lakebase.copied=on' } : {}),
+    });
+    this.local = {
+      query: async (sql, values = []) => {
+        const rows = await this.#use(async (client) => (await client.query(sql, values as unknown[])).rows);
+        if (!isRead(sql)) this.#gate?.changed();
+        return rows;
+      },
+      transaction: async (work) => {
+        const result = await this.#transaction(work, undefined);
+        this.#gate?.changed();
+        return result;
+      },
+    };
     this.#pool.on('error', (error) => log.warn({ err: error.message }, 'lost an idle metadata connection'));
   }
 
+  /** From here on changes wait for the gate. */
+  setGate(gate: CommitGate): void {
+    if (!this.#copied) throw new LakebaseError('INTERNAL', 'changes of this database are not noted');
+    this.#gate = gate;
+  }
+
   async query<T extends object = Row>(sql: string, values: readonly unknown[] = []): Promise<T[]> {
+    if (this.#gate !== undefined && !isRead(sql)) return this.transaction((tx) => tx.query<T>(sql, values));
     return this.#use(async (client) => (await client.query(sql, values as unknown[])).rows as T[]);
   }
 
-  async transaction<T>(work: (tx: Queryable) => Promise<T>): Promise<T> {
+  transaction<T>(work: (tx: Queryable) => Promise<T>): Promise<T> {
+    const gate = this.#gate;
+    return gate === undefined ? this.#transaction(work, gate) : this.#gated.use(() => this.#transaction(work, gate));
+  }
+
+  async #transaction<T>(work: (tx: Queryable) => Promise<T>, gate: CommitGate | undefined): Promise<T> {
     return this.#use(async (client) => {
+      const commit = async (): Promise<void> => void (await client.query('COMMIT'));
+      let writes = false;
+      const tx: Queryable = {
+        query: async (sql, values = []) => {
+          writes ||= !isRead(sql);
+          return (await client.query(sql, values as unknown[])).rows;
+        },
+      };
       await client.query('BEGIN');
       try {
-        const result = await work({ query: async (sql, values = []) => (await client.query(sql, values as unknown[])).rows });
-        await client.query('COMMIT');
+        const result = await work(tx);
+        const changes = gate === undefined || !writes ? [] : await takeOwnChanges(tx);
+        if (gate === undefined || changes.length === 0) await commit();
+        else await gate.commit(changes, commit);
         return result;
       } catch (error) {
         await client.query('ROLLBACK').catch(() => {});
@@ -50,24 +117,17 @@ export class Database implements Queryable {
 
   /** Applies what is missing, in order, each in a transaction that also records it. */
   async migrate(): Promise<number> {
-    await this.query(
-      'CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text NOT NULL, applied_time timestamptz NOT NULL DEFAULT now())',
-    );
-    const done = new Set((await this.query<{ number: number }>('SELECT number FROM schema_migrations')).map((row) => row.number));
-    const newest = Math.max(0, ...done);
+    const done = await appliedMigration(this);
     const known = migrations.at(-1)?.number ?? 0;
-    if (newest > known)
+    if (done > known)
       throw new LakebaseError(
         'CONFIG',
-        `the metadata database is at migration ${newest} and this version knows ${known}: start a newer version`,
+        `the metadata database is at migration ${done} and this version knows ${known}: start a newer version`,
       );
     let applied = 0;
-    for (const migration of migrations) {
-      if (done.has(migration.number)) continue;
-      await this.transaction(async (tx) => {
-        await tx.query(migration.sql);
-        await tx.query('INSERT INTO schema_migrations (number, name) VALUES ($1, $2)', [migration.number, migration.name]);
-      });
+    for (const { number } of migrations) {
+      if (number <= done) continue;
+      await this.transaction((tx) => applyMigrations(tx, number));
       applied++;
     }
     return applied;
@@ -155,3 +215,48 @@ function isConnectionError(error: unknown): boolean {
 
 /** Postgres unique_violation. */
 export const isDuplicate = (error: unknown): boolean => (error as { code?: string }).code === '23505';
+
+/** At most so many at a time. */
+class Places {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(places: number) {
+    this.#free = places;
+  }
+
+  async use<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#free > 0) this.#free--;
+    else await new Promise<void>((go) => this.#waiting.push(go));
+    try {
+      return await work();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next === undefined) this.#free++;
+      else next();
+    }
+  }
+}
+
+/** Statements that change nothing; everything else is looked at for changes. */
+const isRead = (sql: string): boolean => /^\s*SELECT\b/i.test(sql);
+
+/** Number of the newest step; 0: none yet. */
+export async function appliedMigration(q: Queryable): Promise<number> {
+  const [there] = await q.query<{ there: boolean }>(`SELECT to_regclass('schema_migrations') IS NOT NULL AS there`);
+  if (there?.there !== true) return 0;
+  return (await q.query<{ number: number }>('SELECT coalesce(max(number), 0) AS number FROM schema_migrations'))[0]?.number ?? 0;
+}
+
+/** The steps up to this one that are missing. */
+export async function applyMigrations(tx: Queryable, through: number): Promise<void> {
+  await tx.query(
+    'CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text NOT NULL, applied_time timestamptz NOT NULL DEFAULT now())',
+  );
+  const done = await appliedMigration(tx);
+  for (const { number, name, sql } of migrations) {
+    if (number <= done || number > through) continue;
+    await tx.query(sql);
+    await tx.query('INSERT INTO schema_migrations (number, name) VALUES ($1, $2)', [number, name]);
+  }
+}

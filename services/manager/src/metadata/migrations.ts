@@ -5,6 +5,29 @@ export interface Migration {
   readonly sql: string;
 }
 
+/** Relations of steps 1 to 4, columns of their keys, and columns that change all the time and mean nothing for a restore. What a later step makes has to
+ *  get its trigger there, and a place in RELATIONS of durability/change-log.ts. */
+const COPIED: readonly (readonly [relation: string, key: string, volatile?: string])[] = [
+  ['accounts', 'id'],
+  ['customer_managed_keys', 'id'],
+  ['workspaces', 'id'],
+  ['users', 'id'],
+  ['workspace_users', 'workspace_id,user_id'],
+  ['projects', 'uid'],
+  ['branches', 'timeline_id'],
+  ['endpoints', 'uid'],
+  ['roles', 'timeline_id,role_id'],
+  ['databases', 'timeline_id,database_id'],
+  ['seen_roles', 'timeline_id,name', 'seen_time'],
+  ['tokens', 'hash'],
+  ['wal_members', 'timeline_id,safekeeper_id'],
+  ['wal_configurations', 'timeline_id'],
+  ['safekeeper_nodes', 'id', 'seen_time'],
+  ['placements', 'project_uid'],
+  ['operations', 'id'],
+  ['shred_reports', 'project_uid'],
+];
+
 export const migrations: readonly Migration[] = [
   {
     number: 1,
@@ -253,5 +276,52 @@ CREATE TABLE safekeeper_nodes (
   incarnation text NOT NULL,
   seen_time timestamptz NOT NULL DEFAULT now()
 );`,
+  },
+  {
+    number: 5,
+    name: 'copy in the object store',
+    sql: `
+-- Changes that are not in the object store yet (docs/formats/catalog-object.md). Written by the triggers below, within the transaction that changes.
+CREATE TABLE catalog_outbox (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  relation text NOT NULL,
+  key jsonb NOT NULL,
+  -- Null: the row is gone.
+  content jsonb
+);
+-- The newest link of the chain in the object store that this database is known to contain.
+CREATE TABLE catalog_copy (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  installation text NOT NULL,
+  number bigint NOT NULL,
+  hash text NOT NULL
+);
+-- Arguments: columns of the key; columns whose change alone is not worth a copy.
+CREATE FUNCTION catalog_changed() RETURNS trigger LANGUAGE plpgsql AS $f$
+DECLARE
+  before jsonb;
+  after jsonb;
+BEGIN
+  IF current_setting('lakebase.copied', true) IS DISTINCT FROM 'on' THEN RETURN NULL; END IF;
+  IF TG_OP <> 'INSERT' THEN before := to_jsonb(OLD); END IF;
+  IF TG_OP <> 'DELETE' THEN after := to_jsonb(NEW); END IF;
+  IF before - TG_ARGV[1]::text[] = after - TG_ARGV[1]::text[] THEN RETURN NULL; END IF;
+  INSERT INTO catalog_outbox (relation, key, content)
+    SELECT TG_TABLE_NAME, jsonb_object_agg(k, coalesce(after, before) -> k), after FROM unnest(TG_ARGV[0]::text[]) AS k;
+  RETURN NULL;
+END
+$f$;
+${COPIED.map(
+  ([relation, key, volatile = '']) =>
+    `CREATE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON ${relation} FOR EACH ROW EXECUTE FUNCTION catalog_changed('{${key}}', '{${volatile}}');`,
+).join('\n')}`,
+  },
+  {
+    number: 6,
+    name: 'lineages of WAL',
+    sql: `
+-- Recoveries of the branch's WAL from the object store, each with the lineage that it began (docs/protocols/wal-recovery.md), oldest first.
+ALTER TABLE branches ADD COLUMN wal_lineages jsonb NOT NULL DEFAULT '[]';`,
   },
 ];

@@ -59,7 +59,7 @@ export class Placements {
       far.pageservers.length === 1 ? [] : await Promise.all(far.pageservers.map(async (p) => ((await answers(p)) ? [p.id] : [])));
     const candidates = answering.flat();
     const all = far.pageservers.map((p) => p.id);
-    return db.transaction((tx) => store.place(tx, project, candidates.length === 0 ? all : candidates));
+    return db.local.transaction((tx) => store.place(tx, project, candidates.length === 0 ? all : candidates));
   }
 
   async attach(pageserver: string, body: AttachRequest): Promise<AttachAnswer> {

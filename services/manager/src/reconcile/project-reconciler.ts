@@ -86,7 +86,7 @@ export class ProjectReconciler {
         if (this.#stop.signal.aborted) return;
         this.#context.log.warn({ project: uid, attempt, err: errorMessage(error) }, 'project not settled yet');
         if (isHopeless(error)) await this.#undo(uid, error as LakebaseError);
-        else await setProjectError(this.#context.db, uid, errorMessage(error)).catch(() => {});
+        else await setProjectError(this.#context.db.local, uid, errorMessage(error)).catch(() => {});
       }
       try {
         await sleep(backoffDelay(attempt), this.#stop.signal);
@@ -121,8 +121,8 @@ export class ProjectReconciler {
         await announceMembers(this.#context);
         if (sincePrune >= PRUNE_EVERY_MS) {
           sincePrune = 0;
-          await pruneTokens(db);
-          await pruneOperations(db);
+          await pruneTokens(db.local);
+          await pruneOperations(db.local);
         }
       } catch (error) {
         log.warn({ err: errorMessage(error) }, 'background round failed');

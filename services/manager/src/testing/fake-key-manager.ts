@@ -1,6 +1,14 @@
 /** Stand-in for the key manager at the far end of the Manager: its routes over real HTTP, no cryptography. Tests set states and see calls. */
+import { createHmac, randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { CheckResult, CreateProjectKey, KeyState, ProjectKeyStatus, WatchLine } from '@lakebase/api';
+import {
+  type CheckResult,
+  type CreateProjectKey,
+  INSTALLATION_REFERENCE_BYTES,
+  type KeyState,
+  type ProjectKeyStatus,
+  type WatchLine,
+} from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 
@@ -16,6 +24,8 @@ export class FakeKeyManager {
   readonly audit: { actor: string; action: string; subject: string; result: string }[] = [];
   /** Answer of a live check, by key. */
   readonly checks = new Map<string, Partial<CheckResult>>();
+  /** Stands for the installation root key. */
+  root = 'root';
   readonly #watchers = new Set<ServerResponse>();
 
   setState(project: string, state: KeyState): void {
@@ -25,6 +35,8 @@ export class FakeKeyManager {
   }
 
   handle(method: string, path: string, body: unknown): unknown {
+    if (path === '/v1/installation/deks') return this.#freshDeks((body as { count: number }).count);
+    if (path === '/v1/installation/unwrap') return this.#unwrap(body as Buffer);
     const [, , kind, project = '', verb] = path.split('?')[0]?.split('/') ?? [];
     if (kind === 'check') return this.#check(body as { kms: CreateProjectKey['kms'] });
     if (kind === 'audit') {
@@ -56,6 +68,27 @@ export class FakeKeyManager {
     response.write(`${JSON.stringify({ kind: 'snapshot', projects, leaseSeconds: 8 } satisfies WatchLine)}\n`);
     this.#watchers.add(response);
     request.once('close', () => this.#watchers.delete(response));
+  }
+
+  #freshDeks(count: number): Buffer {
+    return Buffer.concat(
+      Array.from({ length: count }, () => {
+        const reference = randomBytes(INSTALLATION_REFERENCE_BYTES);
+        return Buffer.concat([this.#dekOf(reference), reference]);
+      }),
+    );
+  }
+  #unwrap(references: Buffer): Buffer {
+    const count = references.length / INSTALLATION_REFERENCE_BYTES;
+    return Buffer.concat(
+      Array.from({ length: count }, (_, i) =>
+        this.#dekOf(references.subarray(i * INSTALLATION_REFERENCE_BYTES, (i + 1) * INSTALLATION_REFERENCE_BYTES)),
+      ),
+    );
+  }
+  /** As good as wrapped for a test: who knows the root knows the key. */
+  #dekOf(reference: Buffer): Buffer {
+    return createHmac('sha256', this.root).update(reference).digest();
   }
 
   #send(line: WatchLine): void {

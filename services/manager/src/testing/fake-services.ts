@@ -183,8 +183,15 @@ export class FakeServices implements AsyncDisposable {
     if (this.down.has(service)) return void request.socket.destroy();
     const chunks: Buffer[] = [];
     for await (const chunk of request) chunks.push(chunk as Buffer);
-    const text = Buffer.concat(chunks).toString();
-    const call: Call = { service, method: request.method ?? '', path: request.url ?? '', body: text === '' ? undefined : JSON.parse(text) };
+    const bytes = Buffer.concat(chunks);
+    const octets = request.headers['content-type'] === 'application/octet-stream';
+    const text = octets ? '' : bytes.toString();
+    const call: Call = {
+      service,
+      method: request.method ?? '',
+      path: request.url ?? '',
+      body: octets ? bytes : text === '' ? undefined : JSON.parse(text),
+    };
     try {
       if (verifyToken(this.secret, (request.headers.authorization ?? '').replace('Bearer ', ''), ['service']) === undefined)
         throw new LakebaseError('UNAUTHENTICATED', 'no token');
@@ -193,7 +200,8 @@ export class FakeServices implements AsyncDisposable {
       await this.gate(call, 'before');
       const answer = handler(call.method, call.path, call.body as never);
       await this.gate(call, 'after');
-      response.writeHead(200, { 'content-type': 'application/json' }).end(answer === undefined ? '' : JSON.stringify(answer));
+      if (Buffer.isBuffer(answer)) response.writeHead(200, { 'content-type': 'application/octet-stream' }).end(answer);
+      else response.writeHead(200, { 'content-type': 'application/json' }).end(answer === undefined ? '' : JSON.stringify(answer));
     } catch (error) {
       const code: ErrorCode = error instanceof LakebaseError && error.code in ERROR_CODES ? error.code : 'INTERNAL';
       response

@@ -57,6 +57,21 @@ export class TestBed implements AsyncDisposable {
     return `postgresql://lakebase:metadata@/${name}?host=${encodeURIComponent(String(config.host))}&port=${String(config.port)}`;
   }
 
+  /** As a backup of `from` would be: `to` holds what it holds now. */
+  async copyDatabase(from: string, to: string): Promise<void> {
+    const nameOf = (url: string): string => new URL(url.replace('@/', '@x/')).pathname.slice(1);
+    const client = new pg.Client(this.#postgres.clientConfig as pg.ClientConfig);
+    await client.connect();
+    try {
+      // A template may have no sessions: they are ended, and come back by themselves.
+      await client.query(`DROP DATABASE ${nameOf(to)}`);
+      await client.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1', [nameOf(from)]);
+      await client.query(`CREATE DATABASE ${nameOf(to)} TEMPLATE ${nameOf(from)}`);
+    } finally {
+      await client.end();
+    }
+  }
+
   config(databaseUrl: string | null, overrides: Partial<ManagerConfig> = {}): ManagerConfig {
     const home = databaseUrl === null ? 'own' : new URL(databaseUrl.replace('@/', '@x/')).pathname.slice(1);
     return parseConfig(
