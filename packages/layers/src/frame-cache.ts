@@ -1,6 +1,6 @@
 /** Bounded cache of opened frames, shared by all layers of a process. Least recently used goes first (Map order).
- *  Who reads long runs passes through compressed frames once: between {@link FrameCache.startPassing} and {@link FrameCache.endPassing} they are put into a few
- *  places that are used again, so that a scan neither pushes out everything else nor makes garbage of several times its size.
+ *  Reads of pages pass through compressed frames: between {@link FrameCache.startPassing} and {@link FrameCache.endPassing} these are put into a few places
+ *  that are used again, enough for neighbours and scans, so that reads neither push out everything else nor make garbage of several times their size.
  *  Invariant: while passing, a frame stays as it is until the next page is begun; nobody who passes keeps a view beyond that. */
 import { FrameWindow } from './frame-window.ts';
 

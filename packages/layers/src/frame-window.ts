@@ -1,8 +1,8 @@
-/** The few frames that a long read is at: places of memory that are filled again and again.
+/** The few frames that reads of pages are at: places of memory that are filled again and again.
  *  Invariant: a place is not filled again before the page after the one that used it last. */
 import type { CachedFrame } from './frame-cache.ts';
 
-const PLACES = 8;
+const PLACES = 32;
 /** Larger frames hold one large value: rare, and not part of a run of pages. */
 const PLACE_BYTES = 40_960;
 
@@ -35,7 +35,7 @@ export class FrameWindow {
     if (bytes > PLACE_BYTES) return undefined;
     let oldest: Place | undefined;
     for (const place of this.#places) if (oldest === undefined || place.page < oldest.page) oldest = place;
-    if (oldest === undefined || (oldest.page === this.#page && this.#places.length < PLACES)) {
+    if (oldest === undefined || this.#places.length < PLACES) {
       oldest = { memory: Buffer.allocUnsafeSlow(PLACE_BYTES), key: -1, frame: undefined, page: 0 };
       this.#places.push(oldest);
     } else if (oldest.page === this.#page) return undefined;

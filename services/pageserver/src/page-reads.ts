@@ -29,7 +29,7 @@ import { SLICE_MS } from './slice.ts';
 
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 1_024;
-/** Of a longer run only pages that took redo are kept, and no frames: who reads so much reads on, and has the pages now. */
+/** Of a longer run only pages that took redo are kept: who reads so much reads on, and has the pages now. */
 const KEEP_BLOCKS = 16;
 
 /** Where a page is wanted, and whether it is kept even when it lies in a layer as it is. */
@@ -204,9 +204,9 @@ export class PageReads {
     }
     const before = this.#reader.applied;
     const page =
-      into?.keep === false
-        ? this.#pass(s, block, lsn, limit, floors, base, into.page)
-        : this.#reader.pageWithin(s, block, lsn, limit, floors, base, into?.page);
+      into === undefined
+        ? this.#reader.pageWithin(s, block, lsn, limit, floors, base)
+        : this.#pass(s, block, lsn, limit, floors, base, into.page);
     if (page === undefined) return undefined;
     checkPageLsn(s, block, page, lsn);
     if (base !== undefined && base.lsn >= lsn) return page;
