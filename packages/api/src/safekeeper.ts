@@ -77,6 +77,8 @@ export interface ConfigurationJson {
 export interface WalConfiguration {
   readonly configuration: ConfigurationJson;
   readonly addresses: readonly PeerAddress[];
+  /** Every member that the disk of who answers ever was on this timeline. */
+  readonly notes?: readonly string[];
 }
 export interface ConfigureRequest {
   readonly configuration: ConfigurationJson;

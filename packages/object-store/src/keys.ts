@@ -40,6 +40,8 @@ export const walTailObject = (project: ProjectUid, timeline: TimelineId, lineage
 /** Newer wrappings of the keys of the timeline's WAL objects. */
 export const walReferencesObject = (project: ProjectUid, timeline: TimelineId, lineage = 0): string =>
   `${walPrefix(project, timeline, lineage)}references`;
+/** Whose objects these are; written once (packages/service-kit/src/installation.ts). */
+export const INSTALLATION_OBJECT = 'installation';
 /** The copy of a project's key record, sealed under the installation root key (docs/formats/key-store.md). Its only writer is the key manager. */
 export const keyRecordObject = (project: ProjectUid): string => `keymanager/projects/${project}`;
 /** Which copies there are, and of which revision; replaced as a whole. */

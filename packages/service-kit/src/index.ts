@@ -12,6 +12,7 @@ export * from './key-re-encryption.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
 export * from './object-store-probe.ts';
+export * from './installation.ts';
 export * from './scrub-jobs.ts';
 export * from './inspect-routes.ts';
 export * from './scrub-orphans.ts';

@@ -374,7 +374,8 @@ export class Timelines {
   }
 
   configurationOf(timeline: WalTimeline): WalConfiguration {
-    return { configuration: timeline.configuration, addresses: this.#nodes.addressesOf(timeline.configuration) };
+    const notes = this.#identity.membersOf(timeline.project, timeline.timeline);
+    return { configuration: timeline.configuration, addresses: this.#nodes.addressesOf(timeline.configuration), notes };
   }
 
   node(): SafekeeperNode {

@@ -1,7 +1,7 @@
 /** `lakebase storage …`: where the pages of projects are, and who keeps their WAL. Needs a token of an account admin. */
 import { sleep } from '@lakebase/base';
 import type { Command } from 'commander';
-import type { Json } from '../api-client.ts';
+import { type Json, textOf } from '../api-client.ts';
 import type { Column } from '../output.ts';
 import { type Context, show, showList, withJson } from './context.ts';
 
@@ -26,6 +26,40 @@ async function timelinesOn(c: Context, id: string): Promise<number> {
   return Number((safekeepers as Json[]).find((s) => s['id'] === id)?.['timelines'] ?? 0);
 }
 
+const RECOVERY_MS_MAX = 1_200_000;
+const MEMBER_COLUMNS: readonly Column[] = [
+  ['MEMBER', (item) => item['id']],
+  ['STATE', (item) => item['state']],
+  ['FLUSHED', (item) => item['flushLsn']],
+  ['COMMITTED', (item) => item['commitLsn']],
+];
+const RECOVERY_COLUMNS: readonly Column[] = [
+  ['TIME', (item) => item['time']],
+  ['PROJECT', (item) => item['project_id']],
+  ['BRANCH', (item) => item['branch_id']],
+  ['UP TO', (item) => item['startLsn']],
+  ['LAST COMMIT SEEN', (item) => item['lastCommitTime']],
+  ['PAGES', (item) => item['pageLsn']],
+  ['WAL', (item) => item['walEndLsn']],
+  ['BY', (item) => item['by']],
+];
+
+/** What a recovery would bring back, or has. */
+function showRecovery(c: Context, report: Json): void {
+  const { members, ...rest } = report;
+  show(c, false, rest);
+  showList(c, false, members as Json[], MEMBER_COLUMNS);
+  if (rest['refusal'] !== null) c.out(`not done: ${textOf(rest['refusal'], '')}`);
+  else if (rest['done'] === true)
+    c.out(
+      `done: everything up to ${textOf(rest['startLsn'], 'an LSN that is not known yet')} is there; what was acknowledged after that is lost`,
+    );
+  else
+    c.out(
+      `with --accept-loss: everything up to ${textOf(rest['startLsn'], 'an LSN that is not known yet')} comes back, and what was acknowledged after that is lost for good`,
+    );
+}
+
 export function addStorageCommands(program: Command, c: Context): void {
   const storage = program.command('storage').description('pageservers and the projects on them, safekeepers and the WAL on them');
   withJson(
@@ -44,6 +78,27 @@ export function addStorageCommands(program: Command, c: Context): void {
       showList(c, false, answer['safekeepers'] as Json[], SAFEKEEPER_COLUMNS);
       const changes = answer['changes'] as Json[];
       if (changes.length > 0) showList(c, false, changes, CHANGE_COLUMNS);
+    },
+  );
+  withJson(
+    storage
+      .command('recover-wal <project>')
+      .description(
+        'bring WAL back from the object store when too many safekeepers have lost their disks; without --accept-loss only say what there is',
+      )
+      .option('-b, --branch <id>', 'this branch only')
+      .option('--accept-loss', 'do it: what is in neither the object store nor the pages is lost'),
+  ).action(async (project: string, o: { branch?: string; acceptLoss?: boolean; json?: boolean }) => {
+    const body = { ...(o.branch === undefined ? {} : { branch: o.branch }), accept_loss: o.acceptLoss === true };
+    const path = `lakebase/projects/${encodeURIComponent(project)}/recover-wal`;
+    const answer = await c.api().call('POST', path, body, RECOVERY_MS_MAX);
+    if (o.json === true) return c.out(JSON.stringify(answer, null, 2));
+    for (const report of answer['branches'] as Json[]) showRecovery(c, report);
+  });
+  withJson(storage.command('recoveries').description('branches whose WAL was brought back from the object store, and up to where')).action(
+    async (o: { json?: boolean }) => {
+      const { recoveries } = await c.api().call('GET', 'lakebase/wal-recoveries');
+      showList(c, o.json, recoveries as Json[], RECOVERY_COLUMNS);
     },
   );
   withJson(

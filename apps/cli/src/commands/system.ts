@@ -6,7 +6,7 @@ import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
 import { type Command, Argument } from 'commander';
 import { type Json, textOf } from '../api-client.ts';
 import { connectionEnv, connectionUrl, findConnection } from '../connection.ts';
-import { HTTP_PORT, PG_PORT, portFromEnv, repositoryRoot } from '../home.ts';
+import { HTTP_PORT, PG_PORT, portFromEnv, readPorts, repositoryRoot } from '../home.ts';
 import { printTable, statusOf } from '../output.ts';
 import { HomeLock } from '../supervisor/lock.ts';
 import { SERVICE_NAMES, type ServiceName, configPath, reachable, settingsFromEnv } from '../supervisor/service-configs.ts';
@@ -14,6 +14,9 @@ import { Supervisor } from '../supervisor/supervisor.ts';
 import { type BranchOptions, type Context, DEFAULTS, branchPath, show, withBranch, withJson, withProject } from './context.ts';
 
 const FIRST_PROJECT_MS_MAX = 60_000;
+const RECOVERY_LOOK_MS = 2_000;
+const RECOVERY_ROUNDS = 300;
+const RECOVERY_ROUNDS_MIN = 4;
 
 export function addSystemCommands(program: Command, c: Context): void {
   program
@@ -89,8 +92,10 @@ async function up(c: Context): Promise<void> {
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, onSignal);
   try {
+    const since = new Date();
     await supervisor.start();
     const url = await firstProject(c, supervisor);
+    await supervisor.markStore();
     const api = `http://${settings.listenHost === '0.0.0.0' ? 'localhost' : settings.listenHost}:${settings.httpPort}`;
     for (const line of [
       'ready',
@@ -100,6 +105,7 @@ async function up(c: Context): Promise<void> {
       '  stop     Ctrl-C',
     ])
       say(line);
+    void sayRecoveries(c, supervisor, since, say);
   } catch (error) {
     if (!supervisor.stopping) await supervisor.stop();
     if (signals === 0) throw error;
@@ -118,6 +124,8 @@ async function firstProject(c: Context, supervisor: Supervisor): Promise<string 
       if (statusOf(branch).current_state === 'READY') return connectionUrl(await findConnection(c.api(), c.home, DEFAULTS));
       last = textOf(statusOf(await c.api().get(`projects/${DEFAULTS.project}`)).error, 'it is being created');
     } catch (error) {
+      if (error instanceof LakebaseError && error.code === 'NOT_FOUND' && !existsSync(c.home.credentialsFile))
+        return `postgresql://localhost:${readPorts(c.home)?.pgPort ?? PG_PORT}/${DEFAULTS.database}  (with the role and password you have; new ones: lakebase roles reset-password)`;
       // Deleted by its owner: nothing to print, and nothing wrong.
       if (error instanceof LakebaseError && error.code === 'NOT_FOUND')
         return '(the default project is deleted; see "lakebase projects list")';
@@ -127,6 +135,31 @@ async function firstProject(c: Context, supervisor: Supervisor): Promise<string 
     await sleep(50);
   }
   return undefined;
+}
+
+/** After a loss of the machine: which branches came back, and up to where. Said for as long as it goes on. */
+async function sayRecoveries(c: Context, supervisor: Supervisor, since: Date, say: (line: string) => void): Promise<void> {
+  const said = new Set<string>();
+  for (let round = 0; round < RECOVERY_ROUNDS && !supervisor.stopping; round++) {
+    try {
+      const { recoveries } = await c.api().call('GET', 'lakebase/wal-recoveries');
+      for (const r of recoveries as Json[]) {
+        const key = `${textOf(r['timeline_id'], '')} ${textOf(r['time'], '')}`;
+        if (said.has(key) || Date.parse(textOf(r['time'], '')) < since.getTime()) continue;
+        said.add(key);
+        const seen = r['lastCommitTime'] === null ? '' : `, last commit seen ${textOf(r['lastCommitTime'], '')}`;
+        say(
+          `WARNING: no safekeeper had the WAL of ${textOf(r['project_id'], '')}/${textOf(r['branch_id'], '')} any more. It is back up to ${textOf(r['startLsn'], '')}${seen}; what was committed after that and was not in the object store yet is LOST (lakebase storage recoveries)`,
+        );
+      }
+      const { safekeepers, changes } = await c.api().call('GET', 'lakebase/safekeepers');
+      const open = (safekeepers as Json[]).some((s) => s['lost'] !== 0) || (changes as Json[]).length > 0;
+      if (!open && round >= RECOVERY_ROUNDS_MIN) return;
+    } catch {
+      // It is in the Manager's log too.
+    }
+    await sleep(RECOVERY_LOOK_MS);
+  }
 }
 
 async function status(c: Context, json: boolean): Promise<void> {

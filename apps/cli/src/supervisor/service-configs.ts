@@ -60,6 +60,8 @@ export interface Settings {
   readonly postgresInstallations: Readonly<Record<string, string>>;
   readonly logLevel: string;
   readonly suspendTimeoutSeconds: number;
+  /** LAKEBASE_WAL_OFFLOAD_MAX_AGE: committed WAL is in the object store after so many seconds. */
+  readonly walOffloadMaxAgeSeconds?: number;
   readonly pageservers: number;
   readonly safekeepers: number;
   /** LAKEBASE_TEST_PLAINTEXT: storage does not encrypt, so that the scan for plaintext can be seen to find it. */
@@ -77,6 +79,9 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
   const suspend = Number(some('LAKEBASE_SUSPEND_SECONDS') ?? 300);
   if (!Number.isInteger(suspend) || suspend < 1)
     throw new LakebaseError('CONFIG', `LAKEBASE_SUSPEND_SECONDS must be a whole number of seconds from 1`);
+  const walAge = some('LAKEBASE_WAL_OFFLOAD_MAX_AGE');
+  if (walAge !== null && !(Number.isInteger(Number(walAge)) && Number(walAge) >= 1))
+    throw new LakebaseError('CONFIG', `LAKEBASE_WAL_OFFLOAD_MAX_AGE must be a whole number of seconds from 1`);
   const [certFile, keyFile] = [some('LAKEBASE_TLS_CERT'), some('LAKEBASE_TLS_KEY')];
   if ((certFile === null) !== (keyFile === null))
     throw new LakebaseError('CONFIG', 'LAKEBASE_TLS_CERT and LAKEBASE_TLS_KEY are only useful together: set both or none');
@@ -100,6 +105,7 @@ export function settingsFromEnv(env: NodeJS.ProcessEnv, pgPort: number, httpPort
     ),
     logLevel: level,
     suspendTimeoutSeconds: suspend,
+    ...(walAge === null ? {} : { walOffloadMaxAgeSeconds: Number(walAge) }),
     pageservers,
     safekeepers,
     testPlaintext: some('LAKEBASE_TEST_PLAINTEXT') === '1',
@@ -135,6 +141,7 @@ export function serviceConfigs(home: Home, root: string, ports: InternalPorts, s
     objectStore,
     testPlaintext: s.testPlaintext,
     ...readOperatorSettings(home.safekeeperSettingsFile, 'the safekeepers', SAFEKEEPER_SETTINGS),
+    ...(s.walOffloadMaxAgeSeconds === undefined ? {} : { offloadAgeMs: s.walOffloadMaxAgeSeconds * 1_000 }),
     peers: peers.filter((peer) => peer.id !== id),
     nodes: spares.filter((spare) => spare.id !== id),
   });
