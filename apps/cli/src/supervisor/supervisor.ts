@@ -9,8 +9,9 @@ import { type Home } from '../home.ts';
 import { checkBuilt, checkHome, diskError } from './checks.ts';
 import { type ChildEvent, EXIT_CONFIG, SupervisedChild } from './child.ts';
 import { endLeftovers } from './leftovers.ts';
+import { markStore, requireOwnStore } from './installation.ts';
 import { HomeLock } from './lock.ts';
-import { requireObjectStore } from './object-store-settings.ts';
+import { readObjectStoreSettings, requireObjectStore } from './object-store-settings.ts';
 import { choosePorts, requireFree } from './ports.ts';
 import {
   INTERNAL_PORTS,
@@ -58,6 +59,8 @@ export class Supervisor {
   readonly #children = new Map<ServiceName, SupervisedChild>();
   #lock: HomeLock | undefined;
   readonly #healthUrls = new Map<ServiceName, string>();
+  /** A store that does not say yet whose it is. */
+  #toMark: ObjectStoreConfig | undefined;
   #stopping = false;
   #stopped: Promise<void> | undefined;
 
@@ -88,6 +91,16 @@ export class Supervisor {
     }
   }
 
+  /** There is something in the store that must not be lost over a second installation. */
+  async markStore(): Promise<void> {
+    if (this.#toMark === undefined) return;
+    try {
+      await markStore(this.#o.home, this.#toMark);
+    } catch (error) {
+      this.#o.say(`the object store could not be marked as this installation's; the next start does it: ${errorMessage(error)}`);
+    }
+  }
+
   /** Idempotent; a second call while it is on makes it abrupt. */
   stop(): Promise<void> {
     if (this.#stopped !== undefined) {
@@ -107,6 +120,8 @@ export class Supervisor {
   async #prepare(): Promise<void> {
     const { home, root, settings, say } = this.#o;
     try {
+      const store = readObjectStoreSettings(home, settings.objectStoreUrl);
+      this.#toMark = (await requireOwnStore(home, store, say)) ? store : undefined;
       ensureSecret(home);
       const ended = await endLeftovers(new Set(SERVICE_NAMES.map((name) => configPath(home, name))));
       if (ended > 0) say(`ended ${ended} services that an earlier run left behind`);

@@ -1,13 +1,17 @@
-/** Safekeepers for the operator: which there are, what they hold, and replacing one for good (docs/protocols/membership.md). */
+/** Safekeepers for the operator: which there are, what they hold, replacing one for good (docs/protocols/membership.md), and bringing WAL back from the
+ *  object store when too many are gone (docs/protocols/wal-recovery.md). */
 import { LakebaseError } from '@lakebase/base';
 import { describeConfiguration } from '@lakebase/wal-quorum';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { Type } from 'typebox';
 import { ApiError } from '../model/api-error.ts';
 import { toConfiguration } from '../reconcile/membership.ts';
-import { evictNode, nodeRows, unsettled } from '../store/membership.ts';
+import { evictNode, nodeRows, recoveries, unsettled } from '../store/membership.ts';
+import { branchesOf, projectById } from '../store/projects.ts';
 import type { ApiContext } from './api-context.ts';
 
 const hidden = { schema: { hide: true } };
+const recoverBody = Type.Object({ branch: Type.Optional(Type.String({ maxLength: 63 })), accept_loss: Type.Optional(Type.Boolean()) });
 
 export function safekeeperRoutes(app: FastifyInstance, c: ApiContext): void {
   const { far, membership } = c.projects;
@@ -41,6 +45,27 @@ export function safekeeperRoutes(app: FastifyInstance, c: ApiContext): void {
         problem: membership.problems.get(row.timeline_id) ?? null,
       })),
     };
+  });
+
+  app.get('/api/2.0/lakebase/wal-recoveries', hidden, async (request) => {
+    admin(request);
+    const rows = await recoveries(c.db);
+    return { recoveries: rows.map(({ entry, ...branch }) => ({ ...branch, ...entry })) };
+  });
+
+  // A dry run unless the loss is accepted.
+  app.post('/api/2.0/lakebase/projects/:project/recover-wal', { schema: { hide: true, body: recoverBody } }, async (request) => {
+    admin(request);
+    const name = (request.params as { project: string }).project;
+    const { branch: only, accept_loss: acceptLoss = false } = request.body as { branch?: string; accept_loss?: boolean };
+    const project = await projectById(c.db, request.workspace, name);
+    if (project === undefined) throw new LakebaseError('NOT_FOUND', `there is no project ${name}`);
+    const branches = (await branchesOf(c.db, project.uid)).filter((b) => only === undefined || b.branch_id === only);
+    if (branches.length === 0) throw new LakebaseError('NOT_FOUND', `there is no branch ${only ?? ''} of project ${name}`);
+    const reports: unknown[] = [];
+    for (const b of branches)
+      reports.push({ branch: b.branch_id, ...(await membership.recoverWal(b.timeline_id, c.config.adminUser, acceptLoss)) });
+    return { branches: reports };
   });
 
   app.post('/api/2.0/lakebase/safekeepers/:id/replace', hidden, async (request) => {

@@ -11,7 +11,7 @@ import { newComputeId } from '../model/names.ts';
 import { databaseSpec, forgetSecret, knownRoleNames, pendingCatalog, rememberSecret, roleSpec, setApplied } from '../store/catalog.ts';
 import type { Pending } from '../store/catalog.ts';
 import { type EndpointRow, endpointByUid, setActive, setIdle, setLastActive, setLastError, setStarting } from '../store/endpoints.ts';
-import { walOf } from './membership.ts';
+import { walForStart, type walOf } from './membership.ts';
 
 export type Phase = 'IDLE' | 'STARTING' | 'ACTIVE' | 'STOPPING';
 
@@ -135,7 +135,7 @@ export class EndpointController {
     if (row.compute_id === null) return;
     if (status?.state === 'RUNNING' && status.socketDir !== null && !row.disabled) {
       this.#setRunning(status);
-      await setActive(this.#c.db, this.uid, status.computeId);
+      await setActive(this.#c.db.local, this.uid, status.computeId);
       this.#log.info({ compute: status.computeId }, 'adopted a running compute');
       this.#c.started(row);
       return;
@@ -180,10 +180,10 @@ export class EndpointController {
     await this.#clearOld(row.compute_id);
     const computeId = newComputeId();
     this.#computeId = computeId;
-    await setStarting(this.#c.db, this.uid, computeId);
+    await setStarting(this.#c.db.local, this.uid, computeId);
     const pending = await pendingCatalog(this.#c.db, row.timeline_id);
     const pageserver = await this.#c.pageserver(row.project_uid);
-    const wal = await walOf(this.#c, row.timeline_id);
+    const wal = await walForStart(this.#c, row.timeline_id);
     const status = await this.#c.far.computeHost.start(computeId, this.#spec(row, pending, pageserver, wal));
     if (status.state !== 'RUNNING' || status.socketDir === null)
       throw new LakebaseError('UNAVAILABLE', status.error ?? `the compute is ${status.state}`);
@@ -193,7 +193,7 @@ export class EndpointController {
     void this.#queue
       .run(async () => {
         if (this.#computeId !== computeId) return;
-        await setActive(this.#c.db, this.uid, computeId);
+        await setActive(this.#c.db.local, this.uid, computeId);
         // The project may have moved while it started.
         const now = await this.#c.pageserver(row.project_uid);
         if (now.httpUrl !== pageserver.httpUrl) await this.#c.far.computeHost.change(computeId, { pageserver: now });
@@ -222,16 +222,16 @@ export class EndpointController {
   }
 
   async #markApplied(row: EndpointRow, pending: Pending): Promise<void> {
-    for (const r of pending.roles) if (!r.deleting) await setApplied(this.#c.db, 'role', row.timeline_id, r.role_id, r.revision);
+    for (const r of pending.roles) if (!r.deleting) await setApplied(this.#c.db.local, 'role', row.timeline_id, r.role_id, r.revision);
     for (const d of pending.databases)
-      if (!d.deleting) await setApplied(this.#c.db, 'database', row.timeline_id, d.database_id, d.revision);
+      if (!d.deleting) await setApplied(this.#c.db.local, 'database', row.timeline_id, d.database_id, d.revision);
   }
 
   /** No compute recorded earlier may be left when a new one is asked for. Immediate: its commits are in the quorum already. */
   async #clearOld(computeId: string | null): Promise<void> {
     if (computeId === null) return;
     await ignoreNotFound(this.#c.far.computeHost.stop(computeId, 'immediate'));
-    await setIdle(this.#c.db, this.uid, computeId, this.#lastError?.message ?? null);
+    await setIdle(this.#c.db.local, this.uid, computeId, this.#lastError?.message ?? null);
     if (this.#computeId === computeId) this.#computeId = undefined;
   }
 
@@ -248,8 +248,8 @@ export class EndpointController {
     try {
       if (mode === 'fast') await this.#rememberRoles(computeId);
       await this.#stopCompute(computeId, mode);
-      await setLastActive(this.#c.db, this.uid, new Date(Math.max(this.#lastActive, this.#activeSince)));
-      await setIdle(this.#c.db, this.uid, computeId, null);
+      await setLastActive(this.#c.db.local, this.uid, new Date(Math.max(this.#lastActive, this.#activeSince)));
+      await setIdle(this.#c.db.local, this.uid, computeId, null);
       this.#computeId = undefined;
       this.#log.info({ compute: computeId, reason, ms: Date.now() - began }, 'compute suspended');
     } finally {
@@ -290,10 +290,10 @@ export class EndpointController {
     if (row === undefined) return;
     for (const name of await knownRoleNames(this.#c.db, row.timeline_id)) {
       try {
-        await rememberSecret(this.#c.db, row.timeline_id, await this.#c.far.computeHost.role(computeId, name));
+        await rememberSecret(this.#c.db.local, row.timeline_id, await this.#c.far.computeHost.role(computeId, name));
       } catch (error) {
         if (!isCode(error, 'NOT_FOUND')) return;
-        await forgetSecret(this.#c.db, row.timeline_id, name);
+        await forgetSecret(this.#c.db.local, row.timeline_id, name);
       }
     }
   }
@@ -358,7 +358,7 @@ export class EndpointController {
   async #giveUp(error: unknown): Promise<never> {
     this.#failed(error);
     const last = this.#lastError as LakebaseError;
-    await setLastError(this.#c.db, this.uid, last.message).catch(() => {});
+    await setLastError(this.#c.db.local, this.uid, last.message).catch(() => {});
     throw last;
   }
 

@@ -2,7 +2,7 @@
  *  Every round begins from the metadata and from what the safekeepers answer, so a Manager that was killed at any step goes on, and a step that was
  *  done already is done again without harm. */
 import type { ConfigureRequest, PeerAddress, WalTimelineStatus } from '@lakebase/api';
-import { type Logger, errorMessage, sleep } from '@lakebase/base';
+import { LakebaseError, SerialQueue, errorMessage, isCode, sleep } from '@lakebase/base';
 import { type TimelineId, parseLsn, parseTerm } from '@lakebase/ids';
 import {
   type Configuration,
@@ -14,6 +14,7 @@ import {
   finishReplacement,
   historyFromJson,
   lastLogTerm,
+  majorityOf,
   memberIdOf,
   nodeOf,
   votersOf,
@@ -21,13 +22,10 @@ import {
 import type { FarEnd } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import * as store from '../store/membership.ts';
-import { walMembers } from '../store/projects.ts';
+import { setBranchStart, walMembers } from '../store/projects.ts';
+import { BY_HAND, type RecoveryContext, type RecoveryReport, WalRecovery } from './wal-recovery.ts';
 
-export interface MembershipContext {
-  readonly db: Database;
-  readonly far: FarEnd;
-  readonly log: Logger;
-}
+export type MembershipContext = RecoveryContext;
 
 export const toConfiguration = (row: Pick<store.ConfigurationRow, 'generation' | 'members' | 'new_members'>): Configuration => ({
   generation: row.generation,
@@ -54,10 +52,33 @@ export async function walOf(
   return { safekeepers: addressesOf(far, walConfiguration), walConfiguration };
 }
 
+/** Ids of the members of the old set that are not known to have lost their data. */
+async function membersLeft(db: Database, timeline: TimelineId, { members }: Configuration): Promise<string[]> {
+  const rows = await walMembers(db, timeline);
+  return members.filter((id) => rows.some((m) => m.member_id === id && m.wanted && !m.lost));
+}
+
+/** For a compute that is to start: UNAVAILABLE while too few members are left to elect it. */
+export async function walForStart(c: Pick<MembershipContext, 'db' | 'far'>, timeline: TimelineId): ReturnType<typeof walOf> {
+  const wal = await walOf(c, timeline);
+  if (wal.walConfiguration === undefined) return wal;
+  const left = await membersLeft(c.db, timeline, wal.walConfiguration);
+  const all = wal.walConfiguration.members.length;
+  if (left.length < majorityOf(wal.walConfiguration.members))
+    throw new LakebaseError(
+      'UNAVAILABLE',
+      `${all - left.length} of the ${all} safekeepers of this branch have lost their disks; when all have, its WAL comes back from the object store by itself; ${BY_HAND}`,
+    );
+  return wal;
+}
+
 /** A change that is close to its end is waited for this long within one round. */
 const STEPS_MAX = 50;
 const STEP_MS = 100;
 const AT_ONCE = 4;
+/** Services that are starting are waited for within one round. */
+const RECOVERY_TRIES = 10;
+const RECOVERY_RETRY_MS = 500;
 
 export class Membership {
   readonly #c: MembershipContext;
@@ -67,9 +88,13 @@ export class Membership {
   readonly #earlier = new Map<string, { generation: number; reports: ReadonlyMap<string, MemberReport> }>();
   readonly #copying = new Set<string>();
   readonly #problems = new Map<string, string>();
+  readonly #recovery: WalRecovery;
+  /** A round, or an administrator's order: one at a time. */
+  readonly #turns = new SerialQueue();
 
   constructor(context: MembershipContext) {
     this.#c = context;
+    this.#recovery = new WalRecovery(context);
   }
 
   get present(): ReadonlySet<string> {
@@ -80,8 +105,27 @@ export class Membership {
     return this.#problems;
   }
 
-  async round(signal: AbortSignal): Promise<void> {
+  round(signal: AbortSignal): Promise<void> {
+    return this.#turns.run(() => this.#round(signal));
+  }
+
+  /** What a recovery of this timeline's WAL would bring back, or, with `acceptLoss`, that recovery. */
+  recoverWal(timeline: TimelineId, by: string, acceptLoss: boolean): Promise<RecoveryReport & { readonly done: boolean }> {
+    return this.#turns.run(async () => {
+      const row = await store.configurationOf(this.#c.db, timeline);
+      if (row === undefined) throw new LakebaseError('NOT_FOUND', 'the branch has no WAL yet');
+      const configuration = toConfiguration(row);
+      const report = await this.#recovery.report(row, configuration);
+      if (!acceptLoss) return { ...report, done: false };
+      const done = await this.#recovery.carryOut(row, configuration, by, true);
+      if (done) await this.#settle(timeline, AbortSignal.timeout(STEPS_MAX * STEP_MS));
+      return { ...report, done };
+    });
+  }
+
+  async #round(signal: AbortSignal): Promise<void> {
     await this.#look();
+    await this.#fillStarts();
     const rows = await store.unsettled(this.#c.db);
     const work = rows.values();
     const one = async (): Promise<void> => {
@@ -119,13 +163,36 @@ export class Membership {
     );
   }
 
+  /** The pageserver knows where a branch begins. */
+  async #fillStarts(): Promise<void> {
+    for (const { timeline_id: timeline, project_uid: project } of await store.withoutStart(this.#c.db)) {
+      try {
+        const status = await (await this.#c.placements.serving(project)).client.status(project, timeline);
+        if (status.state === 'ACTIVE') await setBranchStart(this.#c.db, timeline, status.startLsn, status.startPrevRecordLsn);
+      } catch (error) {
+        this.#problem(timeline, errorMessage(error));
+      }
+    }
+  }
+
   async #settle(timeline: TimelineId, signal: AbortSignal): Promise<void> {
+    let tried = false;
     for (let step = 0; step < STEPS_MAX && !signal.aborted; step++) {
       const row = await store.configurationOf(this.#c.db, timeline);
       if (row === undefined) return;
       const configuration = toConfiguration(row);
+      const left = await membersLeft(this.#c.db, timeline, configuration);
+      const short = left.length < majorityOf(configuration.members);
+      if (short && !tried) {
+        tried = true;
+        if (await this.#recover(row, configuration, signal)) continue;
+      }
       if (configuration.newMembers === null) {
         if (!row.told) await this.#tell(row, configuration);
+        if (short) {
+          if (await this.#someBack(row, configuration)) continue;
+          return;
+        }
         if (!(await this.#begin(row, configuration))) return;
       } else if (await this.#advance(row, configuration)) continue;
       await sleep(STEP_MS, signal).catch(() => {});
@@ -135,6 +202,28 @@ export class Membership {
   #problem(timeline: string, text: string): void {
     if (this.#problems.get(timeline) !== text) this.#c.log.warn({ timeline, problem: text }, 'a member of a timeline is not replaced yet');
     this.#problems.set(timeline, text);
+  }
+
+  /** Too few members are left for the ordinary way. */
+  async #recover(row: store.ConfigurationRow, configuration: Configuration, signal: AbortSignal): Promise<boolean> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        if (await this.#recovery.carryOut(row, configuration, 'manager', false)) return true;
+        this.#problem(row.timeline_id, `too few members are left, and not all disks are known to be gone; ${BY_HAND}`);
+        return false;
+      } catch (error) {
+        this.#problem(row.timeline_id, errorMessage(error));
+        const mayPass = isCode(error, 'UNAVAILABLE') || isCode(error, 'TIMEOUT');
+        if (!mayPass || attempt === RECOVERY_TRIES || signal.aborted) return false;
+        await sleep(RECOVERY_RETRY_MS, signal).catch(() => {});
+      }
+    }
+  }
+
+  async #someBack(row: store.ConfigurationRow, { members }: Configuration): Promise<boolean> {
+    const lost = (await walMembers(this.#c.db, row.timeline_id)).filter((m) => m.wanted && m.lost && members.includes(m.member_id));
+    for (const { member_id: member } of lost) if (await this.#isBack(row, member)) return true;
+    return false;
   }
 
   // ---- steps
@@ -246,23 +335,31 @@ export class Membership {
         try {
           const body = { configuration, nodes, make: await this.#make(row, configuration, id) };
           const status = await far.safekeeper(nodeOf(id))?.configure(project, timeline, body);
-          if (status?.member === id) told.set(id, status);
+          if (status?.member !== id) return;
+          told.set(id, status);
+          if (body.make !== null && configuration.newMembers === null) await store.setJoined(this.#c.db, timeline, id);
         } catch (error) {
           log.debug({ timeline, member: id, err: errorMessage(error) }, 'a member does not take the configuration over now');
         }
       }),
     );
-    if (told.size === voters.length) await store.setTold(this.#c.db, timeline, configuration.generation);
+    if (told.size === voters.length) await store.setTold(this.#c.db.local, timeline, configuration.generation);
     return told;
   }
 
-  /** Only a member that joins is ever made here. */
+  /** Only a member that joins is ever made here, and one of those that a recovery of the WAL begins with. */
   async #make(row: store.ConfigurationRow, { members, newMembers }: Configuration, id: string): Promise<ConfigureRequest['make']> {
-    if (newMembers === null || members.includes(id)) return null;
+    const lineages = store.lineagesOf(row);
+    if (newMembers === null || members.includes(id)) {
+      if (lineages.length === 1 || id !== memberIdOf(nodeOf(id), lineages.at(-1)?.number ?? 0)) return null;
+      const place = (await walMembers(this.#c.db, row.timeline_id)).find((m) => m.member_id === id);
+      if (place === undefined || !place.wanted || place.made || place.lost) return null;
+    }
     const incarnation = await store.diskOf(this.#c.db, nodeOf(id));
     if (incarnation === undefined) return null;
     const { start_lsn: startLsn, prev_record_lsn: prevRecordLsn, system_id: systemId, pg_version: pgVersion } = row;
-    return { member: id, incarnation, timeline: { startLsn, prevRecordLsn, systemId, pgVersion } };
+    const timeline = { startLsn, prevRecordLsn, systemId, pgVersion, ...(lineages.length === 1 ? {} : { lineages }) };
+    return { member: id, incarnation, timeline };
   }
 
   /** The new member copies from whoever has most; with a compute running it streams by itself, too. */

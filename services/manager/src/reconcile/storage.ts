@@ -8,7 +8,7 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { completeTarget } from '../store/operations.ts';
-import { diskOf, storedConfiguration } from '../store/membership.ts';
+import { diskOf, seeDisk, storedConfiguration } from '../store/membership.ts';
 import * as projects from '../store/projects.ts';
 import { toConfiguration, walOf } from './membership.ts';
 import type { Placements } from './placements.ts';
@@ -51,8 +51,8 @@ export async function reconcileProject(c: StorageContext, uid: ProjectUid): Prom
           throw error;
         });
       start = { startLsn: status.startLsn, prevRecordLsn: status.startPrevRecordLsn };
-      await projects.setBranchStart(c.db, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
-      await projects.setAnnounced(c.db, branch.timeline_id, JSON.stringify(c.far.nodes));
+      await projects.setBranchStart(c.db.local, branch.timeline_id, status.startLsn, status.startPrevRecordLsn);
+      await projects.setAnnounced(c.db.local, branch.timeline_id, JSON.stringify(c.far.nodes));
     }
     await createWalTimelines(c, branch.timeline_id, {
       systemId: project.system_id,
@@ -136,13 +136,21 @@ async function makeMember(c: StorageContext, member: projects.WalMemberRow, body
   const client = c.far.safekeeper(member.safekeeper_id);
   if (client === undefined) throw new LakebaseError('CONFIG', `safekeeper ${member.safekeeper_id} is not in the configuration`);
   const row = await storedConfiguration(c.db, member.timeline_id);
-  const incarnation = await diskOf(c.db, member.safekeeper_id);
+  const incarnation = (await diskOf(c.db, member.safekeeper_id)) ?? (await firstDisk(c, member.safekeeper_id));
   await client.create(member.project_uid, member.timeline_id, {
     ...body,
     ...(row === undefined ? {} : { membership: { member: member.member_id, configuration: toConfiguration(row) } }),
     ...(incarnation === undefined ? {} : { incarnation }),
   });
-  await projects.setMemberMade(c.db, member);
+  await projects.setMemberMade(c.db.local, member);
+}
+
+/** A member is made on a disk that the catalog knows for good: else its loss would go unnoticed. */
+async function firstDisk(c: Pick<StorageContext, 'db' | 'far'>, id: string): Promise<string | undefined> {
+  const node = await c.far.safekeeper(id)?.node();
+  if (typeof node?.incarnation !== 'string') return undefined;
+  await c.db.transaction((tx) => seeDisk(tx, id, node.incarnation));
+  return node.incarnation;
 }
 
 async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> {
@@ -167,9 +175,16 @@ export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'lo
   for (const branch of await projects.unannounced(c.db, addresses)) {
     try {
       const { safekeepers } = await walOf(c, branch.timeline_id);
-      const body = { pgVersion: branch.pg_version, systemId: branch.system_id, safekeepers };
+      const lineage = branch.wal_lineages.at(-1);
+      const body = {
+        pgVersion: branch.pg_version,
+        systemId: branch.system_id,
+        safekeepers,
+        walLineage: lineage?.number ?? 0,
+        ...(lineage === undefined ? {} : { walLineageStart: lineage.startLsn }),
+      };
       await (await c.placements.serving(branch.project_uid)).client.create(branch.project_uid, branch.timeline_id, body);
-      await projects.setAnnounced(c.db, branch.timeline_id, addresses);
+      await projects.setAnnounced(c.db.local, branch.timeline_id, addresses);
     } catch (error) {
       c.log.warn({ timeline: branch.timeline_id, err: errorMessage(error) }, 'the pageserver does not know yet where the safekeepers are');
     }
@@ -195,7 +210,11 @@ export async function reconcileMembers(c: Pick<StorageContext, 'db' | 'far' | 'l
       } else {
         const client = c.far.safekeeper(member.safekeeper_id);
         // A member taken out of the configuration holds nothing we could remove.
-        if (client !== undefined) await ignoreNotFound(client.remove(member.project_uid, member.timeline_id));
+        // A timeline that goes on with others keeps its WAL in the object store.
+        const goesOn = (await projects.branchesOf(c.db, member.project_uid)).some((b) => b.timeline_id === member.timeline_id);
+        const project = goesOn ? await projects.projectByUid(c.db, member.project_uid) : undefined;
+        const options = project !== undefined && project.state !== 'DELETING' ? ({ objects: 'keep' } as const) : {};
+        if (client !== undefined) await ignoreNotFound(client.remove(member.project_uid, member.timeline_id, options));
         await projects.forgetMember(c.db, member);
       }
     } catch (error) {

@@ -11,14 +11,33 @@ export interface ConfigurationRow {
   readonly members: readonly string[];
   readonly new_members: readonly string[] | null;
   readonly told: boolean;
+  /** Of the newest lineage. */
   readonly start_lsn: string;
   readonly prev_record_lsn: string;
   readonly system_id: string;
   readonly pg_version: number;
+  /** Where lineage 0 begins. */
+  readonly first_lsn: string;
+  /** Those after lineage 0. */
+  readonly wal_lineages: readonly LineageEntry[];
+}
+
+/** A recovery, and the lineage of WAL that it began (docs/protocols/wal-recovery.md). */
+export interface LineageEntry {
+  readonly number: number;
+  readonly startLsn: string;
+  readonly prevRecordLsn: string;
+  readonly pageLsn: string;
+  readonly walEndLsn: string;
+  readonly lastCommitTime: string | null;
+  readonly time: string;
+  readonly by: string;
 }
 
 const CONFIGURATION = `
-  SELECT b.timeline_id, b.project_uid, b.start_lsn, b.prev_record_lsn, p.system_id, p.pg_version,
+  SELECT b.timeline_id, b.project_uid, p.system_id, p.pg_version, b.start_lsn AS first_lsn, b.wal_lineages,
+         coalesce(b.wal_lineages -> -1 ->> 'startLsn', b.start_lsn) AS start_lsn,
+         coalesce(b.wal_lineages -> -1 ->> 'prevRecordLsn', b.prev_record_lsn) AS prev_record_lsn,
          coalesce(c.generation, 0) AS generation, coalesce(c.told, true) AS told, c.new_members,
          coalesce(c.members, (SELECT jsonb_agg(m.member_id ORDER BY m.member_id) FROM wal_members m WHERE m.timeline_id = b.timeline_id)) AS members
   FROM branches b JOIN projects p ON p.uid = b.project_uid LEFT JOIN wal_configurations c ON c.timeline_id = b.timeline_id
@@ -26,6 +45,37 @@ const CONFIGURATION = `
 
 export const configurationOf = async (q: Queryable, timeline: TimelineId): Promise<ConfigurationRow | undefined> =>
   (await q.query<ConfigurationRow>(`${CONFIGURATION} AND b.timeline_id = $1`, [timeline]))[0];
+
+export const lineagesOf = (
+  row: Pick<ConfigurationRow, 'first_lsn' | 'wal_lineages'>,
+): readonly { readonly number: number; readonly startLsn: string }[] => [
+  { number: 0, startLsn: row.first_lsn },
+  ...row.wal_lineages.map(({ number, startLsn }) => ({ number, startLsn })),
+];
+
+export async function beginLineage(q: Queryable, timeline: TimelineId, entry: LineageEntry): Promise<void> {
+  await q.query('UPDATE branches SET wal_lineages = wal_lineages || $2::jsonb WHERE timeline_id = $1', [timeline, JSON.stringify([entry])]);
+}
+
+/** Branches that were recovered, the latest recovery first. */
+export const recoveries = (
+  q: Queryable,
+): Promise<{ project_id: string; branch_id: string; timeline_id: TimelineId; entry: LineageEntry }[]> =>
+  q.query(
+    `SELECT p.project_id, b.branch_id, b.timeline_id, entry FROM branches b JOIN projects p ON p.uid = b.project_uid,
+       jsonb_array_elements(b.wal_lineages) AS entry ORDER BY entry ->> 'time' DESC`,
+  );
+
+/** The pageserver is told anew where the members are, and which lineage to follow. */
+export async function forgetAnnounced(q: Queryable, timeline: TimelineId): Promise<void> {
+  await q.query('UPDATE branches SET announced = NULL WHERE timeline_id = $1', [timeline]);
+}
+
+/** Branches in use of which it is not known where they begin: told by the pageserver once, and lost with the Manager's disk. */
+export const withoutStart = (q: Queryable): Promise<{ timeline_id: TimelineId; project_uid: ProjectUid }[]> =>
+  q.query(
+    `SELECT b.timeline_id, b.project_uid FROM branches b JOIN projects p ON p.uid = b.project_uid WHERE p.state = 'READY' AND b.start_lsn IS NULL`,
+  );
 
 /** Also while the project is being made; undefined for the members of wal_members in generation 0. */
 export const storedConfiguration = async (

@@ -126,7 +126,12 @@ export async function setAnnounced(q: Queryable, timeline: TimelineId, addresses
   await q.query('UPDATE branches SET announced = $2 WHERE timeline_id = $1', [timeline, addresses]);
 }
 /** Branches whose pageserver still follows the safekeepers at other addresses than these. */
-export const unannounced = (q: Queryable, addresses: string): Promise<(BranchRow & { pg_version: number; system_id: string })[]> =>
+export const unannounced = (
+  q: Queryable,
+  addresses: string,
+): Promise<
+  (BranchRow & { pg_version: number; system_id: string; wal_lineages: readonly { readonly number: number; readonly startLsn: string }[] })[]
+> =>
   q.query(
     `SELECT b.*, p.project_id, p.pg_version, p.system_id FROM branches b JOIN projects p ON p.uid = b.project_uid
      WHERE p.state = 'READY' AND b.start_lsn IS NOT NULL AND b.announced IS DISTINCT FROM $1::jsonb`,
