@@ -211,22 +211,18 @@ export class SegmentFile {
     }
   }
 
-  /** At most `max` bytes of [from, limit) out of verified frames; never crosses the segment. Throws CORRUPT naming the file. */
+  /** At most `max` bytes of [from, limit) out of verified frames; never crosses the segment. Throws CORRUPT naming the file. Where `max` would cut a frame
+   *  that is not the first, it ends before that frame: who reads on opens each frame once. */
   read(from: Lsn, max: number, limit: number): Buffer {
     const first = lastAtOrBefore(this.lsns, from);
     if (first < 0) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
-    const end = Math.min(from + max, limit);
+    let end = Math.min(from + max, limit);
     let last = first;
     while (last + 1 < this.lsns.length && (this.lsns[last + 1] as number) < end) last++;
+    if (last > first && end < limit && end !== this.lsns[last + 1]) end = this.lsns[last--] as number;
     const start = this.offsets[first] as number;
-    const lastOffset = this.offsets[last] as number;
-    const tail = Buffer.allocUnsafe(FRAME_HEADER_BYTES);
-    readFully(this.#fd, tail, tail.length, lastOffset);
-    const lastFrame = peekFrame(tail, 0);
-    if (lastFrame === undefined) throw new LakebaseError('CORRUPT', `${this.path}: the frame at byte ${lastOffset} is damaged`);
-    const file = Buffer.allocUnsafe(lastOffset - start + FRAME_HEADER_BYTES + lastFrame.length);
-    readFully(this.#fd, file, file.length, start);
-    const out = Buffer.allocUnsafe(end - from);
+    const file = this.#sealedFrames(start, this.offsets[last] as number);
+    const out = first === last ? undefined : Buffer.allocUnsafe(end - from);
     let position: number = from;
     for (let i = first; i <= last; i++) {
       const at = (this.offsets[i] as number) - start;
@@ -237,12 +233,27 @@ export class SegmentFile {
       const valid = Math.min(frame.lsn + frame.length, this.lsns[i + 1] ?? Number.POSITIVE_INFINITY, end);
       if (valid <= position) continue;
       const plain = this.open(file, at, frame);
-      plain.copy(out, position - from, position - frame.lsn, valid - frame.lsn);
+      const wanted = plain.subarray(position - frame.lsn, valid - frame.lsn);
+      if (out === undefined && wanted.length === plain.length && plain.buffer !== file.buffer) return plain;
+      const target = out ?? Buffer.allocUnsafe(wanted.length);
+      wanted.copy(target, position - from);
       plain.fill(0); // not left for the garbage collector to find some day
       position = valid;
+      if (out === undefined) return target;
     }
-    if (position === from) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
+    if (out === undefined || position === from) throw new LakebaseError('CORRUPT', `${this.path}: no frame holds ${formatLsn(from)}`);
     return out.subarray(0, position - from);
+  }
+
+  /** The bytes of the file from `start` to the end of the frame at `lastOffset`; good until the next call. */
+  #sealedFrames(start: number, lastOffset: number): Buffer {
+    readFully(this.#fd, FRAME_HEADER, FRAME_HEADER.length, lastOffset);
+    const lastFrame = peekFrame(FRAME_HEADER, 0);
+    if (lastFrame === undefined) throw new LakebaseError('CORRUPT', `${this.path}: the frame at byte ${lastOffset} is damaged`);
+    const length = lastOffset - start + FRAME_HEADER_BYTES + lastFrame.length;
+    const file = length <= SEALED_FRAMES_BYTES ? sealedFrames().subarray(0, length) : Buffer.allocUnsafeSlow(length);
+    const read = readFully(this.#fd, file, length, start);
+    return file.subarray(0, read);
   }
 
   /** Gives back preallocated space of a sealed segment. */
@@ -256,6 +267,12 @@ export class SegmentFile {
     this.#fd = -1;
   }
 }
+
+/** Frames read are ciphertext, used at once: one buffer for all files, as large external allocations are what the collector runs for. */
+const SEALED_FRAMES_BYTES = 1 << 20;
+const FRAME_HEADER = Buffer.alloc(FRAME_HEADER_BYTES);
+let sealedBuffer: Buffer | undefined;
+const sealedFrames = (): Buffer => (sealedBuffer ??= Buffer.allocUnsafeSlow(SEALED_FRAMES_BYTES));
 
 function lastAtOrBefore(sorted: readonly number[], value: number): number {
   let low = 0;

@@ -49,7 +49,7 @@ interface Work {
 const TICK_MS = 1_000;
 const RUNNING_MAX = 2;
 const SEEN_MAX = 256;
-const SOURCE_BYTES = 128 * 1024;
+const SOURCE_BYTES = 512 * 1024;
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 export class Offloader {

@@ -9,6 +9,8 @@ import type { WalTimeline } from './wal-timeline.ts';
 
 /** MAX_SEND_SIZE of stock walsenders. */
 const CHUNK_BYTES = 128 * 1024;
+/** Read at once: each frame on disk (at most 256 KiB) is opened for one read only. */
+const READ_BYTES = 4 * CHUNK_BYTES;
 const KEEPALIVE_MS = 10_000;
 /** A reader of committed WAL that has caught up gets what came since at most this often: one message for many commits costs both ends far
  *  less than one each, and nothing on the commit path waits for it. After a pause the first bytes go out at once. */
@@ -86,25 +88,27 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
   while (!copy.ended) {
     timeline.checkOpen();
     const bytes = isVoid(position, startLsn)
-      ? voidWal(position, CHUNK_BYTES, startLsn, timeline.control)
+      ? voidWal(position, READ_BYTES, startLsn, timeline.control)
       : await readOr58P01(timeline, reader, position, peerTerm);
     if (bytes.length === 0) {
       await changed();
       continue;
     }
-    const { length } = bytes;
-    // A copy of our own: no WAL stays behind in memory once it is sent.
-    await copy.sendXLogData(position, end(), bytes, () => bytes.fill(0));
-    position = (position + length) as Lsn;
-    if (peerTerm === undefined && length < CHUNK_BYTES) await sleep(PACE_MS);
+    for (let at = 0; at < bytes.length; at += CHUNK_BYTES) {
+      const piece = bytes.subarray(at, at + CHUNK_BYTES);
+      // A copy of our own: no WAL stays behind in memory once it is sent.
+      await copy.sendXLogData((position + at) as Lsn, end(), piece, () => piece.fill(0));
+    }
+    position = (position + bytes.length) as Lsn;
     // A reader that catches up must not keep commits waiting.
-    if (length === CHUNK_BYTES) await nextTurn();
+    if (position < end()) await nextTurn();
+    else if (peerTerm === undefined) await sleep(PACE_MS);
   }
 }
 
 async function readOr58P01(timeline: WalTimeline, reader: WalReader, position: Lsn, peerTerm: Term | undefined): Promise<Buffer> {
   try {
-    return peerTerm === undefined ? await reader.read(position, CHUNK_BYTES) : timeline.read(position, CHUNK_BYTES, peerTerm);
+    return peerTerm === undefined ? await reader.read(position, READ_BYTES) : timeline.read(position, READ_BYTES, peerTerm);
   } catch (error) {
     if (error instanceof LakebaseError && error.code === 'NOT_FOUND') throw removed(position);
     throw error;
