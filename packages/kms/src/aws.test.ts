@@ -1,42 +1,23 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { AWS_ERRORS, awsError } from './aws-errors.ts';
 import { openKmsKey } from './open.ts';
 import { CONTEXT, expectOutcome, soon } from './testing/conformance.ts';
 import { FakeAwsKms } from './testing/index.ts';
-import type { KmsEnvironment, KmsKey, KmsKeyConfig, WrappedKey } from './types.ts';
+import { KEK, withOpenedKey } from './testing/opened-key.ts';
 
-const KEK = Buffer.alloc(32, 7);
 const ROLE = 'arn:aws:iam::111122223333:role/customer';
 
 describe('AWS KMS', () => {
   const fake = new FakeAwsKms();
-  let env: KmsEnvironment;
-  let config: KmsKeyConfig;
-  let key: KmsKey;
-  let wrapped: WrappedKey;
-  before(async () => {
-    await fake.listen();
-    env = { ...fake.environment(), attemptTimeoutMs: 8_000, attemptsMax: 1 };
-    config = fake.createKey();
-    key = openKmsKey(config, env);
-    wrapped = await key.wrap(KEK, CONTEXT, soon());
-  });
-  after(async () => {
-    key.close();
-    await fake.close();
-  });
+  const opened = withOpenedKey(fake);
 
   for (const [code, [meaning]] of Object.entries(AWS_ERRORS))
     test(`${code} on the wire is ${meaning}`, async () => {
       fake.setFaults({ answer: fake.error(code) });
-      const error = await expectOutcome(
-        key.unwrap(wrapped, CONTEXT, soon()),
-        meaning === 'UNAUTHENTICATED' ? 'UNREACHABLE' : meaning,
-        new RegExp(`^${code}$`),
-      );
+      const error = await expectOutcome(opened.unwrap(), meaning === 'UNAUTHENTICATED' ? 'UNREACHABLE' : meaning, new RegExp(`^${code}$`));
       assert.equal(error.transient, meaning === 'UNREACHABLE');
       fake.setFaults(null);
     });
@@ -62,48 +43,48 @@ describe('AWS KMS', () => {
 
   test('namespaced types, and states that pass', async () => {
     fake.setFaults({ answer: fake.error('com.amazonaws.kms#DisabledException') });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /DisabledException/);
+    await expectOutcome(opened.unwrap(), 'DENIED', /DisabledException/);
     for (const state of ['Creating', 'Updating', 'Unavailable']) {
       fake.setFaults({ answer: fake.error('KMSInvalidStateException', `arn is in state ${state}`) });
-      await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /KMSInvalidStateException/);
+      await expectOutcome(opened.unwrap(), 'UNREACHABLE', /KMSInvalidStateException/);
     }
     fake.setFaults({ answer: fake.error('BrandNewException') });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /BadAnswer/);
+    await expectOutcome(opened.unwrap(), 'UNREACHABLE', /BadAnswer/);
     fake.setFaults(null);
   });
 
   test('the version is the id of the key material; without DescribeKey it is not seen', async () => {
-    assert.match(wrapped.keyVersion, /^[0-9a-f]{64}$/);
+    assert.match(opened.wrapped.keyVersion, /^[0-9a-f]{64}$/);
     fake.describeDenied = true;
-    assert.equal(await key.currentVersion(soon()), '');
+    assert.equal(await opened.key.currentVersion(soon()), '');
     fake.describeDenied = false;
-    assert.equal(await key.currentVersion(soon()), wrapped.keyVersion);
+    assert.equal(await opened.key.currentVersion(soon()), opened.wrapped.keyVersion);
   });
 
   test('a role is assumed with its external id; one taken away denies; a refused credential does not', async () => {
-    const options = { ...config.options, roleArn: ROLE, externalId: 'acme-42', stsEndpoint: fake.url };
-    const assumed = openKmsKey({ ...config, options }, env);
-    assert.deepEqual(await assumed.unwrap(wrapped, CONTEXT, soon()), KEK);
+    const options = { ...opened.config.options, roleArn: ROLE, externalId: 'acme-42', stsEndpoint: fake.url };
+    const assumed = openKmsKey({ ...opened.config, options }, opened.env);
+    assert.deepEqual(await assumed.unwrap(opened.wrapped, CONTEXT, soon()), KEK);
     assert.deepEqual(fake.assumedRoles.at(-1), { role: ROLE, externalId: 'acme-42' });
     assumed.close();
     fake.deniedRoles.add(ROLE);
-    const refused = openKmsKey({ ...config, options }, env);
-    await expectOutcome(refused.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /AccessDenied/);
+    const refused = openKmsKey({ ...opened.config, options }, opened.env);
+    await expectOutcome(refused.unwrap(opened.wrapped, CONTEXT, soon()), 'DENIED', /AccessDenied/);
     fake.deniedRoles.clear();
-    assert.deepEqual(await refused.unwrap(wrapped, CONTEXT, soon()), KEK);
+    assert.deepEqual(await refused.unwrap(opened.wrapped, CONTEXT, soon()), KEK);
     refused.close();
     fake.refusedAccessKeys.set('AKIAFAKE', 'ExpiredToken');
-    const expired = openKmsKey({ ...config, options }, env);
-    await expectOutcome(expired.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /ExpiredToken/);
+    const expired = openKmsKey({ ...opened.config, options }, opened.env);
+    await expectOutcome(expired.unwrap(opened.wrapped, CONTEXT, soon()), 'UNREACHABLE', /ExpiredToken/);
     expired.close();
     fake.refusedAccessKeys.clear();
   });
 
   test('a credential of ours that KMS does not know is unreachable and not tried again', async () => {
     fake.refusedAccessKeys.set('AKIAFAKE', 'UnrecognizedClientException');
-    const many = openKmsKey(config, { ...env, attemptsMax: 5 });
+    const many = openKmsKey(opened.config, { ...opened.env, attemptsMax: 5 });
     const calls = fake.calls.length;
-    const error = await expectOutcome(many.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /UnrecognizedClientException/);
+    const error = await expectOutcome(many.unwrap(opened.wrapped, CONTEXT, soon()), 'UNREACHABLE', /UnrecognizedClientException/);
     assert.equal(error.transient, false);
     assert.equal(fake.calls.length, calls + 1);
     many.close();
@@ -118,7 +99,7 @@ describe('AWS KMS', () => {
 
   test('no message carries the KEK or a secret', async () => {
     fake.setFaults({ answer: fake.error('AccessDeniedException') });
-    const error = await expectOutcome(key.wrap(KEK, CONTEXT, soon()), 'DENIED');
+    const error = await expectOutcome(opened.wrap(), 'DENIED');
     for (const secret of [KEK.toString('hex'), KEK.toString('base64'), 'fake-secret'])
       assert.equal(JSON.stringify([error.message, error.stack]).includes(secret), false);
     fake.setFaults(null);

@@ -1,35 +1,21 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { GOOGLE_ERRORS, GOOGLE_REASONS, googleLoginError } from './google-errors.ts';
-import { openKmsKey } from './open.ts';
-import { CONTEXT, expectOutcome, soon } from './testing/conformance.ts';
+import { expectOutcome, soon } from './testing/conformance.ts';
 import { FakeGoogleKms, json } from './testing/index.ts';
-import type { KmsEnvironment, KmsKey, WrappedKey } from './types.ts';
+import { KEK, withOpenedKey } from './testing/opened-key.ts';
 
-const KEK = Buffer.alloc(32, 7);
 const outcomeOf = (meaning: string): 'DENIED' | 'UNREACHABLE' | 'INVALID' =>
   meaning === 'UNAUTHENTICATED' ? 'UNREACHABLE' : (meaning as 'DENIED' | 'UNREACHABLE' | 'INVALID');
 
 describe('Google Cloud KMS', () => {
   const fake = new FakeGoogleKms();
-  let env: KmsEnvironment;
-  let key: KmsKey;
-  let wrapped: WrappedKey;
-  before(async () => {
-    await fake.listen();
-    env = { ...fake.environment(), attemptTimeoutMs: 8_000, attemptsMax: 1 };
-    key = openKmsKey(fake.createKey(), env);
-    wrapped = await key.wrap(KEK, CONTEXT, soon());
-  });
-  after(async () => {
-    key.close();
-    await fake.close();
-  });
+  const opened = withOpenedKey(fake);
 
   for (const [status, [meaning]] of Object.entries(GOOGLE_ERRORS))
     test(`${status} on the wire is ${meaning}`, async () => {
       fake.setFaults({ answer: fake.error(status) });
-      const error = await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), outcomeOf(meaning), new RegExp(`^${status}$`));
+      const error = await expectOutcome(opened.unwrap(), outcomeOf(meaning), new RegExp(`^${status}$`));
       assert.equal(error.transient, meaning === 'UNREACHABLE');
       fake.setFaults(null);
     });
@@ -38,7 +24,7 @@ describe('Google Cloud KMS', () => {
     test(`reason ${reason} is ${meaning}`, async () => {
       for (const status of ['PERMISSION_DENIED', 'FAILED_PRECONDITION']) {
         fake.setFaults({ answer: fake.error(status, 'text', reason) });
-        await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), outcomeOf(meaning), new RegExp(`${status}/${reason}`));
+        await expectOutcome(opened.unwrap(), outcomeOf(meaning), new RegExp(`${status}/${reason}`));
       }
       fake.setFaults(null);
     });
@@ -71,7 +57,7 @@ describe('Google Cloud KMS', () => {
   for (const [status, text, code, outcome] of texts)
     test(`${code} is ${outcome}: ${text.slice(-30)}`, async () => {
       fake.setFaults({ answer: fake.error(status, text) });
-      await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), outcome, new RegExp(`${status}/${code}`));
+      await expectOutcome(opened.unwrap(), outcome, new RegExp(`${status}/${code}`));
       fake.setFaults(null);
     });
 
@@ -79,29 +65,29 @@ describe('Google Cloud KMS', () => {
     for (const status of [403, 404])
       for (const body of ['<html>', '', 'null', '{}', '{"message":"blocked"}']) {
         fake.setFaults({ answer: { status, body } });
-        await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE');
+        await expectOutcome(opened.unwrap(), 'UNREACHABLE');
       }
     fake.setFaults(null);
   });
 
   test('a wrong CRC and an unconfirmed request are refused', async () => {
     fake.setFaults({ kind: 'corrupt' });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /ChecksumMismatch/);
-    await expectOutcome(key.wrap(KEK, CONTEXT, soon()), 'UNREACHABLE', /ChecksumMismatch/);
+    await expectOutcome(opened.unwrap(), 'UNREACHABLE', /ChecksumMismatch/);
+    await expectOutcome(opened.wrap(), 'UNREACHABLE', /ChecksumMismatch/);
     const blob = Buffer.from('x');
-    fake.setFaults({ answer: json(200, { name: `${wrapped.keyId}/cryptoKeyVersions/1`, ciphertext: blob.toString('base64') }) });
-    await expectOutcome(key.wrap(KEK, CONTEXT, soon()), 'UNREACHABLE', /ChecksumMismatch/);
+    fake.setFaults({ answer: json(200, { name: `${opened.wrapped.keyId}/cryptoKeyVersions/1`, ciphertext: blob.toString('base64') }) });
+    await expectOutcome(opened.wrap(), 'UNREACHABLE', /ChecksumMismatch/);
     fake.setFaults({ answer: json(200, { plaintext: KEK.toString('base64') }) });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /ChecksumMismatch/);
+    await expectOutcome(opened.unwrap(), 'UNREACHABLE', /ChecksumMismatch/);
     fake.setFaults(null);
   });
 
   test('versions are not seen without cryptoKeys.get, and all else works', async () => {
     fake.getDenied = true;
-    assert.equal(await key.currentVersion(soon()), '');
-    assert.equal((await key.wrap(KEK, CONTEXT, soon())).keyVersion, '1');
+    assert.equal(await opened.key.currentVersion(soon()), '');
+    assert.equal((await opened.wrap()).keyVersion, '1');
     fake.getDenied = false;
-    assert.equal(await key.currentVersion(soon()), '1');
+    assert.equal(await opened.key.currentVersion(soon()), '1');
   });
 
   test('failures of the login: ours are not transient, those of Google are', () => {

@@ -1,14 +1,12 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import type { KmsOutcome } from './errors.ts';
 import { openKmsKey } from './open.ts';
 import { CONTEXT, expectOutcome, soon } from './testing/conformance.ts';
 import { FakeVault, selfSigned } from './testing/index.ts';
-import type { KmsEnvironment, KmsKey, KmsKeyConfig, WrappedKey } from './types.ts';
+import { KEK, withOpenedKey } from './testing/opened-key.ts';
 import { VAULT_ERRORS, VaultAnswer, vaultError } from './vault-errors.ts';
 import { VaultTokens } from './vault-login.ts';
-
-const KEK = Buffer.alloc(32, 7);
 
 /** One sample of each row of the table, in the words of Vault. */
 const SAMPLES: readonly (readonly [status: number, text: string, code: string, outcome: KmsOutcome])[] = [
@@ -47,21 +45,7 @@ const SAMPLES: readonly (readonly [status: number, text: string, code: string, o
 
 describe('Vault transit', () => {
   const fake = new FakeVault();
-  let env: KmsEnvironment;
-  let config: KmsKeyConfig;
-  let key: KmsKey;
-  let wrapped: WrappedKey;
-  before(async () => {
-    await fake.listen();
-    env = { ...fake.environment(), attemptTimeoutMs: 8_000, attemptsMax: 1 };
-    config = fake.createKey();
-    key = openKmsKey(config, env);
-    wrapped = await key.wrap(KEK, CONTEXT, soon());
-  });
-  after(async () => {
-    key.close();
-    await fake.close();
-  });
+  const opened = withOpenedKey(fake);
 
   test('every row of the table has a sample', () => {
     assert.deepEqual(
@@ -75,23 +59,23 @@ describe('Vault transit', () => {
       assert.deepEqual([error.outcome, error.providerCode], [outcome, code]);
       if (status === 403) return;
       fake.setFaults({ answer: fake.error(status, ...(text === '' ? [] : [text])) });
-      await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), outcome, new RegExp(code));
+      await expectOutcome(opened.unwrap(), outcome, new RegExp(code));
       fake.setFaults(null);
     });
 
   test('a 404 with an empty list, as reading a missing key gives, is a denial; one of a proxy is not', async () => {
     fake.setFaults({ answer: fake.error(404) });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /NotFound/);
+    await expectOutcome(opened.unwrap(), 'DENIED', /NotFound/);
     for (const status of [400, 403, 404]) {
       fake.setFaults({ answer: { status, body: '<html>' } });
-      await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /BadAnswer/);
+      await expectOutcome(opened.unwrap(), 'UNREACHABLE', /BadAnswer/);
     }
     fake.setFaults(null);
   });
 
   test('wrap never makes a key', async () => {
     fake.mayCreate = true;
-    const none = openKmsKey({ ...config, key: 'transit/none' }, env);
+    const none = openKmsKey({ ...opened.config, key: 'transit/none' }, opened.env);
     await expectOutcome(none.wrap(KEK, CONTEXT, soon()), 'DENIED', /NotFound/);
     assert.throws(() => fake.find('none'));
     none.close();
@@ -100,44 +84,44 @@ describe('Vault transit', () => {
 
   test('a standby that redirects is not followed: the token stays where it was meant to go', async () => {
     fake.setFaults({ answer: { status: 307, headers: { location: 'http://127.0.0.1:1/' }, body: '' } });
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /Redirected/);
+    await expectOutcome(opened.unwrap(), 'UNREACHABLE', /Redirected/);
     fake.setFaults(null);
   });
 
   test('raising min_decryption_version revokes, sealing does not', async () => {
-    fake.rotate(config.key);
+    fake.rotate(opened.config.key);
     fake.minDecryptionVersion = 2;
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /VersionTooOld/);
+    await expectOutcome(opened.unwrap(), 'DENIED', /VersionTooOld/);
     fake.minDecryptionVersion = 1;
     fake.sealed = true;
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /Sealed/);
+    await expectOutcome(opened.unwrap(), 'UNREACHABLE', /Sealed/);
     fake.sealed = false;
     fake.mountRemoved = true;
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /NotFound/);
+    await expectOutcome(opened.unwrap(), 'DENIED', /NotFound/);
     fake.mountRemoved = false;
-    assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), KEK);
+    assert.deepEqual(await opened.unwrap(), KEK);
   });
 
   test('a 403 with a good token is a denial, with a lost one it is our login', async () => {
-    fake.deny(config.key);
-    await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'DENIED', /PermissionDenied/);
-    fake.allow(config.key);
+    fake.deny(opened.config.key);
+    await expectOutcome(opened.unwrap(), 'DENIED', /PermissionDenied/);
+    fake.allow(opened.config.key);
     fake.tokens.delete('fake-token');
-    const error = await expectOutcome(key.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /InvalidToken/);
+    const error = await expectOutcome(opened.unwrap(), 'UNREACHABLE', /InvalidToken/);
     assert.equal(error.transient, false);
     fake.tokens.set('fake-token', 0);
-    assert.deepEqual(await key.unwrap(wrapped, CONTEXT, soon()), KEK);
+    assert.deepEqual(await opened.unwrap(), KEK);
   });
 
   test('AppRole logs in, and again when its token is lost; a refused login is not a denial', async () => {
     const options = { address: fake.url, roleId: 'fake-role', secretId: 'fake-secret' };
-    const role = openKmsKey({ ...config, options }, env);
-    assert.deepEqual(await role.unwrap(wrapped, CONTEXT, soon()), KEK);
+    const role = openKmsKey({ ...opened.config, options }, opened.env);
+    assert.deepEqual(await role.unwrap(opened.wrapped, CONTEXT, soon()), KEK);
     for (const token of [...fake.tokens.keys()]) if (token.startsWith('hvs.')) fake.tokens.delete(token);
-    assert.deepEqual(await role.unwrap(wrapped, CONTEXT, soon()), KEK);
+    assert.deepEqual(await role.unwrap(opened.wrapped, CONTEXT, soon()), KEK);
     role.close();
-    const wrong = openKmsKey({ ...config, options: { ...options, secretId: 'x' } }, env);
-    await expectOutcome(wrong.unwrap(wrapped, CONTEXT, soon()), 'UNREACHABLE', /LoginRefused/);
+    const wrong = openKmsKey({ ...opened.config, options: { ...options, secretId: 'x' } }, opened.env);
+    await expectOutcome(wrong.unwrap(opened.wrapped, CONTEXT, soon()), 'UNREACHABLE', /LoginRefused/);
     wrong.close();
   });
 
