@@ -63,6 +63,10 @@ class CheckedKey implements KmsKey {
     this.#env = env;
   }
 
+  load(): Promise<void> {
+    return this.#adapter.load();
+  }
+
   async wrap(plain: Buffer, context: WrapContext, signal: AbortSignal): Promise<WrappedKey> {
     contextPairs(context);
     if (plain.length !== KEK_BYTES)

@@ -37,6 +37,8 @@ export interface WrappedKey {
 }
 
 export interface KmsKey {
+  /** Loads the provider's SDK, which takes seconds on a busy machine, and reaches nobody: for callers with a deadline, before it begins. */
+  load?(): Promise<void>;
   /** `plain` is 32 bytes; it stays the caller's to wipe. */
   wrap(plain: Buffer, context: WrapContext, signal: AbortSignal): Promise<WrappedKey>;
   /** The caller wipes the result. */

@@ -72,10 +72,10 @@ export class KmsAccess {
     let key: KmsKey | undefined;
     try {
       const context: WrapContext = { project: NO_PROJECT, account, purpose: 'check', kekVersion: 1 };
-      const { keyId, keyVersion } = await this.#timed('check', config, async (signal) => {
-        key = (this.#o.open ?? openKmsKey)(config, this.#o.env);
-        const wrapped = await key.wrap(probe, context, signal);
-        wipe(await key.unwrap(wrapped, context, signal));
+      const open = (): KmsKey => (key = (this.#o.open ?? openKmsKey)(config, this.#o.env));
+      const { keyId, keyVersion } = await this.#timed('check', config, open, async (opened, signal) => {
+        const wrapped = await opened.wrap(probe, context, signal);
+        wipe(await opened.unwrap(wrapped, context, signal));
         return wrapped;
       });
       return { ok: true, outcome: 'OK', message: '', keyId, keyVersion };
@@ -101,13 +101,21 @@ export class KmsAccess {
   }
 
   #call<T>(operation: KmsOperation, config: KmsKeyConfig, run: (key: KmsKey, signal: AbortSignal) => Promise<T>): Promise<T> {
-    return this.#timed(operation, config, async (signal) => run(this.#open(config), signal));
+    return this.#timed(operation, config, () => this.#open(config), run);
   }
 
-  async #timed<T>(operation: KmsOperation, config: KmsKeyConfig, run: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    const startedAt = performance.now();
+  async #timed<T>(
+    operation: KmsOperation,
+    config: KmsKeyConfig,
+    open: () => KmsKey,
+    run: (key: KmsKey, signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    let startedAt = performance.now();
     let outcome: 'OK' | KmsOutcome = 'OK';
     try {
+      const key = open();
+      await key.load?.(); // the first use of an SDK must not look like a KMS that does not answer
+      startedAt = performance.now();
       const signal = AbortSignal.timeout(this.#o.timeoutMs);
       const { promise: late, reject } = Promise.withResolvers<never>();
       const timer = setTimeout(
@@ -118,7 +126,7 @@ export class KmsAccess {
         this.#o.timeoutMs + 250, // an adapter that does not listen to its signal
       );
       try {
-        return await Promise.race([run(signal), late]);
+        return await Promise.race([run(key, signal), late]);
       } finally {
         clearTimeout(timer);
       }
