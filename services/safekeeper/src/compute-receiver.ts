@@ -124,6 +124,8 @@ export class ComputeReceiver implements Feeder {
       parameters: { application_name: standbyName },
       signal: this.#stop.signal,
       connectTimeoutMs: 5_000,
+      // What arrives is copied into frames and the ring before the next message is looked at.
+      reuseMemory: true,
     });
     this.#connection = connection;
     const [term] = await connection.query('SHOW lakebase.term');
