@@ -46,6 +46,10 @@ export const INSTALLATION_OBJECT = 'installation';
 export const keyRecordObject = (project: ProjectUid): string => `keymanager/projects/${project}`;
 /** Which copies there are, and of which revision; replaced as a whole. */
 export const KEY_MANIFEST_OBJECT = 'keymanager/manifest';
+/** Lines of the key manager's audit log, from the one with this number on; the last segment is replaced as it grows. */
+export const auditSegmentObject = (first: number): string => `keymanager/audit/${String(first).padStart(12, '0')}`;
+/** Where the first of those segments begins; replaced as a whole. */
+export const AUDIT_HEAD_OBJECT = 'keymanager/audit/head';
 /** Link n of the chain that holds the Manager's catalog; written once, with ifAbsent (docs/formats/catalog-object.md). */
 export const catalogLinkObject = (number: number): string => `catalog/${hex(number, 12)}`;
 /** Where the newest whole state in that chain is; replaced as a whole. */

@@ -28,7 +28,7 @@ export function kmsMetrics(registry: Registry): KmsObserver {
   };
 }
 
-export function registerMetrics(registry: Registry, manager: KeyManager, hub: WatchHub): void {
+export function registerMetrics(registry: Registry, manager: KeyManager, hub: WatchHub, auditBehind: () => number): void {
   const registers = [registry];
   const { cache, audit, clock } = manager.o;
   const gauge = (name: string, help: string, value: () => number): void => {
@@ -60,5 +60,6 @@ export function registerMetrics(registry: Registry, manager: KeyManager, hub: Wa
   );
   gauge('lakebase_key_watchers', 'open watches', () => hub.size);
   gauge('lakebase_audit_sequence', 'number of the last audit line', () => audit.head.sequence);
+  gauge('lakebase_audit_lines_not_copied', 'audit lines that are not in the object store yet', auditBehind);
   gauge('lakebase_audit_broken', '1 when the chain of the audit log does not hold', () => (audit.problem === undefined ? 0 : 1));
 }

@@ -1,9 +1,11 @@
 /** The key manager put together, without process concerns: what main.ts and tests start. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import type { AuditEntry } from '@lakebase/api';
 import { type Logger, errorMessage } from '@lakebase/base';
 import type { ObjectStore } from '@lakebase/object-store';
 import { createHttpServer, forgetGarbage, openObjectStore } from '@lakebase/service-kit';
+import { AuditCopies, type RestoredLog } from './audit/audit-copies.ts';
 import { AuditLog } from './audit/audit-log.ts';
 import type { KeyManagerConfig } from './config.ts';
 import { KeyChanges } from './key-changes.ts';
@@ -42,7 +44,16 @@ export async function startKeyManager(
   mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
   const env = kmsEnvironment(config);
   const objects = options.objectStore ?? (config.objectStore === null ? undefined : await openObjectStore(config.objectStore, { log }));
-  const copies = objects === undefined ? undefined : new RecordCopies({ store: objects, seal: new CopySeal(env), log });
+  const seal = new CopySeal(env);
+  const late: { manager?: KeyManager; copies?: RecordCopies } = {};
+  const auditCopies =
+    objects === undefined ? undefined : new AuditCopies({ store: objects, seal, log, held: () => (late.copies?.pending ?? 0) > 0 });
+  const copies =
+    objects === undefined || auditCopies === undefined
+      ? undefined
+      : new RecordCopies({ store: objects, seal, log, auditCopied: () => auditCopies.copied });
+  if (copies !== undefined) late.copies = copies;
+  const restoredLog = await auditCopies?.restore(join(config.dataDir, 'audit'));
   const restored = (await copies?.restore(join(config.dataDir, 'projects'), join(config.dataDir, 'audit'))) ?? [];
   const store = new RecordStore(join(config.dataDir, 'projects'));
   const expect = store.all().map((r) => r.audit);
@@ -55,7 +66,9 @@ export async function startKeyManager(
     onLine: rollbacks.see,
     retention: { keepDays: config.auditKeepDays, keepBytes: config.auditKeepMegabytes * 1024 * 1024 },
     isChange,
+    ...(auditCopies === undefined ? {} : { appended: (entry) => auditCopies.noticed(entry) }),
   });
+  if (restoredLog?.kind === 'RESTORED') audit.append(restoredLine(restoredLog));
   rollbacks.apply(store);
   for (const [project, damage] of store.damaged()) {
     log.error({ project, err: damage.message }, 'the key record of a project cannot be used; the project stays locked');
@@ -71,7 +84,7 @@ export async function startKeyManager(
       detail: 'the key record was not on the disk; it is restored from its copy in the object store',
     });
   for (const record of store.all()) copies?.later(record);
-  const late: { manager?: KeyManager } = {};
+  auditCopies?.start(audit);
   const { app, metrics } = createHttpServer({
     log,
     secret,
@@ -83,6 +96,7 @@ export async function startKeyManager(
         locked: projects.filter((p) => !p.usable).length,
         damaged: store.damaged().size,
         ...(copies === undefined || copies.pending === 0 ? {} : { recordsNotCopied: copies.pending }),
+        ...(auditCopies === undefined || auditCopies.behind === 0 ? {} : { auditLinesNotCopied: auditCopies.behind }),
         ...(audit.problem === undefined ? {} : { auditProblem: audit.problem }),
       };
     },
@@ -109,7 +123,7 @@ export async function startKeyManager(
   late.manager = manager;
   const changes = new KeyChanges(manager);
   const hub = new WatchHub({ snapshot: () => manager.projects().map((p) => p.watched), leaseSeconds: config.leaseSeconds });
-  registerMetrics(metrics, manager, hub);
+  registerMetrics(metrics, manager, hub, () => auditCopies?.behind ?? 0);
   registerRoutes(app, { manager, changes, hub, installation: new InstallationKeys(env) });
   const prober = new Prober({ manager, changes, log, intervalMs: config.probeIntervalMs, rotateKekDays: config.rotateKekDays });
   manager.onChange((project) => hub.change(project));
@@ -137,11 +151,21 @@ export async function startKeyManager(
       await app.close();
       manager.close();
       await copies?.close();
+      await auditCopies?.close();
       if (options.objectStore === undefined) await objects?.close();
       await audit.close();
     },
   };
 }
+
+const restoredLine = ({ last, problem }: Extract<RestoredLog, { kind: 'RESTORED' }>): AuditEntry => ({
+  actor: SELF,
+  action: 'AUDIT_RESTORED',
+  account: '',
+  subject: 'audit log',
+  result: problem === undefined ? 'OK' : 'FAILED',
+  detail: `the log was not on the disk; lines up to ${last} are restored from the object store, later ones are lost${problem === undefined ? '' : `: ${problem}`}`,
+});
 
 /** Copies of dropped keys in OpenSSL's memory end with the garbage collector; many projects that are revoked at once need it once. */
 function collectSoon(log: Logger): () => void {

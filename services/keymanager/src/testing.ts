@@ -8,6 +8,8 @@ import { silentLogger } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import { type KmsKey, KmsError, type KmsOutcome, type WrapContext, type WrappedKey } from '@lakebase/kms';
 import type { ObjectStore } from '@lakebase/object-store';
+import { AuditCopies, type RestoredLog } from './audit/audit-copies.ts';
+import type { AuditHead } from './audit/audit-file.ts';
 import { AuditLog } from './audit/audit-log.ts';
 import { KeyChanges } from './key-changes.ts';
 import { type Clock, KeyManager } from './key-manager.ts';
@@ -122,24 +124,35 @@ export class Rig {
   manager!: KeyManager;
   changes!: KeyChanges;
   copies: RecordCopies | undefined;
+  auditCopies: AuditCopies | undefined;
+  restoredLog: RestoredLog | undefined;
   restored: readonly ProjectUid[] = [];
   readonly told: WatchedProject[] = [];
 
   /** (Re)starts it on the same directory. A former one is abandoned as a killed process would be. */
-  async start(options: { hook?: CrashHook; auditProbes?: 'each' | 'summary'; objects?: ObjectStore } = {}): Promise<this> {
-    const env = { rootKeyPath: join(this.dir, 'keys', 'root.key') };
-    this.copies = options.objects && new RecordCopies({ store: options.objects, seal: new CopySeal(env), log: silentLogger });
+  async start(
+    options: { hook?: CrashHook; auditProbes?: 'each' | 'summary'; objects?: ObjectStore; segmentBytes?: number } = {},
+  ): Promise<this> {
+    const seal = new CopySeal({ rootKeyPath: join(this.dir, 'keys', 'root.key') });
+    const { objects: store, segmentBytes } = options;
+    const log = silentLogger;
+    const held = (): boolean => (this.copies?.pending ?? 0) > 0;
+    this.auditCopies = store && new AuditCopies({ store, seal, log, held, ...(segmentBytes === undefined ? {} : { segmentBytes }) });
+    const auditCopied = (): AuditHead => (this.auditCopies as AuditCopies).copied;
+    this.copies = store && new RecordCopies({ store, seal, log, auditCopied });
+    this.restoredLog = await this.auditCopies?.restore(join(this.dir, 'audit'));
     this.restored = (await this.copies?.restore(join(this.dir, 'projects'), join(this.dir, 'audit'))) ?? [];
-    const store = new RecordStore(join(this.dir, 'projects'), options.hook);
+    const records = new RecordStore(join(this.dir, 'projects'), options.hook);
     this.audit = await AuditLog.open({
       dir: join(this.dir, 'audit'),
       log: silentLogger,
       now: () => this.clock.now(),
-      expect: store.all().map((r) => r.audit),
+      expect: records.all().map((r) => r.audit),
+      appended: (entry) => this.auditCopies?.noticed(entry),
     });
     this.cache = new KekCache(300_000, () => this.clock.monotonic());
     this.manager = new KeyManager({
-      store,
+      store: records,
       audit: this.audit,
       kms: new KmsAccess({
         env: { rootKeyPath: join(this.dir, 'root.key') },
@@ -156,7 +169,8 @@ export class Rig {
       versionCheckMs: 60_000,
       copies: this.copies,
     });
-    for (const record of store.all()) this.copies?.later(record);
+    for (const record of records.all()) this.copies?.later(record);
+    this.auditCopies?.start(this.audit);
     this.changes = new KeyChanges(this.manager);
     this.manager.onChange((project) => this.told.push(project));
     return this;
@@ -164,6 +178,7 @@ export class Rig {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.copies?.close();
+    await this.auditCopies?.close();
     await this.audit.close();
     rmSync(this.dir, { recursive: true, force: true });
   }

@@ -29,6 +29,8 @@ export interface AuditLogOptions {
   /** Heads that key records noted. */
   readonly expect?: readonly AuditHead[];
   readonly onLine?: (line: AuditLine) => void;
+  /** Told of every line that is written. */
+  readonly appended?: (entry: AuditEntry) => void;
   /** What is kept; everything when absent. */
   readonly retention?: AuditRetention;
   /** Lines of which the newest of each subject outlives its file. */
@@ -156,6 +158,7 @@ export class AuditLog {
       this.#lazy = undefined;
       void this.flush().catch((error: unknown) => this.#o.log.error({ err: errorMessage(error) }, 'cannot sync the audit log'));
     }, LAZY_MS).unref();
+    this.#o.appended?.(entry);
     return this.#head;
   }
 
@@ -244,7 +247,7 @@ function cutTornLine(path: string): number {
 }
 
 /** Where to go on after a broken chain. */
-function lastLine(dir: string): AuditHead | undefined {
+export function lastLine(dir: string): AuditHead | undefined {
   for (const { path, first } of auditFiles(dir).reverse()) {
     const fd = openSync(path, 'r');
     try {

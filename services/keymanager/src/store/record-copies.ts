@@ -35,6 +35,8 @@ export interface RecordCopiesOptions {
   readonly store: ObjectStore;
   readonly seal: CopySeal;
   readonly log: Logger;
+  /** How far the audit log is copied: a record's copy notes no later line, which might not come back. */
+  readonly auditCopied?: () => AuditHead;
 }
 
 export class RecordCopies {
@@ -138,7 +140,8 @@ export class RecordCopies {
     let queue = this.#queues.get(record.project);
     if (queue === undefined) this.#queues.set(record.project, (queue = new SerialQueue()));
     return queue.run(async () => {
-      const content = encodeRecord(record);
+      const noted = this.#o.auditCopied?.();
+      const content = encodeRecord(noted !== undefined && noted.sequence < record.audit.sequence ? { ...record, audit: noted } : record);
       const copied = this.#copied.get(record.project);
       if (copied !== undefined && (copied.revision > record.revision || copied.content.equals(content))) return;
       const name = keyRecordObject(record.project);
