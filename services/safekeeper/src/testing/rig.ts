@@ -25,6 +25,7 @@ import {
 } from '@lakebase/wal-quorum';
 import type { SafekeeperConfig } from '../config.ts';
 import { type Safekeeper, startSafekeeper } from '../service.ts';
+import type { WalTimeline } from '../wal-timeline.ts';
 
 export const SECRET = '5e'.repeat(32);
 const PORT = 5432;
@@ -244,6 +245,11 @@ export class Quorum implements AsyncDisposable {
   }
   status(i: number): Promise<WalTimelineStatus> {
     return this.member(i).client.status(this.project, this.timeline);
+  }
+
+  /** The timeline on a member that runs. */
+  running(i: number): WalTimeline {
+    return must(this.member(i).running, `sk${i + 1}`).timelines.get(this.project, this.timeline);
   }
 
   /** Creates the timeline everywhere, beginning at the server's present end of WAL. */
