@@ -14,6 +14,8 @@ export interface Finding {
 export type Needles = ReadonlyMap<string, Buffer>;
 
 const CHUNK = 4 << 20;
+/** Most of what a process has mapped was never touched. */
+const ZEROS = Buffer.alloc(CHUNK);
 
 export const textNeedles = (...texts: readonly string[]): Map<string, Buffer> => new Map(texts.map((t) => [t, Buffer.from(t, 'latin1')]));
 
@@ -81,10 +83,11 @@ function scanRange(
     const got = read(buffer.subarray(0, Math.min(CHUNK, to - at)), at);
     if (got <= 0) return;
     const chunk = buffer.subarray(0, got);
-    for (const [name, bytes] of needles) {
-      const i = chunk.indexOf(bytes);
-      if (i >= 0) found(name, at + i);
-    }
+    if (!chunk.equals(ZEROS.subarray(0, got)))
+      for (const [name, bytes] of needles) {
+        const i = chunk.indexOf(bytes);
+        if (i >= 0) found(name, at + i);
+      }
     if (got < Math.min(CHUNK, to - at) || at + got >= to) return;
     at += got - overlap;
   }
