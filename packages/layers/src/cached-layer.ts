@@ -13,6 +13,7 @@ import { TEMP_SUFFIX } from './durable.ts';
 import { type LayerBytes, OpenFile, openLayerFile, readFully } from './layer-bytes.ts';
 import type { LayerCache } from './layer-cache.ts';
 import type { LayerDescriptor } from './layer-writer.ts';
+import { SLOW_READ_MS } from './read-around.ts';
 import { RemoteMiss, type RemoteLayer } from './remote-miss.ts';
 
 export const PART_SUFFIX = '.part';
@@ -33,6 +34,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
   readonly size: number;
   readonly hash: string;
   readonly #cache: LayerCache;
+  readonly #number: number;
   /** Undefined: the local file is whole. */
   #part: ChunkMap | undefined;
   /** Chunks for which the disk has no room; views of nothing. */
@@ -52,6 +54,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
 
   constructor(cache: LayerCache, directory: string, file: CachedFile, objectKey: string) {
     this.#cache = cache;
+    this.#number = cache.nextNumber();
     this.path = join(directory, file.name);
     this.objectKey = objectKey;
     this.size = file.bytes;
@@ -107,8 +110,11 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
     const miss = this.missing(offset, length);
     if (miss !== undefined) throw miss;
     if (this.#memory.size > 0) return this.#readMixed(offset, length);
+    const began = performance.now();
     try {
-      return readFully(this.#opened().fd, offset, length, this.path, into);
+      const bytes = readFully(this.#opened().fd, offset, length, this.path, into);
+      if (performance.now() - began > SLOW_READ_MS) this.#cache.around.note(this.#opened(), this.#number, offset);
+      return bytes;
     } catch (error) {
       // Gone, shorter, or the disk cannot read it: the other copy will do.
       if (!isCode(error, 'CORRUPT') || !this.#canFetch()) throw error;

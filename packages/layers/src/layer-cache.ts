@@ -8,6 +8,7 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type ObjectStore, timelineObject } from '@lakebase/object-store';
 import { CachedLayer, type CachedFile } from './cached-layer.ts';
 import { Limiter } from './limiter.ts';
+import { ReadAround } from './read-around.ts';
 import { REMOTE_READ_MS } from './remote-miss.ts';
 
 export interface LayerCacheOptions {
@@ -46,6 +47,7 @@ export class LayerCache {
   readonly budgetBytes: number;
   readonly onDamage: (message: string) => void;
   readonly counters = { gets: 0, getBytes: 0, failedGets: 0, evictions: 0, evictedBytes: 0, rejected: 0, mismatches: 0, inMemory: 0 };
+  readonly around = new ReadAround();
   usedBytes = 0;
   clock = 0;
   readonly #options: Required<Pick<LayerCacheOptions, 'openFiles' | 'openReaders' | 'memoryBytes' | 'fetchMs'>>;

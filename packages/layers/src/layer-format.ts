@@ -3,7 +3,7 @@
  *  (nonce: the frame's number; associated data: the object's identity, name and header), so a flipped byte or a frame from another place never
  *  opens. The footer is bound to the index frame. */
 import { randomBytes } from 'node:crypto';
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, isCode } from '@lakebase/base';
 import { ByteReader, ByteWriter, crc32c } from '@lakebase/bytes';
 import { KEY_REFERENCE_BYTES_MAX, TAG_BYTES, objectBinding } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
@@ -80,6 +80,8 @@ export function decodeHeader(bytes: Buffer, file: string): { header: LayerHeader
       headerBytes: r.offset,
     };
   } catch (error) {
+    // A damaged LSN is none, before the checksum says so.
+    if (isCode(error, 'INVALID_LSN')) throw corrupt(file, 'has a damaged header');
     throw asCorrupt(file, error);
   }
 }

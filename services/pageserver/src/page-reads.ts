@@ -29,10 +29,11 @@ import { SLICE_MS } from './slice.ts';
 
 /** A page with more changes to apply is read in turns of the event loop. */
 const CHANGES_AT_ONCE = 1_024;
-/** Of a longer run only pages that took redo are kept: who reads so much reads on, and has the pages now. */
+/** Of a longer run only pages that took much redo are kept: who reads so much reads on, and has the pages now. */
 const KEEP_BLOCKS = 16;
+const KEEP_CHANGES = 16;
 
-/** Where a page is wanted, and whether it is kept even when it lies in a layer as it is. */
+/** Where a page is wanted, and whether it is kept even when it is had again easily. */
 interface Target {
   readonly page: Buffer;
   readonly keep: boolean;
@@ -211,7 +212,7 @@ export class PageReads {
     checkPageLsn(s, block, page, lsn);
     if (base !== undefined && base.lsn >= lsn) return page;
     if (into === undefined) this.#cache.set(series, block, { page, lsn });
-    else if (into.keep || this.#reader.applied !== before) this.#cache.set(series, block, { page: Buffer.from(page), lsn });
+    else if (into.keep || this.#reader.applied - before >= KEEP_CHANGES) this.#cache.set(series, block, { page: Buffer.from(page), lsn });
     return page;
   }
 
