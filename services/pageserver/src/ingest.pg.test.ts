@@ -20,6 +20,8 @@ import {
 import { StockPostgres } from '@lakebase/testkit';
 import pg from 'pg';
 import { buildStartBundle } from './bundle.ts';
+import { runCompaction, runJob } from './compaction-job.ts';
+import type { RunJob } from './storage.ts';
 import { createTimeline, ingestFiles, openTimeline, testConfig } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -231,7 +233,14 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
   try {
     const config = testConfig(directory, { openLayerBytes: 8 << 20, layerFileBytes: 8 << 20, maxRecordsPerPage: 50, hotPageRecords: 100 });
     let started = performance.now();
-    const timeline = await createTimeline(directory, server.pgdata, String(controlOf(server.pgdata).systemId), config);
+    const flushed: number[] = [];
+    const flush: RunJob = async (job, more) => {
+      const layers = await runJob(job, more);
+      flushed.push(...layers.map((l) => l.bytes));
+      return layers;
+    };
+    const { systemId } = controlOf(server.pgdata);
+    const timeline = await createTimeline(directory, server.pgdata, String(systemId), config, runCompaction, flush);
     console.log(`template and timeline: ${(performance.now() - started).toFixed(0)} ms`);
 
     await server.start();
@@ -257,6 +266,8 @@ test('pages, sizes, SLRUs and counters equal those of a stock server after the s
     }
     await ingestFiles(timeline, walDir, end);
     assert.equal(timeline.lastRecordLsn, end);
+    // Also of records with the images of many pages, which lie in a layer once for every page.
+    assert.ok(flushed.length > 3 && Math.max(...flushed) < 2.5 * config.openLayerBytes, `layers of ${flushed.join(', ')} bytes`);
     console.log(
       `ingest: ${timeline.recordsIngested} records in ${(performance.now() - started).toFixed(0)} ms, ${timeline.storage.set.layers.length} layers`,
     );

@@ -1,11 +1,12 @@
 /** Turns decoded WAL records into entries of the open layer and changes of the catalog. The hot path: one record, no allocation of ours.
  *  Invariant: all effects of a record are filed under its end LSN, and the timeline's last record LSN moves only after all are filed. */
 import { LakebaseError } from '@lakebase/base';
-import { FORK_FSM, FORK_MAIN, type Lsn, type RelTag } from '@lakebase/ids';
+import { BLCKSZ, FORK_FSM, FORK_MAIN, type Lsn, type RelTag } from '@lakebase/ids';
 import {
   ARG_STOP,
   ENTRY_DELTA,
   ENTRY_FSM_HINT,
+  ENTRY_IMAGE,
   ENTRY_RECORD,
   ENTRY_VALUE,
   ENTRY_ZERO,
@@ -25,6 +26,7 @@ import {
   emitEffects,
   fsmAddress,
   fullXidAt,
+  redo,
 } from '@lakebase/pg-redo';
 import { ABSENT, type Catalog, type FileValue } from './catalog.ts';
 
@@ -34,6 +36,11 @@ export interface DatabaseCopy {
 }
 
 const EMPTY = Buffer.alloc(0);
+/** A record with images of more blocks than this is filed as these images: layers hold a record once for every block it is filed under, and that of an
+ *  index build, which has up to 32 images, would be written 32 times. */
+const IMAGES_APART = 2;
+/** Only where it saves something. */
+const IMAGE_SLACK_BYTES = 2_048;
 /** While ingest is behind, images of hot pages cost more than they save: redo of every record, again and again. Reads of such a page take
  *  turns of the event loop; this only bounds how long one may take. */
 const VERY_HOT_RECORDS = 131_072;
@@ -59,6 +66,7 @@ export class Ingest implements EffectSink {
   #lsn = 0 as Lsn;
   #position = -1;
   readonly #hint = Buffer.allocUnsafe(4);
+  readonly #page = Buffer.alloc(BLCKSZ);
   readonly #file: FileValue = (series, block, bytes) => {
     this.layer.put(series, block, ENTRY_VALUE, ARG_STOP, this.#lsn, bytes);
   };
@@ -69,6 +77,11 @@ export class Ingest implements EffectSink {
     this.#major = major;
     this.#hotRecords = hotRecords;
     this.commitTimestamps = readControlFile(catalog.control).parameters.trackCommitTimestamp;
+  }
+
+  /** Zeroes what it holds of a page. */
+  wipe(): void {
+    this.#page.fill(0);
   }
 
   /** Files everything a record does. Throws UNSUPPORTED or CORRUPT; the timeline is then broken at this record. */
@@ -108,6 +121,13 @@ export class Ingest implements EffectSink {
       }
       catalog.extend(id, b.block + 1, this.#lsn, this.#file);
     }
+    if (
+      b.applyImage &&
+      record.maxBlockId >= IMAGES_APART &&
+      record.length > BLCKSZ + IMAGE_SLACK_BYTES &&
+      this.#putImage(id, b.block, blockId)
+    )
+      return;
     // A record put together from pieces begins its buffer, which is used again for the next such record.
     if (this.#position < 0)
       this.#position =
@@ -116,6 +136,17 @@ export class Ingest implements EffectSink {
           : this.layer.appendFrom(record.buf, record.offset, record.length);
     const pending = this.layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
     if (pending >= this.#hotRecords) this.#count(id, b.block, pending);
+  }
+
+  /** The page as redo leaves it. False when its image cannot be restored: then reads of the page say so, as of any other damaged record. */
+  #putImage(series: number, block: number, blockId: number): boolean {
+    try {
+      redo(this.#page, this.#record as DecodedRecord, blockId, this.#major);
+    } catch {
+      return false;
+    }
+    this.layer.put(series, block, ENTRY_IMAGE, ARG_STOP, this.#lsn, this.#page);
+    return true;
   }
 
   relDelta(tag: RelTag, block: number, delta: Buffer): void {

@@ -416,6 +416,7 @@ export class Timeline {
 
   wipe(): void {
     for (const layer of this.memoryLayers()) layer.wipe();
+    this.#ingest.wipe();
     this.cache.wipe();
   }
 }
