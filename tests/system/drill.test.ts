@@ -1,7 +1,7 @@
 /** Issue 4, sections 7 and 8, as an operator meets them: the drill, the dry run of a key, the audit log, all by the command line. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { readFileSync, readdirSync } from 'node:fs';
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Cluster } from '@lakebase/testkit';
@@ -52,6 +52,7 @@ describe('drill', () => {
     assert.deepEqual(await belongings(), before);
     const reports = (await new PublicApi(cluster).call('GET', 'accounts/default/shred-reports'))['shred_reports'] as unknown[];
     assert.equal(reports.length, 1, 'the keys of the scratch project were destroyed');
+    assert.match((await cluster.cli(['encryption', 'shredded'])).stdout, /drill-[0-9a-f]{6}.* 1 \(/);
   });
 
   it('keys check: exit code 1 for a key that cannot be used, and what to do about it; 0 for one that can', async () => {
@@ -103,6 +104,15 @@ describe('drill', () => {
     for (const file of ['secret', 'admin-token', 'keys/root.key', 'keys/fine.key'])
       assert.ok(!stdout.includes(readFileSync(join(cluster.home, file), 'utf8').trim()), `the log shows ${file}`);
     const some = lines[3] as AuditLine;
+    const verified = await cluster.cli(['audit', '--verify']);
+    assert.match(verified.stdout, /the chain of \d+ lines holds, 1 to \d+/);
+    const exported = join(cluster.home, 'exported.jsonl');
+    writeFileSync(exported, stdout);
+    assert.equal((await cluster.cli(['audit', '--verify', exported])).code, 0);
+    writeFileSync(exported, texts.filter((_, i) => i !== 2).join('\n'));
+    const cut = await cluster.cli(['audit', '--verify', exported]);
+    assert.equal(cut.code, 1);
+    assert.match(cut.stderr, /line 4 does not follow from line 2/);
     const later = await cluster.cli(['audit', '--after', String(some.sequence)]);
     assert.equal(later.stdout.split('\n')[0], texts[4]);
   });

@@ -10,6 +10,9 @@ import { type Context, withJson } from './context.ts';
 import { ACCOUNT, createLocalKey } from './keys.ts';
 
 const PHASE_MS_MAX = 60_000;
+const CYCLES_MAX = 1_000;
+/** The key is taken away at another point of this in every cycle: the key manager looks every five seconds. */
+const SPREAD_MS = 5_000;
 
 export function addDrillCommand(program: Command, c: Context): void {
   const group = program.command('drill').description('rehearse what hopefully never happens');
@@ -19,16 +22,33 @@ export function addDrillCommand(program: Command, c: Context): void {
       .description(
         'take the key of a scratch project away, see that nothing of it is served any more, give the key back, see that everything is there',
       )
-      .option('--keep', 'leave the scratch project for a look'),
-  ).action(async (o: { json?: boolean; keep?: boolean }) => {
-    const times = await drill(c, o.keep === true);
-    if (o.json === true) c.out(JSON.stringify(times, null, 2));
+      .option('--keep', 'leave the scratch project for a look')
+      .option('--cycles <n>', 'take the key away so many times, and tell medians and 99th percentiles', Number, 1),
+  ).action(async (o: { json?: boolean; keep?: boolean; cycles: number }) => {
+    if (!Number.isInteger(o.cycles) || o.cycles < 1 || o.cycles > CYCLES_MAX)
+      throw new LakebaseError('INVALID_ARGUMENT', `--cycles is a whole number from 1 to ${CYCLES_MAX}`);
+    const times = await drill(c, o.keep === true, o.cycles);
+    const told = Object.entries(times).map(([what, ms]) => [what, o.cycles === 1 ? ms[0] : distribution(ms)] as const);
+    if (o.json === true) c.out(JSON.stringify(Object.fromEntries(told), null, 2));
+    else if (o.cycles > 1)
+      for (const [what, ms] of Object.entries(times)) {
+        const { n, p50, p99 } = distribution(ms);
+        c.out(`${what.padEnd(PHASE_CHARS)} n ${n}, p50 ${p50} ms, p99 ${p99} ms`);
+      }
   });
 }
 
-type Times = Record<string, number>;
+const PHASE_CHARS = 58;
+type Times = Record<string, number[]>;
 
-async function drill(c: Context, keep: boolean): Promise<Times> {
+/** With fewer than a hundred the 99th percentile is the slowest. */
+function distribution(ms: readonly number[]): { readonly n: number; readonly p50: number; readonly p99: number } {
+  const sorted = ms.toSorted((a, b) => a - b);
+  const at = (q: number): number => sorted[Math.min(sorted.length - 1, Math.ceil(q * sorted.length) - 1)] as number;
+  return { n: sorted.length, p50: at(0.5), p99: at(0.99) };
+}
+
+async function drill(c: Context, keep: boolean, cycles: number): Promise<Times> {
   const api = c.api();
   const name = `drill-${randomBytes(3).toString('hex')}`;
   const file = createLocalKey(c, name);
@@ -37,8 +57,9 @@ async function drill(c: Context, keep: boolean): Promise<Times> {
   const phase = async <T>(what: string, work: () => Promise<T>): Promise<T> => {
     const began = performance.now();
     const result = await work();
-    times[what] = Math.round(performance.now() - began);
-    c.err(`${what.padEnd(58)} ${String(times[what]).padStart(6)} ms`);
+    const ms = Math.round(performance.now() - began);
+    (times[what] ??= []).push(ms);
+    c.err(`${what.padEnd(PHASE_CHARS)} ${String(ms).padStart(6)} ms`);
     return result;
   };
   try {
@@ -55,7 +76,7 @@ async function drill(c: Context, keep: boolean): Promise<Times> {
     // Before it is made: a creation that fails half way leaves a project too.
     undo.unshift(() => inside.run('DELETE', `projects/${name}`));
     await phase('project under the drill key created', () => inside.run('POST', `projects?project_id=${name}`, {}));
-    await play(inside, { name, file, phase }, c.err);
+    await play(inside, { name, file, phase, cycles }, c.err);
   } finally {
     if (keep) c.err(`kept: workspace, project and key ${name}`);
     else await cleanUp(c, undo);
@@ -66,16 +87,34 @@ async function drill(c: Context, keep: boolean): Promise<Times> {
 interface Scene {
   readonly name: string;
   readonly file: string;
+  readonly cycles: number;
   readonly phase: <T>(what: string, work: () => Promise<T>) => Promise<T>;
 }
 
-async function play(api: ApiClient, { name, file, phase }: Scene, say: (line: string) => void): Promise<void> {
-  const to = await target(api, name);
-  const session = await phase('first connection, table with 1,000 rows committed', async () => {
+async function play(api: ApiClient, scene: Scene, say: (line: string) => void): Promise<void> {
+  const { phase, cycles } = scene;
+  const to = await target(api, scene.name);
+  let session = await phase('first connection, table with 1,000 rows committed', async () => {
     const open = await PgConnection.connect(to);
     await open.query("CREATE TABLE drill AS SELECT n, 'marker ' || n AS text FROM generate_series(1, 1000) n");
     return open;
   });
+  for (let cycle = 1; ; cycle++) {
+    if (cycles > 1) await sleep((SPREAD_MS * cycle) / cycles);
+    const again = await revokeAndRestore(api, scene, to, session, say);
+    if (cycle >= cycles) return again.end();
+    session = again;
+  }
+}
+
+/** Answers with a session from after the return of the key. */
+async function revokeAndRestore(
+  api: ApiClient,
+  { name, file, phase }: Scene,
+  to: PgConnectOptions,
+  session: PgConnection,
+  say: (line: string) => void,
+): Promise<PgConnection> {
   const away = `${file}.revoked`;
   renameSync(file, away);
   try {
@@ -86,12 +125,12 @@ async function play(api: ApiClient, { name, file, phase }: Scene, say: (line: st
   } finally {
     renameSync(away, file);
   }
-  await phase('key given back: every committed row is there', async () => {
+  return phase('key given back: every committed row is there', async () => {
     const again = await untilConnected(to);
     const rows = (await again.query('SELECT count(*), sum(n) FROM drill'))[0]?.rows ?? [];
-    await again.end();
     if (rows[0]?.[0] !== '1000' || rows[0]?.[1] !== '500500')
       throw new LakebaseError('CORRUPT', `rows are missing: ${JSON.stringify(rows[0])}`);
+    return again;
   });
 }
 
