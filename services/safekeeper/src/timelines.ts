@@ -18,11 +18,9 @@ import {
   type WalTimelineStatus,
   internalToken,
 } from '@lakebase/api';
-import { LakebaseError, type Logger, SerialQueue, errorMessage, sleep, withDeadline } from '@lakebase/base';
-import { decodeDekReference } from '@lakebase/envelope';
+import { LakebaseError, type Logger, SerialQueue, errorMessage } from '@lakebase/base';
 import {
   type ProjectUid,
-  type Term,
   type TimelineId,
   WAL_SEGMENT_BYTES,
   formatLsn,
@@ -34,23 +32,18 @@ import {
 } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
 import type { StandbyStatus } from '@lakebase/pg-wire';
-import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
+import type { ServiceKeys } from '@lakebase/service-kit';
 import {
   type ControlFile,
   type Elected,
   type MemberPosition,
-  type Membership,
   configurationFromJson,
   describeConfiguration,
-  firstTermOf,
-  lineagesFromJson,
   lineagesOf,
   mayStream,
-  nodeOf,
-  staticConfiguration,
   votersOf,
 } from '@lakebase/wal-quorum';
-import { isWithoutKey, rewrapStored } from '@lakebase/wal-store';
+import { isWithoutKey } from '@lakebase/wal-store';
 import { type AdoptionOptions, adopt, adoptFromPeers, catchUp } from './adoption.ts';
 import { archiveEnd } from './archive-end.ts';
 import { ComputeReceiver } from './compute-receiver.ts';
@@ -58,8 +51,10 @@ import type { SafekeeperConfig } from './config.ts';
 import { controlPath, syncDir } from './control-store.ts';
 import { HoleRepair } from './hole-repair.ts';
 import { DiskIdentity } from './disk-identity.ts';
+import { NewMembers } from './new-members.ts';
 import type { NodeBook } from './node-book.ts';
 import { findObjects, removeObjects } from './object-removal.ts';
+import { type KeyedTimelines, TimelineKeys, keyOf } from './timeline-keys.ts';
 import { type TimelineOptions, WalTimeline } from './wal-timeline.ts';
 
 export interface TimelinesOptions {
@@ -78,13 +73,12 @@ export interface TimelinesOptions {
 }
 
 const OPEN_AGAIN_MS = 1_000;
-const PEER_ANSWER_MS = 2_000;
-const keyOf = (project: string, timeline: string): string => `${project}/${timeline}`;
 
 export class Timelines {
   readonly #options: TimelinesOptions;
   readonly #nodes: NodeBook;
   readonly #identity: DiskIdentity;
+  readonly #newMembers: NewMembers;
   readonly #open = new Map<string, WalTimeline>();
   /** Timelines whose control file cannot be used, with the reason. */
   readonly #broken = new Map<string, LakebaseError>();
@@ -92,8 +86,7 @@ export class Timelines {
   readonly #locked = new Map<string, LakebaseError>();
   /** Who fed them: subscribed again when they are open again. */
   readonly #interrupted = new Map<string, SubscribeRequest>();
-  readonly #rotation: KeyRotation;
-  readonly #reEncryption: KeyReEncryption;
+  readonly #keys: TimelineKeys;
   #closed = false;
   /** Timelines that are noted and not there yet. */
   readonly #making = new Set<string>();
@@ -109,15 +102,28 @@ export class Timelines {
     const { keys, log, secret, nodes } = options;
     this.#nodes = nodes;
     this.#identity = new DiskIdentity(options.config.dataDir);
+    this.#newMembers = new NewMembers(options.config, this.#identity, nodes);
     this.#holes = new HoleRepair({ secret, log, peers: () => nodes.peers.map((p) => p.address) });
-    this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
-    this.#reEncryption = new KeyReEncryption({
-      source: keys.source,
-      report: keys.reportReEncryption,
-      log,
-      run: (project, below, progress, signal) => this.#reEncrypt(project, below, progress, signal),
-    });
-    keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
+    this.#keys = new TimelineKeys(this.#keyed(), keys, log, options.config.reEncryptBytesPerSecond);
+  }
+
+  #keyed(): KeyedTimelines {
+    const isClosed = (): boolean => this.#closed;
+    return {
+      open: this.#open,
+      broken: this.#broken,
+      locked: this.#locked,
+      interrupted: this.#interrupted,
+      receivers: this.#receivers,
+      creations: this.#creations,
+      get closed() {
+        return isClosed();
+      },
+      openFromDisk: (project, timeline) => this.#openFromDisk(project, timeline),
+      subscribe: (timeline, request) => this.subscribe(timeline, request),
+      unusableDirs: (project) => this.#unusableDirs(project),
+      onLock: (project) => this.#options.onLock(project),
+    };
   }
 
   /** Opens everything on disk. */
@@ -130,8 +136,7 @@ export class Timelines {
         if (isId(timeline)) await this.#creations.run(() => this.#openFromDisk(project as ProjectUid, timeline as TimelineId));
     }
     this.#busy = false;
-    this.#rotation.start();
-    this.#reEncryption.start();
+    this.#keys.start();
   }
 
   *[Symbol.iterator](): Iterator<WalTimeline> {
@@ -199,12 +204,12 @@ export class Timelines {
       this.#add(opened);
       // The key may have gone meanwhile.
       const { locked } = this.#options.keys.source.project(project);
-      if (locked !== undefined) return this.#lock(project, locked.message);
-      this.#rotation.check(project);
+      if (locked !== undefined) return this.#keys.lock(project, locked.message);
+      this.#keys.check(project);
     } catch (error) {
       if (isWithoutKey(error)) {
         this.#locked.set(key, error as LakebaseError);
-        if (options.keys.usable) setTimeout(() => this.#unlock(project), OPEN_AGAIN_MS).unref();
+        if (options.keys.usable) setTimeout(() => this.#keys.unlock(project), OPEN_AGAIN_MS).unref();
         return this.#options.log.warn({ timeline, err: errorMessage(error) }, 'the timeline cannot be opened without its keys');
       }
       this.#locked.delete(key);
@@ -246,41 +251,17 @@ export class Timelines {
       const key = keyOf(project, timeline);
       const broken = this.#locked.get(key) ?? this.#broken.get(key);
       if (broken !== undefined) throw broken;
-      const control = this.#fresh(project, timeline, request);
-      await this.#mayBecome(control, request.incarnation);
+      const control = this.#newMembers.fresh(project, timeline, request);
+      await this.#newMembers.mayBecome(control, request.incarnation);
       return (await this.#make(control)).status();
     });
-  }
-
-  #fresh(project: ProjectUid, timeline: TimelineId, request: CreateWalTimeline): ControlFile {
-    const startLsn = parseLsn(request.startLsn);
-    const lineages = request.lineages === undefined ? undefined : lineagesFromJson(request.lineages);
-    if (lineages !== undefined && lineages.at(-1)?.startLsn !== startLsn)
-      throw new LakebaseError('INVALID_ARGUMENT', `the newest lineage does not begin at ${request.startLsn}`);
-    return {
-      project,
-      timeline,
-      systemId: BigInt(request.systemId),
-      pgVersion: request.pgVersion,
-      term: lineages === undefined ? (0 as Term) : firstTermOf(lineages),
-      history: [],
-      startLsn,
-      prevRecordLsn: parseLsn(request.prevRecordLsn),
-      commitLsn: startLsn,
-      flushHint: startLsn,
-      damage: null,
-      membership: this.#membershipFor(request),
-      offloadedLsn: startLsn,
-      pagesLsn: startLsn,
-      ...(lineages === undefined || lineages.length < 2 ? {} : { lineages }),
-    };
   }
 
   async #make(control: ControlFile): Promise<WalTimeline> {
     const options = this.#timelineOptions(control.project);
     await options.keys.ready();
     const dir = this.#dir(control.project, control.timeline);
-    rmSync(this.#tombstone(control.project, control.timeline), { force: true });
+    rmSync(this.#newMembers.tombstone(control.project, control.timeline), { force: true });
     const key = keyOf(control.project, control.timeline);
     this.#making.add(key);
     this.#identity.note(control.project, control.timeline, control.membership?.self ?? this.#options.config.id);
@@ -296,40 +277,6 @@ export class Timelines {
     } finally {
       this.#making.delete(key);
     }
-  }
-
-  async #askPeers(project: ProjectUid, timeline: TimelineId): Promise<WalTimelineStatus[]> {
-    const answers = await Promise.allSettled(
-      this.#nodes.peers.map(({ client, address }) => withDeadline(client.status(project, timeline), PEER_ANSWER_MS, address.id)),
-    );
-    return answers.filter((a) => a.status === 'fulfilled').map((a) => a.value);
-  }
-
-  /** Throws unless this disk may become that member now: a promise once given under an identity is never forgotten by it. */
-  async #mayBecome({ project, timeline, membership }: ControlFile, incarnation: string | undefined): Promise<void> {
-    const member = membership?.self ?? this.#options.config.id;
-    const lost = `${member} lost what it held of timeline ${timeline}; it can only join again as a new member: lakebase storage replace-safekeeper`;
-    if (incarnation !== undefined && incarnation !== this.#identity.incarnation)
-      throw new LakebaseError('CONFLICT', `this disk is ${this.#identity.incarnation}, not ${incarnation}: ${lost}`);
-    const removed = existsSync(this.#tombstone(project, timeline));
-    if (!removed && this.#identity.membersOf(project, timeline).includes(member)) throw new LakebaseError('CONFLICT', lost);
-    if (incarnation !== undefined) return;
-    // Nobody says which disk is meant: then a timeline that its other members have used may have been here.
-    if ((await this.#askPeers(project, timeline)).some((s) => s.term > 0)) throw new LakebaseError('CONFLICT', lost);
-  }
-
-  #membershipFor(request: CreateWalTimeline): Membership {
-    const { config } = this.#options;
-    if (request.membership === undefined)
-      return { self: config.id, configuration: staticConfiguration([config.id, ...config.peers.map((p) => p.id)]) };
-    const configuration = configurationFromJson(request.membership.configuration);
-    const self = request.membership.member;
-    if (nodeOf(self) !== config.id || !votersOf(configuration).includes(self))
-      throw new LakebaseError(
-        'INVALID_ARGUMENT',
-        `${self} cannot be made on ${config.id} for configuration ${describeConfiguration(configuration)}`,
-      );
-    return { self, configuration };
   }
 
   /** Takes over a configuration; with `make`, becomes a new member of it, in place of whatever is left of an earlier one. */
@@ -350,13 +297,13 @@ export class Timelines {
       // A late request of an old change must not put an end to a member of a newer configuration.
       if (open !== undefined && (open.configuration.generation > configuration.generation || votersOf(configuration).includes(open.self)))
         throw new LakebaseError('CONFLICT', `${open.self} is here, by configuration ${describeConfiguration(open.configuration)}`);
-      const control = this.#fresh(project, timeline, {
+      const control = this.#newMembers.fresh(project, timeline, {
         ...make.timeline,
         membership: { member: make.member, configuration: request.configuration },
       });
       if (this.#identity.membersOf(project, timeline).includes(make.member))
         throw new LakebaseError('CONFLICT', `${make.member} was on this disk and is lost`);
-      await this.#mayBecome(control, make.incarnation);
+      await this.#newMembers.mayBecome(control, make.incarnation);
       await this.#timelineOptions(project).keys.ready();
       // WAL that a recovery did without may be looked at by a person yet.
       if (open !== undefined) await this.#drop(open, open.lineage === (lineagesOf(control).at(-1)?.number ?? 0));
@@ -382,13 +329,9 @@ export class Timelines {
     const lost = [...this.#identity].filter(({ project, timeline }) => {
       const key = keyOf(project, timeline);
       if (this.#busy || this.#making.has(key)) return false;
-      return !this.#open.has(key) && !this.#locked.has(key) && !existsSync(this.#tombstone(project, timeline));
+      return !this.#open.has(key) && !this.#locked.has(key) && !existsSync(this.#newMembers.tombstone(project, timeline));
     });
     return { id: this.#options.config.id, incarnation: this.#identity.incarnation, timelines: this.#open.size, lost };
-  }
-
-  #tombstone(project: ProjectUid, timeline: TimelineId): string {
-    return `${this.#dir(project, timeline)}.deleted`;
   }
 
   archiveEnd(project: ProjectUid, timeline: TimelineId, request: ArchiveEndRequest): Promise<ArchiveEnd> {
@@ -403,7 +346,7 @@ export class Timelines {
       const key = keyOf(project, timeline);
       const open = this.#open.get(key);
       mkdirSync(join(this.#options.config.dataDir, project), { recursive: true, mode: 0o700 });
-      writeFileSync(this.#tombstone(project, timeline), '');
+      writeFileSync(this.#newMembers.tombstone(project, timeline), '');
       for (const dir of this.#unusableDirs(project, timeline)) rmSync(dir, { recursive: true, force: true });
       this.#open.delete(key);
       this.#broken.delete(key);
@@ -468,7 +411,7 @@ export class Timelines {
   onPeerStatus(peerId: string, status: PeerStatus, position: MemberPosition): void {
     const key = keyOf(status.project, status.timeline);
     const timeline = this.#open.get(key);
-    if (timeline === undefined && existsSync(this.#tombstone(status.project, status.timeline))) return;
+    if (timeline === undefined && existsSync(this.#newMembers.tombstone(status.project, status.timeline))) return;
     let positions = this.#positions.get(key);
     if (positions === undefined) this.#positions.set(key, (positions = new Map()));
     positions.set(status.member ?? peerId, position);
@@ -512,73 +455,6 @@ export class Timelines {
     if (before - timeline.firstLsn >= WAL_SEGMENT_BYTES) timeline.trim(lsn(before));
   }
 
-  // --- keys ----------------------------------------------------------------------------------------------------------------
-
-  #lock(project: string, reason: string): void {
-    const error = this.#options.keys.source.project(project).locked ?? new LakebaseError('KEY_REVOKED', reason);
-    for (const key of this.#locked.keys()) if (key.startsWith(`${project}/`)) this.#locked.set(key, error);
-    const ended: Promise<unknown>[] = [];
-    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) {
-      const key = keyOf(project, timeline.timeline);
-      this.#open.delete(key);
-      this.#locked.set(key, error);
-      const receiver = this.#receivers.get(timeline);
-      this.#receivers.delete(timeline);
-      if (receiver !== undefined && !receiver.stopped) this.#interrupted.set(key, receiver.request);
-      ended.push(timeline.lock(error));
-      if (receiver !== undefined) ended.push(receiver.stop());
-    }
-    this.#options.onLock(project);
-    this.#options.log.warn({ project, reason, timelines: ended.length }, 'project locked');
-    void Promise.allSettled(ended)
-      .then(() => forgetGarbage())
-      .catch((cause: unknown) =>
-        this.#options.log.error({ project, err: errorMessage(cause) }, 'memory of a locked project was not cleaned up'),
-      );
-  }
-
-  #unlock(project: string): void {
-    for (const key of this.#locked.keys()) {
-      const [uid, id] = key.split('/') as [ProjectUid, TimelineId];
-      if (uid !== project) continue;
-      void this.#creations
-        .run(async () => {
-          if (this.#closed || !this.#locked.has(key)) return;
-          await this.#openFromDisk(uid, id);
-          const timeline = this.#open.get(key);
-          const request = this.#interrupted.get(key);
-          if (timeline === undefined || request === undefined) return;
-          this.#interrupted.delete(key);
-          await this.subscribe(timeline, request);
-        })
-        .catch((error: unknown) =>
-          this.#options.log.info({ project, timeline: id, err: errorMessage(error) }, 'the compute is not followed again'),
-        );
-    }
-    this.#rotation.check(project);
-  }
-
-  /** Every reference of the project here. Rejects while one cannot be reached. */
-  async #rewrap(project: string, kekVersion: number): Promise<number> {
-    // A timeline that is being made has taken its key already.
-    await this.#creations.run(async () => {});
-    for (const key of [...this.#locked.keys(), ...this.#broken.keys()])
-      if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
-    const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < kekVersion;
-    let references = 0;
-    for (const timeline of [...this.#open.values()].filter((t) => t.project === project))
-      references += await timeline.rewrap(kekVersion, isOld);
-    return references + (await this.#rewrapUnusable(project, isOld));
-  }
-
-  /** What was set aside whole keeps its keys: a person may still want to look at it. */
-  async #rewrapUnusable(project: string, isOld: (reference: Buffer) => boolean): Promise<number> {
-    const keys = this.#options.keys.source.project(project);
-    let references = 0;
-    for (const dir of this.#unusableDirs(project))
-      references += await rewrapStored(join(dir, 'wal'), this.#options.log, isOld, (list) => keys.rewrap(list));
-    return references;
-  }
   /** Directories that a rebuilding of their timeline moved aside. */
   #unusableDirs(project: string, timeline = ''): string[] {
     const dir = join(this.#options.config.dataDir, project);
@@ -588,33 +464,9 @@ export class Timelines {
       .map((name) => join(dir, name));
   }
 
-  /** Every segment and object of the project here whose data key was made under an older KEK, at a bounded rate. */
-  async #reEncrypt(
-    project: string,
-    below: number,
-    progress: (count: ReEncryptionCount) => void,
-    signal: AbortSignal,
-  ): Promise<ReEncryptionCount> {
-    await this.#creations.run(async () => {});
-    for (const key of [...this.#locked.keys(), ...this.#broken.keys()])
-      if (key.startsWith(`${project}/`)) throw new LakebaseError('UNAVAILABLE', `timeline ${key} is not open`);
-    const isOld = (reference: Buffer): boolean => decodeDekReference(reference).kekVersion < below;
-    let count: ReEncryptionCount = { done: 0, total: 0, bytes: 0 };
-    const wrote = async (bytes: number, left: number): Promise<void> => {
-      signal.throwIfAborted();
-      const done = count.done + (bytes > 0 ? 1 : 0);
-      count = { done, total: done + left, bytes: count.bytes + bytes };
-      progress(count);
-      await sleep((bytes / this.#options.config.reEncryptBytesPerSecond) * 1_000, signal);
-    };
-    for (const timeline of [...this.#open.values()].filter((t) => t.project === project)) await timeline.reEncrypt(isOld, wrote);
-    return { ...count, total: count.done };
-  }
-
   async close(): Promise<void> {
     this.#closed = true;
-    await this.#reEncryption.close();
-    await this.#rotation.close();
+    await this.#keys.close();
     await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));
     await Promise.all([...this.#open.values()].map((timeline) => timeline.close()));
     this.#open.clear();
