@@ -6,7 +6,10 @@ import { FIRST_PAGE_KIND, KEY_BYTES, type Key, decodeKey } from './key.ts';
 import { LayerCursor } from './layer-cursor.ts';
 import type { LayerHandle, LayerSet } from './layer-set.ts';
 import type { OpenLayer } from './open-layer.ts';
-import { type RemoteMiss, bothMisses, missOf } from './remote-miss.ts';
+import { RemoteMiss, RemoteRead, bothMisses, missOf } from './remote-miss.ts';
+
+/** Between two offers to let others go on. */
+const KEYS_PER_STEP = 64;
 
 export interface ScannedValue {
   readonly key: Key;
@@ -16,6 +19,35 @@ export interface ScannedValue {
 
 /** In key order; values that are gone are left out. `memory` is newest first. */
 export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn): ScannedValue[] {
+  const steps = scan(memory, set, lsn);
+  for (;;) {
+    const step = steps.next();
+    if (step.done === true) return step.value;
+  }
+}
+
+/** The same of a set that nobody changes meanwhile: `turn` is awaited now and again, so that very many values hold nobody up. */
+export async function scanValuesInTurns(set: LayerSet, lsn: Lsn, turn: () => Promise<void>): Promise<ScannedValue[]> {
+  const remote = new RemoteRead();
+  try {
+    for (;;) {
+      try {
+        const steps = scan([], set, lsn);
+        for (let step = steps.next(); ; step = steps.next()) {
+          if (step.done === true) return step.value;
+          await turn();
+        }
+      } catch (error) {
+        if (!(error instanceof RemoteMiss)) throw error;
+        await remote.fetch(error);
+      }
+    }
+  } finally {
+    remote.done();
+  }
+}
+
+function* scan(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn): Generator<undefined, ScannedValue[], undefined> {
   const layers = layersWithValues(set, lsn);
   const miss = missedValues(layers);
   if (miss !== undefined) throw miss;
@@ -52,6 +84,7 @@ export function scanValues(memory: readonly OpenLayer[], set: LayerSet, lsn: Lsn
         cursor.next();
       } while (cursor.key !== undefined && cursor.key.equals(key));
       take(key, newest);
+      if (found.size % KEYS_PER_STEP === 0) yield;
     }
   }
   return [...found.values()].filter((v) => v.bytes.length > 0).sort((a, b) => a.keyBytes.compare(b.keyBytes));

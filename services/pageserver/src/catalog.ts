@@ -30,6 +30,7 @@ import { PAGES_PER_SEGMENT, SLRU_KINDS } from './slru.ts';
 
 export const ABSENT = 0xffff_ffff;
 const GONE = Buffer.alloc(0);
+const VALUES_PER_TURN = 256;
 
 /** Where changed values are filed: the open layer at the LSN of the record at hand. */
 export type FileValue = (series: number, block: number, bytes: Buffer) => void;
@@ -61,42 +62,55 @@ export class Catalog {
 
   static load(values: Iterable<ScannedValue>, series: SeriesTable, lsn: Lsn): Catalog {
     const c = new Catalog(series);
-    for (const { key, bytes } of values) {
-      switch (key.kind) {
-        case KIND_REL_SIZE: {
-          const id = c.#rel(key.spc, key.db, key.rel, key.fork);
-          c.#setBlocks(id, bytes.readUInt32BE(0), lsn);
-          break;
-        }
-        case KIND_REL_FLOORS:
-          c.#floors.set(c.#rel(key.spc, key.db, key.rel, key.fork), decodeFloors(bytes));
-          break;
-        case KIND_DATABASE:
-          c.databases.set(`${key.spc}/${key.db}`, { spc: key.spc, db: key.db });
-          break;
-        case KIND_RELMAP:
-          c.relmaps.set(`${key.spc}/${key.db}`, { spc: key.spc, db: key.db, bytes });
-          break;
-        case KIND_TWOPHASE:
-          c.twophase.set(key.rel * 0x1_0000_0000 + key.block, bytes);
-          break;
-        case KIND_ORIGIN:
-          c.origins.set(key.block, bytes.readUInt32BE(0) * 0x1_0000_0000 + bytes.readUInt32BE(4));
-          break;
-        case KIND_SLRU_SEGMENT:
-          c.slru[key.rel]?.set(key.block, bytes.readUInt32BE(0));
-          break;
-        case KIND_CONTROL:
-          c.control = bytes;
-          break;
-        case KIND_CHECKPOINT:
-          c.checkpoint = decodeCheckPoint(bytes);
-          break;
-        default:
-          throw new LakebaseError('CORRUPT', `unknown kind ${key.kind} of small value at ${formatLsn(lsn)}`);
-      }
+    for (const value of values) c.#take(value, lsn);
+    return c;
+  }
+
+  /** The same; `turn` is awaited now and again. */
+  static async loadInTurns(values: Iterable<ScannedValue>, series: SeriesTable, lsn: Lsn, turn: () => Promise<void>): Promise<Catalog> {
+    const c = new Catalog(series);
+    let n = 0;
+    for (const value of values) {
+      c.#take(value, lsn);
+      if (++n % VALUES_PER_TURN === 0) await turn();
     }
     return c;
+  }
+
+  #take({ key, bytes }: ScannedValue, lsn: Lsn): void {
+    switch (key.kind) {
+      case KIND_REL_SIZE: {
+        const id = this.#rel(key.spc, key.db, key.rel, key.fork);
+        this.#setBlocks(id, bytes.readUInt32BE(0), lsn);
+        break;
+      }
+      case KIND_REL_FLOORS:
+        this.#floors.set(this.#rel(key.spc, key.db, key.rel, key.fork), decodeFloors(bytes));
+        break;
+      case KIND_DATABASE:
+        this.databases.set(`${key.spc}/${key.db}`, { spc: key.spc, db: key.db });
+        break;
+      case KIND_RELMAP:
+        this.relmaps.set(`${key.spc}/${key.db}`, { spc: key.spc, db: key.db, bytes });
+        break;
+      case KIND_TWOPHASE:
+        this.twophase.set(key.rel * 0x1_0000_0000 + key.block, bytes);
+        break;
+      case KIND_ORIGIN:
+        this.origins.set(key.block, bytes.readUInt32BE(0) * 0x1_0000_0000 + bytes.readUInt32BE(4));
+        break;
+      case KIND_SLRU_SEGMENT:
+        this.slru[key.rel]?.set(key.block, bytes.readUInt32BE(0));
+        break;
+      case KIND_CONTROL:
+        this.control = bytes;
+        break;
+      case KIND_CHECKPOINT:
+        this.checkpoint = decodeCheckPoint(bytes);
+        break;
+      default:
+        throw new LakebaseError('CORRUPT', `unknown kind ${key.kind} of small value at ${formatLsn(lsn)}`);
+    }
   }
 
   /** Series id of a relation fork's pages. */

@@ -18,7 +18,7 @@ import {
   formatLsn,
   relPath,
 } from '@lakebase/ids';
-import { ARG_STOP, ENTRY_IMAGE, type Entry, OpenLayer, PageReader, SeriesTable, scanValues, withRemote } from '@lakebase/layers';
+import { ARG_STOP, ENTRY_IMAGE, type Entry, OpenLayer, PageReader, SeriesTable, scanValuesInTurns } from '@lakebase/layers';
 import { type DecodedRecord, WalDecoder, patchControlFile, rmgrName } from '@lakebase/pg-format';
 import { ABSENT, Catalog } from './catalog.ts';
 import type { PageserverConfig } from './config.ts';
@@ -30,7 +30,7 @@ import { type CacheBudget, PageCache } from './page-cache.ts';
 import { PageReads, pageLsnOf } from './page-reads.ts';
 import { pageRedo } from './page-redo.ts';
 import { SavedHeat } from './saved-heat.ts';
-import { SLICE_MS } from './slice.ts';
+import { SLICE_MS, turns } from './slice.ts';
 import type { TimelineStorage } from './storage.ts';
 
 /** Ingest waits when more frozen layers than this are not on disk yet. */
@@ -70,12 +70,14 @@ export class Timeline {
   readonly #stop = new AbortController();
 
   /** Fetches what the catalog is made of, if need be. */
-  static open(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger): Promise<Timeline> {
-    return withRemote(() => new Timeline(storage, config, budget, log));
+  static async open(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger): Promise<Timeline> {
+    const lsn = storage.diskConsistentLsn;
+    const turn = turns();
+    const values = await scanValuesInTurns(storage.set, lsn, turn);
+    return new Timeline(storage, await Catalog.loadInTurns(values, new SeriesTable(), lsn, turn), config, budget, log);
   }
 
-  /** Throws RemoteMiss: use {@link open}. */
-  constructor(storage: TimelineStorage, config: PageserverConfig, budget: CacheBudget, log: Logger) {
+  private constructor(storage: TimelineStorage, catalog: Catalog, config: PageserverConfig, budget: CacheBudget, log: Logger) {
     this.storage = storage;
     this.#config = config;
     this.#budget = budget;
@@ -87,8 +89,8 @@ export class Timeline {
     this.major = index.pgVersion;
     this.#lastRecordLsn = storage.diskConsistentLsn;
     this.#prevRecordLsn = index.prevRecordLsn as Lsn;
-    this.#series = new SeriesTable();
-    this.catalog = Catalog.load(scanValues([], storage.set, this.#lastRecordLsn), this.#series, this.#lastRecordLsn);
+    this.#series = catalog.series;
+    this.catalog = catalog;
     if (this.catalog.checkpoint === undefined || this.catalog.control.length === 0)
       throw new LakebaseError(
         'CORRUPT',
