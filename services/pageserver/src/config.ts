@@ -24,7 +24,7 @@ export const configSchema = Type.Object(
     /** …or when no WAL came for this long. */
     idleFlushMs: Type.Integer({ default: 60_000, minimum: 100 }),
     /** What is on disk goes into the object store when it covers this much WAL… */
-    uploadBytes: Type.Integer({ default: 256 * MIB, minimum: MIB }),
+    uploadBytes: Type.Integer({ default: 512 * MIB, minimum: MIB }),
     /** …or is this old… */
     uploadMs: Type.Integer({ default: 300_000, minimum: 10 }),
     /** …or this long after a clean suspend. */

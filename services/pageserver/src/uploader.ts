@@ -34,6 +34,8 @@ export interface UploadCounters {
 
 const RETRY = { baseMs: 200, maxMs: 30_000 };
 const PUTS_AT_ONCE = 2;
+/** While WAL comes fast there is mostly one such layer already when a merge of those before it ends. */
+const UNMERGED_MAX = 1;
 const GENERATIONS_WITHOUT_INDEX = 16;
 
 export class Uploader {
@@ -94,6 +96,11 @@ export class Uploader {
 
   get pendingBytes(): number {
     return Math.max(0, this.#storage.diskConsistentLsn - this.remoteConsistentLsn);
+  }
+
+  /** Layers that are not in the store and will be merged with others. */
+  get #unmerged(): number {
+    return this.#storage.index.layers.filter((d) => d.level === 0 && d.kind === 'delta' && !this.#there.has(d.name)).length;
   }
 
   /** Soon: no need to wait for more. */
@@ -171,8 +178,9 @@ export class Uploader {
       if (!this.clean) {
         const since = this.#dirtySince ?? performance.now();
         const left = since + this.#policy.uploadMs - performance.now();
-        // Files that a merge under way is about to replace are not worth a put, unless it takes very long.
-        const enough = this.pendingBytes >= this.#policy.uploadBytes * (this.#storage.compacting ? 3 : 1);
+        // Files that a merge is about to replace, now or when a few more have come, are not worth a put, unless it takes very long.
+        const worth = this.#storage.compacting ? 3 : this.#unmerged > UNMERGED_MAX ? 2 : 1;
+        const enough = this.pendingBytes >= this.#policy.uploadBytes * worth;
         if (this.#urgent || left <= 0 || enough) return;
         await this.#woken(left);
       } else {
@@ -211,6 +219,7 @@ export class Uploader {
     // On disk before anything is put under it: what is put is known as our own afterwards.
     if (storage.index.generation < generation) await storage.adopt(generation);
     const { index, changes } = storage;
+    const before = { puts: counters.puts, pending: this.pendingBytes, urgent: this.#urgent, unmerged: this.#unmerged };
     this.#urgent = false;
     this.#dirtySince = undefined;
     if (!(await this.#putFiles(index))) {
@@ -229,6 +238,10 @@ export class Uploader {
     counters.indexPuts++;
     counters.putBytes += bytes.length;
     await failpoint('pageserver.upload.after-index');
+    this.#log.debug(
+      { walBytes: before.pending, urgent: before.urgent, puts: counters.puts - before.puts, unmerged: before.unmerged },
+      'uploaded',
+    );
     generations.published(this.#project, this.#timeline);
     await generations.validate(this.#project);
     const names = namesOf(index);
@@ -290,7 +303,10 @@ export class Uploader {
     const { store, counters } = this.#target;
     const { directory } = this.#storage.files;
     const sizes = new Map(index.layers.map((d) => [d.name, d.bytes]));
-    const todo = namesOf(index).filter((name) => !this.#there.has(name));
+    // What a merge may replace while the others go up comes last.
+    const fleeting = new Set(index.layers.filter((d) => d.level === 0 && d.kind === 'delta').map((d) => d.name));
+    const lacking = namesOf(index).filter((name) => !this.#there.has(name));
+    const todo = [...lacking.filter((name) => !fleeting.has(name)), ...lacking.filter((name) => fleeting.has(name))];
     let stale = false;
     const put = async (): Promise<void> => {
       for (let name = todo.shift(); name !== undefined && !stale; name = todo.shift()) {
