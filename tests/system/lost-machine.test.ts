@@ -54,14 +54,14 @@ async function flushLsn(cluster: Cluster): Promise<Lsn> {
 }
 
 /** Commits again, a suspend and a start, amcheck. */
-async function works(cluster: Cluster, table: string): Promise<void> {
+async function works(cluster: Cluster): Promise<void> {
   const client = await cluster.connect();
-  await client.query(`INSERT INTO ${table} (n, filler) SELECT 1000000 + g, 'after' FROM generate_series(1, 200) g`);
+  await client.query(`CREATE TABLE after AS SELECT g AS n FROM generate_series(1, 200) g`);
   await client.end();
   const { code, stderr } = await cluster.cli(['suspend']);
   assert.equal(code, 0, stderr);
   const again = await cluster.connect();
-  const { rows } = await again.query<{ n: number }>(`SELECT count(*)::int AS n FROM ${table} WHERE filler = 'after'`);
+  const { rows } = await again.query<{ n: number }>('SELECT count(*)::int AS n FROM after');
   assert.equal(rows[0]?.n, 200);
   await again.end();
   const admin = await new ClusterInternals(cluster).admin();
@@ -146,7 +146,51 @@ describe('every safekeeper loses its disk', () => {
       assert.ok(s.term > 1_000_000_000 && s.lineages?.length === 2, JSON.stringify(s));
     }
     await ledger.stop();
-    await works(cluster, 'ledger');
+    await works(cluster);
+  });
+
+  it('two of them: nothing by itself; an administrator sees what there is, and accepts the loss', async () => {
+    interface Report {
+      readonly members: readonly { id: string; state: string; commitLsn: string | null }[];
+      readonly unasked: boolean;
+      readonly refusal: string | null;
+      readonly startLsn: string;
+      readonly done: boolean;
+    }
+    const recover = async (...more: string[]): Promise<Report> => {
+      const { code, stdout, stderr } = await cluster.cli(['storage', 'recover-wal', 'default', '--json', ...more]);
+      assert.equal(code, 0, stderr);
+      return (JSON.parse(stdout) as { branches: Report[] }).branches[0] as Report;
+    };
+    ledger.start();
+    await ledger.progress(30);
+    await ledger.stop();
+    const suspended = await cluster.cli(['suspend']);
+    assert.equal(suspended.code, 0, suspended.stderr);
+    assert.match((await recover()).refusal ?? '', /nothing is lost/);
+    const refused = await cluster.cli(['storage', 'recover-wal', 'default', '--accept-loss']);
+    assert.notEqual(refused.code, 0, refused.stdout);
+    const end = parseLsn((await status('sk3')).commitLsn);
+    loseDisks(['sk1', 'sk2'], 'lost-2');
+    await eventually('both are seen to be lost, and that it is not for the Manager to say', async () => {
+      const { stdout } = await cluster.cli(['storage', 'safekeepers', '--json']);
+      const { changes } = JSON.parse(stdout) as { changes: { problem: string | null }[] };
+      return changes.some((c) => /too few members are left.*--accept-loss/.test(c.problem ?? '')) ? true : undefined;
+    });
+    assert.equal((await recoveries(cluster)).length, 1);
+    const dry = await eventually('what is left is in the object store', async () => {
+      const report = await recover();
+      return report.refusal === null ? report : undefined;
+    });
+    assert.deepEqual([dry.unasked, dry.done], [false, false]);
+    assert.ok(dry.members.some((m) => m.state === 'there' && m.id.startsWith('sk3')) && parseLsn(dry.startLsn) >= end, JSON.stringify(dry));
+    const done = await recover('--accept-loss');
+    assert.equal(done.done, true);
+    assert.ok(parseLsn((await recoveries(cluster))[0]?.startLsn as string) >= end);
+    ledger.start();
+    await ledger.progress(50, 90_000);
+    await ledger.verify();
+    assert.ok(readdirSync(join(cluster.home, 'data', 'sk3', branch.project)).some((n) => n.includes('.unusable-')));
   });
 });
 
