@@ -1,0 +1,161 @@
+/** Memory of pages is used again while others still read: every block that any reader gets is the one it asked for, under scans, random reads, a hot set
+ *  fetched beside them, slow readers, readers that go away, and a page service that breaks its connections. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { type AddressInfo, type Socket, connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
+import { type Frame, FrameParser, MSG, decodeRequest, encodeFrame, tryDecodeHello } from '@lakebase/api';
+import { silentLogger } from '@lakebase/base';
+import { BLCKSZ, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
+import { HotPrefetch } from './hot-prefetch.ts';
+import { PageClient } from './page-client.ts';
+import { PageRelay } from './page-relay.ts';
+
+const tag = { spc: 1663, db: 5, rel: 16_384, fork: 0 } as const;
+const BLOCKS = 1_500;
+const BREAK_EVERY = 97;
+
+/** Every word of page n is n. */
+function stamped(first: number, count: number): Buffer {
+  const pages = Buffer.alloc(Math.max(0, Math.min(count, BLOCKS - first)) * BLCKSZ);
+  for (let i = 0; i < pages.length / BLCKSZ; i++) pages.fill(Buffer.from(Uint32Array.of(first + i).buffer), i * BLCKSZ, (i + 1) * BLCKSZ);
+  return pages;
+}
+
+function pageService(): Promise<{ port: number; close: () => void }> {
+  let answers = 0;
+  const server = createServer((socket) => {
+    let hello = false;
+    const parser = new FrameParser(65_536);
+    const onFrame = (frame: Frame): void => {
+      const request = decodeRequest(frame);
+      assert.equal(request.type, 'getPages');
+      if (request.type !== 'getPages') return;
+      const pages = stamped(request.block, request.count);
+      const count = Buffer.alloc(2);
+      count.writeUInt16BE(pages.length / BLCKSZ);
+      const bytes = Buffer.concat(encodeFrame(MSG.PAGES, request.id, count, pages));
+      if (++answers % BREAK_EVERY !== 0) return void socket.write(bytes);
+      // Half an answer, and the connection is gone.
+      socket.write(bytes.subarray(0, bytes.length >> 1), () => socket.destroy());
+    };
+    socket.on('error', () => {});
+    socket.on('data', (chunk) => {
+      if (hello) return parser.push(chunk, onFrame);
+      const decoded = tryDecodeHello(chunk);
+      assert.ok(decoded);
+      hello = true;
+      for (const part of encodeFrame(MSG.HELLO_OK, 0)) socket.write(part);
+      if (chunk.length > decoded.consumed) parser.push(chunk.subarray(decoded.consumed), onFrame);
+    });
+  });
+  return new Promise((resolve) =>
+    server.listen(0, '127.0.0.1', () => resolve({ port: (server.address() as AddressInfo).port, close: () => server.close() })),
+  );
+}
+
+/** One request at a time, as the shim. */
+class Reader {
+  readonly #socket: Socket;
+  readonly #slow: boolean;
+
+  constructor(path: string, slow: boolean) {
+    this.#socket = connect(path);
+    this.#slow = slow;
+  }
+
+  send(block: number, count: number, background = false): void {
+    const request = Buffer.alloc(32);
+    request.writeUInt32LE(0x4c425251, 0);
+    request.writeUInt32LE(block, 8);
+    request.writeUInt16LE(count, 12);
+    request.writeUInt16LE(background ? 1 : 0, 14);
+    this.#socket.write(request);
+  }
+
+  async read(block: number, count: number, background = false): Promise<void> {
+    this.send(block, count, background);
+    if (this.#slow) await pause(2); // the answer lies in the agent meanwhile
+    const want = 24 + Math.max(0, Math.min(count, BLOCKS - block)) * BLCKSZ;
+    const parts: Buffer[] = [];
+    let got = 0;
+    while (got < want) {
+      const part = this.#socket.read() as Buffer | null;
+      if (part === null) await new Promise((resolve) => this.#socket.once('readable', resolve));
+      else got += parts.push(part) && part.length;
+    }
+    const answer = Buffer.concat(parts);
+    assert.equal(answer.length, want);
+    assert.equal(answer.readUInt32LE(4), 0);
+    assert.ok(answer.subarray(24).equals(stamped(block, count)), `blocks ${block}+${count} are others`);
+  }
+
+  /** In the middle of an answer. */
+  leave(): void {
+    this.send(0, 128);
+    this.#socket.once('readable', () => this.#socket.destroy());
+  }
+}
+
+test('whoever reads gets the blocks asked for, however memory is used again', async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'lb-relay-'));
+  const service = await pageService();
+  const pages = new PageClient({
+    host: '127.0.0.1',
+    port: service.port,
+    token: 't',
+    project: newProjectUid(),
+    timeline: newTimelineId(),
+    log: silentLogger,
+  });
+  let prefetch: HotPrefetch | undefined;
+  const path = join(dir, 's');
+  const relay = new PageRelay({
+    socketPath: path,
+    entries: [{ tag, source: tag, segment: 0 }],
+    pages,
+    lsn: lsn(5),
+    log: silentLogger,
+    prefetched: (entry, block, count) => prefetch?.take(entry, block, count),
+  });
+  await relay.listen();
+  let seed = 1;
+  const random = (below: number): number => (seed = (Math.imul(seed, 1_103_515_245) + 12_345) & 0x7fff_ffff) % below;
+  const worker = new Reader(path, false);
+  prefetch = new HotPrefetch({
+    batches: Array.from({ length: 2 * Math.floor(BLOCKS / 128) }, (_, i) => ({
+      entry: 0,
+      block: (i % Math.floor(BLOCKS / 128)) * 128,
+      count: 128,
+    })),
+    pages: (batch) => relay.fetch(batch),
+    memory: relay.memory,
+    worker: {
+      // In pieces: not all of a batch is absent.
+      fetch: async (_entry, block, count) => {
+        for (let at = 0; at < count; at += 48) await worker.read(block + at, Math.min(48, count - at), true);
+        return 'ok';
+      },
+    },
+    busy: () => relay.busy,
+    log: silentLogger,
+  });
+  const scan = async (slow: boolean, step: number): Promise<void> => {
+    const reader = new Reader(path, slow);
+    for (let block = 0; block < BLOCKS; block += step) await reader.read(block, step);
+  };
+  const hop = async (): Promise<void> => {
+    const reader = new Reader(path, false);
+    for (let i = 0; i < 60; i++) await reader.read(random(BLOCKS), 1 + random(32));
+  };
+  const leavers = [1, 2, 3].map(() => new Reader(path, true));
+  await Promise.all([prefetch.run(), scan(false, 16), scan(true, 32), scan(false, 17), hop(), hop(), ...leavers.map((l) => l.leave())]);
+  assert.equal(prefetch.done, 'complete');
+  relay.close();
+  pages.close();
+  service.close();
+  rmSync(dir, { recursive: true });
+});
