@@ -1,6 +1,6 @@
 /** What operators see: calls of KMS and how long they took, projects by state, age of cached keys, the audit log's health. */
 import type { KeyState } from '@lakebase/api';
-import { Counter, Gauge, Histogram, type Registry } from '@lakebase/service-kit';
+import { Counter, Gauge, Histogram, type Registry, readGauge } from '@lakebase/service-kit';
 import type { KeyManager } from './key-manager.ts';
 import type { KmsObserver } from './kms/kms-access.ts';
 import type { WatchHub } from './watch-hub.ts';
@@ -31,9 +31,7 @@ export function kmsMetrics(registry: Registry): KmsObserver {
 export function registerMetrics(registry: Registry, manager: KeyManager, hub: WatchHub, auditBehind: () => number): void {
   const registers = [registry];
   const { cache, audit, clock } = manager.o;
-  const gauge = (name: string, help: string, value: () => number): void => {
-    const g: Gauge = new Gauge({ name, help, registers, collect: (): void => g.set(value()) });
-  };
+  const gauge = readGauge.bind(undefined, registry);
   const states: Gauge = new Gauge({
     name: 'lakebase_key_projects',
     help: 'projects by state of their key',

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Logger } from '@lakebase/base';
 import { LayerCache, isLayerName } from '@lakebase/layers';
 import type { ObjectStore } from '@lakebase/object-store';
-import { Gauge, type Registry } from 'prom-client';
+import { type Registry, readGauge } from '@lakebase/service-kit';
 import type { PageserverConfig } from './config.ts';
 
 const GIB = 2 ** 30;
@@ -52,16 +52,7 @@ export async function adoptIdle(cache: LayerCache, places: readonly IdlePlace[])
 }
 
 export function registerCacheMetrics(registry: Registry, cache: LayerCache): void {
-  const gauge = (name: string, help: string, read: () => number): void => {
-    new Gauge({
-      name,
-      help,
-      registers: [registry],
-      collect() {
-        this.set(read());
-      },
-    });
-  };
+  const gauge = readGauge.bind(undefined, registry);
   const { counters } = cache;
   gauge('lakebase_layer_cache_bytes', 'Layer bytes on the local disk', () => cache.usedBytes);
   gauge('lakebase_layer_cache_budget_bytes', 'Layer bytes the local disk may hold', () => cache.budgetBytes);

@@ -1,5 +1,6 @@
 /** Prometheus series of the pageserver. Names say unit and meaning; labels never grow with data (no relation, no page). */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { readGauge } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import { registerCacheMetrics } from './local-cache.ts';
 import type { PageListener, PageMetrics } from './page-listener.ts';
@@ -21,16 +22,7 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
     labelNames: ['code'],
     registers: [registry],
   });
-  const gauge = (name: string, help: string, read: () => number): void => {
-    new Gauge({
-      name,
-      help,
-      registers: [registry],
-      collect() {
-        this.set(read());
-      },
-    });
-  };
+  const gauge = readGauge.bind(undefined, registry);
   const perTimeline = (name: string, help: string, read: (t: Attached) => number): void => {
     new Gauge({
       name,

@@ -1,4 +1,5 @@
 /** Metrics of a safekeeper beyond its counters: the disk, and how far the peers are behind. */
+import { readGauge } from '@lakebase/service-kit';
 import { Gauge, type Registry } from 'prom-client';
 import type { DiskBudget } from './disk-budget.ts';
 import type { PeerListener } from './peer-feed.ts';
@@ -13,9 +14,7 @@ export interface DiskGaugesOptions {
 
 export function addDiskGauges(registry: Registry, options: DiskGaugesOptions): void {
   const { disk, slow, peers, timelines } = options;
-  const single = (name: string, help: string, value: () => number): void => {
-    const gauge: Gauge = new Gauge({ name, help, registers: [registry], collect: () => gauge.set(value()) });
-  };
+  const single = readGauge.bind(undefined, registry);
   single('lakebase_safekeeper_wal_disk_bytes', 'Disk that WAL takes', () => disk.usedBytes);
   single('lakebase_safekeeper_wal_disk_limit_bytes', 'Disk that WAL may take', () => disk.limitBytes);
   single('lakebase_safekeeper_disk_pressure', '0 while there is plenty of room for WAL, 1 when nearly none is left', () => disk.pressure);

@@ -18,13 +18,9 @@ export interface PeerCopyOptions {
 /** No bytes for this long ends the copy. */
 const SILENCE_MS = 20_000;
 
-/** Committed WAL [from, to) of a peer, in memory: at most a segment. */
-export async function fetchCommitted(
-  timeline: WalTimeline,
-  options: { readonly secret: string; readonly donor: PeerAddress; readonly from: Lsn; readonly to: Lsn },
-): Promise<Buffer> {
-  const { secret, donor, from, to } = options;
-  const connection = await PgConnection.connect({
+function connect(timeline: WalTimeline, donor: PeerAddress, secret: string, more: string, signal: AbortSignal): Promise<PgConnection> {
+  const { project, timeline: id, lineage } = timeline;
+  return PgConnection.connect({
     host: donor.pgHost,
     port: donor.pgPort,
     user: 'safekeeper',
@@ -32,10 +28,19 @@ export async function fetchCommitted(
     replication: 'physical',
     parameters: {
       application_name: timeline.memberId,
-      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline} -c lakebase.lineage=${timeline.lineage}`,
+      options: `-c lakebase.project=${project} -c lakebase.timeline=${id} -c lakebase.lineage=${lineage}${more}`,
     },
-    signal: AbortSignal.timeout(SILENCE_MS),
+    signal,
   });
+}
+
+/** Committed WAL [from, to) of a peer, in memory: at most a segment. */
+export async function fetchCommitted(
+  timeline: WalTimeline,
+  options: { readonly secret: string; readonly donor: PeerAddress; readonly from: Lsn; readonly to: Lsn },
+): Promise<Buffer> {
+  const { secret, donor, from, to } = options;
+  const connection = await connect(timeline, donor, secret, '', AbortSignal.timeout(SILENCE_MS));
   const timer = setTimeout(() => connection.destroy(), SILENCE_MS);
   try {
     await checkSystem(connection, timeline, donor);
@@ -70,18 +75,7 @@ export async function copyFromPeer(timeline: WalTimeline, options: PeerCopyOptio
   if (timeline.flushLsn >= to) return;
   const silence = new AbortController();
   const signal = options.signal === undefined ? silence.signal : AbortSignal.any([silence.signal, options.signal]);
-  const connection = await PgConnection.connect({
-    host: donor.pgHost,
-    port: donor.pgPort,
-    user: 'safekeeper',
-    password: internalToken(secret, 'service'),
-    replication: 'physical',
-    parameters: {
-      application_name: timeline.memberId,
-      options: `-c lakebase.project=${timeline.project} -c lakebase.timeline=${timeline.timeline} -c lakebase.lineage=${timeline.lineage} -c lakebase.peer=1 -c lakebase.term=${term}`,
-    },
-    signal,
-  });
+  const connection = await connect(timeline, donor, secret, ` -c lakebase.peer=1 -c lakebase.term=${term}`, signal);
   const onAbort = (): void => connection.destroy();
   signal.addEventListener('abort', onAbort, { once: true });
   let timer: NodeJS.Timeout | undefined;

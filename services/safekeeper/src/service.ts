@@ -12,6 +12,7 @@ import {
   createHttpServer,
   openKeys,
   openObjectStore,
+  readGauge,
 } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { SafekeeperConfig } from './config.ts';
@@ -157,12 +158,12 @@ export async function startSafekeeper(
     metrics.registerMetric(flushSeconds);
     for (const counter of [puts, offloaded, stored]) metrics.registerMetric(counter);
     addGauges(metrics, timelines, walService);
-    const age: Gauge = new Gauge({
-      name: 'lakebase_safekeeper_offload_age_seconds',
-      help: 'How long the oldest committed WAL that is not in the object store has waited',
-      registers: [metrics],
-      collect: (): void => age.set(offloader.ageSeconds),
-    });
+    readGauge(
+      metrics,
+      'lakebase_safekeeper_offload_age_seconds',
+      'How long the oldest committed WAL that is not in the object store has waited',
+      () => offloader.ageSeconds,
+    );
     addDiskGauges(metrics, { disk, slow: () => flushes.slow(performance.now()), peers: () => listeners, timelines });
     addRoutes(app, timelines, feed);
     const keysOf = (project: string): ReturnType<typeof keys.source.project> => keys.source.project(project);
@@ -234,22 +235,8 @@ function addGauges(registry: Registry, timelines: Timelines, wal: WalService): v
   perTimeline('lakebase_safekeeper_term', 'Term of this member', (t) => t.term);
   perTimeline('lakebase_safekeeper_streaming', '1 while a compute streams to this member', (t) => (t.feeder === undefined ? 0 : 1));
   perTimeline('lakebase_safekeeper_damaged', '1 while this member does not vote', (t) => (t.control.damage === null ? 0 : 1));
-  const total: Gauge = new Gauge({
-    name: 'lakebase_safekeeper_timelines',
-    help: 'Timelines open',
-    registers: [registry],
-    collect: (): void => total.set(timelines.size),
-  });
-  const locked: Gauge = new Gauge({
-    name: 'lakebase_safekeeper_timelines_locked',
-    help: "Timelines whose project's key may not be used",
-    registers: [registry],
-    collect: (): void => locked.set(timelines.lockedCount),
-  });
-  const readers: Gauge = new Gauge({
-    name: 'lakebase_safekeeper_wal_connections',
-    help: 'Replication connections',
-    registers: [registry],
-    collect: (): void => readers.set(wal.connections),
-  });
+  const gauge = readGauge.bind(undefined, registry);
+  gauge('lakebase_safekeeper_timelines', 'Timelines open', () => timelines.size);
+  gauge('lakebase_safekeeper_timelines_locked', "Timelines whose project's key may not be used", () => timelines.lockedCount);
+  gauge('lakebase_safekeeper_wal_connections', 'Replication connections', () => wal.connections);
 }
