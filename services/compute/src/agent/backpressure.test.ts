@@ -66,6 +66,21 @@ test('a writer of 200 MB/s over storage of any speed stays below the bound and s
   }
 });
 
+test('a writer that begins is slowed to storage’s rate and never far below it, whatever the bound', async () => {
+  for (const maxLag of [64, 512])
+    for (const speed of [2, 5, 10, 40])
+      for (const storage of [
+        () => speed * MB,
+        // In gulps of 0.7 s.
+        (ms: number) => (ms % 1_000 < 700 ? (speed * MB) / 0.7 : 0),
+      ]) {
+        const { lags, rates } = await simulate({ seconds: 120, maxLag: maxLag * MB, storage, writer: () => 100 * MB });
+        const what = `${speed} MB/s, bound ${maxLag} MiB: ${Math.min(...rates) / MB} MB/s, lag ${Math.max(...lags) / MB} MiB`;
+        assert.ok(Math.min(...rates) > 0.55 * speed * MB, what);
+        assert.ok(Math.max(...lags) <= 0.85 * maxLag * MB, what);
+      }
+});
+
 test('storage that is fast enough never slows anybody, and an idle compute asks nothing', async () => {
   const fast = await simulate({ seconds: 60, maxLag: 512 * MB, storage: () => 210 * MB, writer: () => 200 * MB });
   assert.equal(fast.delay(), 0);

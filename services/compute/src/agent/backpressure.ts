@@ -4,6 +4,7 @@
  *  Invariants
  *  - nothing is slowed below the soft bound of lag (a quarter of the hard one) and without pressure of the safekeepers' disks;
  *  - above it the allowed rate falls steadily; in the middle it is what storage takes in, at the hard bound a quarter of that, so the lag turns round;
+ *  - a writer that begins is held at storage's own rate, not below it: what is below only makes commits wait longer;
  *  - it never falls below {@link RATE_MIN}: storage that is gone slows a writer down, it does not stop it;
  *  - an idle compute asks nobody anything. */
 import { type Logger, errorMessage } from '@lakebase/base';
@@ -15,6 +16,9 @@ const RATE_UNLIMITED = 2 ** 30;
 const SOFT = 1 / 4;
 /** Between the bounds: where the allowed rate is storage's own. */
 const BALANCE = 0.5;
+/** How much less than storage's rate it is from there on, for each part of the way between the bounds; at the hard one SHARE_MIN is reached. */
+const SLOPE = 1.5;
+const SHARE_MIN = 0.25;
 /** Pressure of a majority's disks where slowing begins, and where the least rate is reached. */
 const PRESSURE_SOFT = 0.5;
 const PRESSURE_HARD = 0.95;
@@ -58,6 +62,7 @@ export class Backpressure {
   #ingested: number;
   #asked: number;
   #rate = RATE_AT_FIRST;
+  #busySince = 0;
   #asking = false;
   #allowed = RATE_UNLIMITED;
   #timer: NodeJS.Timeout | undefined;
@@ -121,7 +126,10 @@ export class Backpressure {
 
   #byLag(between: number): number {
     if (between <= 0) return RATE_UNLIMITED;
-    return Math.max(RATE_MIN, this.#rate * (BALANCE / Math.min(between, 1)) ** 2);
+    // Below the balance steep, so that a writer that begins meets storage's own rate before it gets there; above it gentle, because whatever is
+    // below storage's rate only makes commits wait longer.
+    const share = between < BALANCE ? (BALANCE / between) ** 2 : Math.max(SHARE_MIN, 1 - SLOPE * (between - BALANCE));
+    return Math.max(RATE_MIN, this.#rate * share);
   }
 
   #byPressure(pressure: number): number {
@@ -164,8 +172,11 @@ export class Backpressure {
     const now = this.#now();
     const ms = now - this.#asked;
     // Only while it has more to do than it did: else this is the writer's rate, not storage's. Never by a first answer after a quiet time.
-    if (ms > 0 && ms < 4 * RATE_MEMORY_MS && this.#end - this.#ingested > (this.#o.maxLagBytes * SOFT) / 2) {
-      const weight = 1 - Math.exp(-ms / RATE_MEMORY_MS);
+    const busy = this.#end - this.#ingested > (this.#o.maxLagBytes * SOFT) / 2;
+    if (!busy || ms >= 4 * RATE_MEMORY_MS) this.#busySince = now;
+    else if (ms > 0) {
+      // The mean of what was seen since it has so much to do; after a while of the last seconds only.
+      const weight = Math.max(1 - Math.exp(-ms / RATE_MEMORY_MS), Math.min(1, ms / (now - this.#busySince)));
       this.#rate += weight * ((Math.max(0, lsn - this.#ingested) / ms) * 1_000 - this.#rate);
     }
     this.#asked = now;

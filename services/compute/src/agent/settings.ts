@@ -37,7 +37,7 @@ export function postgresqlConf(input: PostgresConfInput): string {
   const lines: [string, string][] = [
     ['shared_buffers', input.sharedBuffers],
     // What lies in them is what a commit behind a bulk writer waits for while storage slows WAL (docs/flows/backpressure.md).
-    ['wal_buffers', '2MB'],
+    ['wal_buffers', '1MB'],
     ['max_connections', '200'],
     ['wal_level', 'replica'],
     ['max_wal_size', '1GB'],
