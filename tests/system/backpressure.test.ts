@@ -99,7 +99,7 @@ describe('back-pressure (F17)', () => {
     );
     assert.ok(Math.max(...lags) <= MAX_LAG, `lag of ${Math.max(...lags)} bytes`);
     assert.ok(Math.max(...lags) > MAX_LAG / 4, 'the writer was faster than storage');
-    assert.ok((pressure?.sleptMs ?? 0) > 1_000 && pressure?.allowedBytesPerSecond !== null, 'it was slowed');
+    assert.ok((pressure?.sleptMs ?? 0) > 1_000, 'it was slowed');
     assert.ok((sorted.at(-1) ?? Infinity) < commitMsMax(), 'commits go on');
     assert.ok(reads.length > SECONDS && Math.max(...rss) < 1_200);
 
