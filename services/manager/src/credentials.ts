@@ -1,4 +1,5 @@
-/** Files only the administrator may read: the personal access token and the passwords generated for owner roles.
+/** Files only the administrator may read: the personal access token and the passwords generated for owner roles. The passwords are in the database too,
+ *  sealed (durability/kept-credentials.ts), and come back from there when the file is lost.
  *  Invariant: a password is in the file before its verifier is in the database, so a kill never leaves a role nobody can use. */
 import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
@@ -17,8 +18,13 @@ const keyOf = (workspace: string, project: string, branch: string): string =>
   `${workspace === DEFAULT_WORKSPACE ? '' : `${workspace}:`}${project}/${branch}`;
 type File = Record<string, OwnerCredential>;
 
+/** Told of every change of the file; null: the password is gone. */
+export type CredentialKeeper = (changed: ReadonlyMap<string, OwnerCredential | null>) => Promise<void>;
+
 export class Credentials {
   readonly #path: string;
+  #keeper: CredentialKeeper | undefined;
+  #kept: Promise<void> = Promise.resolve();
 
   constructor(path: string) {
     this.#path = path;
@@ -35,13 +41,39 @@ export class Credentials {
   }
 
   set(workspace: string, project: string, branch: string, credential: OwnerCredential): OwnerCredential {
-    this.#write({ ...this.#read(), [keyOf(workspace, project, branch)]: credential });
+    const key = keyOf(workspace, project, branch);
+    this.#write({ ...this.#read(), [key]: credential });
+    this.#keep(new Map([[key, credential]]));
     return credential;
   }
 
+  /** By the names of the file. */
+  all(): ReadonlyMap<string, OwnerCredential> {
+    return new Map(Object.entries(this.#read()));
+  }
+  /** Those that the file has are left alone. */
+  add(lost: ReadonlyMap<string, OwnerCredential>): void {
+    if (lost.size > 0) this.#write({ ...Object.fromEntries(lost), ...this.#read() });
+  }
+  keepBy(keeper: CredentialKeeper): void {
+    this.#keeper = keeper;
+  }
+  /** What was changed so far is where the keeper keeps it. Rejects when it is not. */
+  async kept(): Promise<void> {
+    await this.#kept;
+  }
+
   removeProject(workspace: string, project: string): void {
-    const rest = Object.entries(this.#read()).filter(([key]) => !key.startsWith(keyOf(workspace, project, '')));
-    this.#write(Object.fromEntries(rest));
+    const all = Object.entries(this.#read());
+    const isOf = ([key]: readonly [string, unknown]): boolean => key.startsWith(keyOf(workspace, project, ''));
+    this.#write(Object.fromEntries(all.filter((entry) => !isOf(entry))));
+    this.#keep(new Map(all.filter(isOf).map(([key]) => [key, null])));
+  }
+
+  #keep(changed: ReadonlyMap<string, OwnerCredential | null>): void {
+    const before = this.#kept.catch(() => {});
+    this.#kept = before.then(() => this.#keeper?.(changed));
+    this.#kept.catch(() => {}); // told by kept()
   }
 
   #read(): File {

@@ -21,6 +21,7 @@ import { roleRoutes } from './http/roles.ts';
 import { safekeeperRoutes } from './http/safekeepers.ts';
 import { createManagerServer } from './http/server.ts';
 import type { CatalogCopy } from './durability/catalog-copy.ts';
+import { keepCredentials } from './durability/kept-credentials.ts';
 import { openCatalogCopy } from './durability/open-catalog-copy.ts';
 import { Database } from './metadata/database.ts';
 import { EmbeddedPostgres } from './metadata/embedded-postgres.ts';
@@ -138,6 +139,7 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     keyStates.start();
     teardown.add('key states', () => keyStates.stop());
   }
+  await keepCredentials(context.credentials, db, secret, log);
   await firstStart(context);
   placements.start();
   teardown.add('placements', () => placements.stop());

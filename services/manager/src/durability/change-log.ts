@@ -47,6 +47,7 @@ export const RELATIONS = [
   'placements',
   'operations',
   'shred_reports',
+  'owner_credentials',
 ] as const;
 /** Belong to the database, not to the catalog. */
 export const OWN_RELATIONS = ['schema_migrations', 'catalog_outbox', 'catalog_copy'] as const;

@@ -187,6 +187,7 @@ export async function createProject(
   const uid = newProjectUid();
   const timeline = newTimelineId();
   const { password } = c.credentials.ensure(workspace, id, names.DEFAULT_BRANCH, names.OWNER_ROLE);
+  await c.credentials.kept();
   let operation: string;
   try {
     operation = await c.db.transaction(async (tx: Queryable) => {

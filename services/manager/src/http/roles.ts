@@ -1,4 +1,5 @@
 /** /roles. Passwords are generated here, returned once in the answer's metadata, and kept as a SCRAM verifier only. */
+import { isCode } from '@lakebase/base';
 import { isDuplicate } from '../metadata/database.ts';
 import { ApiError, badRequest, invalid } from '../model/api-error.ts';
 import * as names from '../model/names.ts';
@@ -201,20 +202,31 @@ async function change(
   newPassword: boolean,
 ): Promise<void> {
   const password = newPassword ? generatePassword() : undefined;
-  const isOwner = c.credentials.get(c.workspace, path.project, path.branch)?.role === role.postgres_role;
+  const former = c.credentials.get(c.workspace, path.project, path.branch);
+  const isOwner = former?.role === role.postgres_role;
   const resource = names.childName(path, 'roles', role.role_id);
   const target = catalogTarget('role', role.timeline_id, role.role_id);
   // Null leaves the password in the server as it is, whoever set it last; a role that is not applied yet keeps the one it waits with.
   const unapplied = role.applied_revision === 0 ? role.verifier : null;
   const verifier = password !== undefined ? await scramVerifier(password) : unapplied;
-  if (password !== undefined && isOwner) c.credentials.set(c.workspace, path.project, path.branch, { role: role.postgres_role, password });
-  const operation = await c.db.transaction(async (tx) => {
-    await catalog.updateRole(tx, role.timeline_id, role.role_id, {
-      ...write,
-      verifier: write.authMethod === 'PG_PASSWORD_SCRAM_SHA_256' ? (verifier ?? role.verifier) : null,
+  if (password !== undefined && isOwner) {
+    c.credentials.set(c.workspace, path.project, path.branch, { role: role.postgres_role, password });
+    await c.credentials.kept();
+  }
+  const operation = await c.db
+    .transaction(async (tx) => {
+      await catalog.updateRole(tx, role.timeline_id, role.role_id, {
+        ...write,
+        verifier: write.authMethod === 'PG_PASSWORD_SCRAM_SHA_256' ? (verifier ?? role.verifier) : null,
+      });
+      return insertOperation(tx, { workspace: c.workspace, resource, kind: 'UPDATE_ROLE', target });
+    })
+    .catch((error: unknown) => {
+      // Nothing was changed: the former password is the one that counts.
+      if (password !== undefined && isOwner && isCode(error, 'UNAVAILABLE'))
+        c.credentials.set(c.workspace, path.project, path.branch, former);
+      throw error;
     });
-    return insertOperation(tx, { workspace: c.workspace, resource, kind: 'UPDATE_ROLE', target });
-  });
   await settled(c.endpoints.catalogChanged(role.timeline_id, 'role', role.role_id, false), INLINE_MS);
   await replyOperation(c, reply, operation, password === undefined ? {} : { password });
 }

@@ -324,4 +324,15 @@ ${COPIED.map(
 -- Recoveries of the branch's WAL from the object store, each with the lineage that it began (docs/protocols/wal-recovery.md), oldest first.
 ALTER TABLE branches ADD COLUMN wal_lineages jsonb NOT NULL DEFAULT '[]';`,
   },
+  {
+    number: 7,
+    name: 'generated passwords',
+    sql: `
+-- What the file of generated passwords holds, so that it comes back when it is lost: sealed under a key of the installation's secret.
+CREATE TABLE owner_credentials (
+  name text PRIMARY KEY,
+  sealed bytea NOT NULL
+);
+CREATE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON owner_credentials FOR EACH ROW EXECUTE FUNCTION catalog_changed('{name}', '{}');`,
+  },
 ];

@@ -200,7 +200,8 @@ export class FakeServices implements AsyncDisposable {
       await this.gate(call, 'before');
       const answer = handler(call.method, call.path, call.body as never);
       await this.gate(call, 'after');
-      if (Buffer.isBuffer(answer)) response.writeHead(200, { 'content-type': 'application/octet-stream' }).end(answer);
+      if (Buffer.isBuffer(answer))
+        response.writeHead(200, { 'content-type': 'application/octet-stream', 'content-length': answer.length }).end(answer);
       else response.writeHead(200, { 'content-type': 'application/json' }).end(answer === undefined ? '' : JSON.stringify(answer));
     } catch (error) {
       const code: ErrorCode = error instanceof LakebaseError && error.code in ERROR_CODES ? error.code : 'INTERNAL';

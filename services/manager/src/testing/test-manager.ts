@@ -195,10 +195,14 @@ export class KillableManager extends Calls {
   }
 
   async up(): Promise<this> {
-    await eventually('manager process', async () => {
-      if (this.#child.exitCode !== null) throw new Error(`the Manager ended with ${this.#child.exitCode}`);
-      return (await fetch(`${this.baseUrl}/healthz`)).ok;
-    });
+    await eventually(
+      'manager process',
+      async () => {
+        if (this.#child.exitCode !== null) throw new Error(`the Manager ended with ${this.#child.exitCode}`);
+        return (await fetch(`${this.baseUrl}/healthz`)).ok;
+      },
+      60_000,
+    );
     return this;
   }
 
