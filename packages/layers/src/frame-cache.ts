@@ -82,7 +82,7 @@ export class FrameCache {
       this.#used -= frame.bytes.length;
       if (wipe) frame.bytes.fill(0);
     }
-    this.#window.forget(from, to, wipe);
+    this.#window.forget(from, to);
   }
 
   get bytes(): number {

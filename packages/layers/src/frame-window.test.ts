@@ -42,7 +42,7 @@ test('a frame that passed is seen by those who pass, and by nobody once it is fo
   assert.equal(cache.get(5), undefined);
   cache.startPassing();
   assert.equal(cache.get(5), frame);
-  cache.forget(5, 6, true);
+  cache.forget(5, 6, false);
   assert.equal(cache.get(5), undefined);
   assert.ok(frame.bytes.every((b) => b === 0));
   cache.endPassing();

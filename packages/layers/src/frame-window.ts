@@ -52,11 +52,13 @@ export class FrameWindow {
     place.frame = frame;
   }
 
-  forget(from: number, to: number, wipe: boolean): void {
+  /** Frames [from, to) become zeros: nobody may be able to say later whose they were. */
+  forget(from: number, to: number): void {
     for (const place of this.#places) {
-      if (place.key >= from && place.key < to) place.frame = undefined;
-      // A place whose frame failed a check has no key.
-      if (wipe && place.frame === undefined) place.memory.fill(0);
+      const gone = place.frame !== undefined && place.key >= from && place.key < to;
+      if (gone) place.frame = undefined;
+      // Of one that failed a check nobody knows.
+      if (place.frame === undefined) place.memory.fill(0);
     }
   }
 }
