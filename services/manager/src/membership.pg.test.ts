@@ -5,7 +5,8 @@ import { silentLogger } from '@lakebase/base';
 import { type ProjectUid, type TimelineId, newProjectUid, newTimelineId } from '@lakebase/ids';
 import { abortReplacement, beginReplacement } from '@lakebase/wal-quorum';
 import { Database } from './metadata/database.ts';
-import { toConfiguration } from './reconcile/membership.ts';
+import type { FarEnd } from './far-end.ts';
+import { toConfiguration, walForStart } from './reconcile/membership.ts';
 import * as store from './store/membership.ts';
 import * as projects from './store/projects.ts';
 import { TestBed } from './testing/test-manager.ts';
@@ -94,4 +95,35 @@ test('another disk: everything on that node is lost, once; a single loss is that
   assert.deepEqual(await lost(), []);
   assert.ok((await store.evictNode(db, 'sk1')) >= 1);
   assert.equal((await store.nodeRows(db)).find((n) => n.id === 'sk2')?.incarnation, 'disk-b');
+});
+
+test('too few members left: no compute is elected; a recovery begins a lineage, which says where members begin', async () => {
+  const { project, timeline } = await branch();
+  const far = { safekeepers: [], nodes: [] } as unknown as FarEnd;
+  await store.loseMember(db, timeline, 'sk1', 'sk1');
+  assert.deepEqual((await walForStart({ db, far }, timeline)).walConfiguration?.members, ['sk1', 'sk2', 'sk3']);
+  await store.loseMember(db, timeline, 'sk2', 'sk2');
+  await assert.rejects(walForStart({ db, far }, timeline), { code: 'UNAVAILABLE', message: /2 of the 3 safekeepers .* recover-wal/ });
+  assert.deepEqual(store.lineagesOf(await now(timeline)), [{ number: 0, startLsn: '0/1000028' }]);
+  const entry: store.LineageEntry = {
+    number: 2,
+    startLsn: '0/5000A0',
+    prevRecordLsn: '0/500060',
+    pageLsn: '0/500000',
+    walEndLsn: '0/5000A0',
+    lastCommitTime: null,
+    time: new Date().toISOString(),
+    by: 'admin',
+  };
+  await db.transaction(async (tx) => {
+    assert.ok(await store.swapConfiguration(tx, timeline, 1, { generation: 2, members: ['sk1_g2', 'sk2_g2', 'sk3_g2'], newMembers: null }));
+    await store.beginLineage(tx, timeline, entry);
+    for (const id of ['sk1', 'sk2', 'sk3']) await store.placeMember(tx, timeline, project, id, `${id}_g2`);
+  });
+  const row = await now(timeline);
+  assert.deepEqual([row.start_lsn, row.prev_record_lsn, row.first_lsn, row.told], ['0/5000A0', '0/500060', '0/1000028', false]);
+  assert.deepEqual(store.lineagesOf(row).at(-1), { number: 2, startLsn: '0/5000A0' });
+  assert.deepEqual((await store.recoveries(db)).find((r) => r.timeline_id === timeline)?.entry, entry);
+  assert.equal((await walForStart({ db, far }, timeline)).walConfiguration?.generation, 2);
+  assert.ok(!(await store.withoutStart(db)).some((b) => b.timeline_id === timeline));
 });
