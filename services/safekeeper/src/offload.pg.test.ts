@@ -295,4 +295,28 @@ describe('WAL in the object store', () => {
     await offloadedEverywhere(quorum, completeOf(end));
     assert.ok((await new DirectoryStore(r.objects).list('')).objects.length > 0);
   });
+
+  test('of a writer that never rests nothing committed waits longer than it may', async () => {
+    await using r = await running({ offloadIdleMs: 600_000, offloadAgeMs: 1_500, offloadTakeoverMs: 600_000 });
+    const { quorum, sql } = r;
+    const deadline = performance.now() + 8_000;
+    const waited: number[] = [];
+    for (let i = 0; performance.now() < deadline; i++) {
+      await sql.query(`INSERT INTO t VALUES (${i})`);
+      const at = await flushLsn(sql);
+      const since = performance.now();
+      const look = (): void => {
+        if (timelineOf(quorum, 0).tailLsn < at && timelineOf(quorum, 0).offloadedLsn < at) return;
+        stop();
+        waited.push(performance.now() - since);
+      };
+      const stop = timelineOf(quorum, 0).onMoved(look);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    await until('the first ones are there', () => waited.length > 20, 30_000);
+    const tails = quorum.members.map((m) => m.running?.timelines.get(quorum.project, quorum.timeline).tailLsn ?? 0);
+    assert.ok(tails.every((t) => t > 0));
+    // A tick, and a put on a busy machine.
+    assert.ok(Math.max(...waited) < 1_500 + 8_000, `${Math.max(...waited)} ms`);
+  });
 });
