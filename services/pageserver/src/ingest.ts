@@ -1,7 +1,7 @@
 /** Turns decoded WAL records into entries of the open layer and changes of the catalog. The hot path: one record, no allocation of ours.
  *  Invariant: all effects of a record are filed under its end LSN, and the timeline's last record LSN moves only after all are filed. */
 import { LakebaseError } from '@lakebase/base';
-import { BLCKSZ, FORK_FSM, FORK_MAIN, type Lsn, type RelTag } from '@lakebase/ids';
+import { BLCKSZ, FORK_FSM, FORK_MAIN, type Lsn, type RelTag, XLOG_BLCKSZ } from '@lakebase/ids';
 import {
   ARG_STOP,
   ENTRY_DELTA,
@@ -13,6 +13,7 @@ import {
   KIND_REL_PAGE,
   KIND_SLRU_PAGE,
   type OpenLayer,
+  type PendingReached,
 } from '@lakebase/layers';
 import { type DecodedBlock, type DecodedRecord, patchControlFile, readControlFile } from '@lakebase/pg-format';
 import {
@@ -44,16 +45,16 @@ const IMAGE_SLACK_BYTES = 2_048;
 /** While ingest is behind, images of hot pages cost more than they save: redo of every record, again and again. Reads of such a page take
  *  turns of the event loop; this only bounds how long one may take. */
 const VERY_HOT_RECORDS = 131_072;
+/** As SeriesTable.kindFork has it. */
+const FSM_PAGES = (KIND_REL_PAGE << 8) | FORK_FSM;
 
 export class Ingest implements EffectSink {
-  layer: OpenLayer;
+  #layer!: OpenLayer;
   readonly #catalog: Catalog;
   readonly #major: number;
   readonly #hotRecords: number;
-  /** Pages with very many pending records: (series, block) pairs. */
-  readonly hot: number[] = [];
-  /** The same for pages that need an image even while ingest is behind. */
-  readonly veryHot: number[] = [];
+  readonly #hot: number[] = [];
+  readonly #veryHot: number[] = [];
   /** FILE_COPY database creations of the last record: to be done before the record counts as ingested. */
   readonly copies: DatabaseCopy[] = [];
   records = 0;
@@ -67,16 +68,41 @@ export class Ingest implements EffectSink {
   #position = -1;
   readonly #hint = Buffer.allocUnsafe(4);
   readonly #page = Buffer.alloc(BLCKSZ);
+  /** Hears of every multiple of hotRecords, so of the first one past each multiple of {@link VERY_HOT_RECORDS}. An image of a free space map
+   *  page would cost the redo of all heap pages that it has hints of: never. */
+  readonly #noteHot: PendingReached = (series, block, pending) => {
+    if (this.#catalog.series.kindFork[series] === FSM_PAGES) return;
+    if (pending >= VERY_HOT_RECORDS && pending % VERY_HOT_RECORDS < this.#hotRecords) this.#veryHot.push(series, block);
+    else this.#hot.push(series, block);
+  };
   readonly #file: FileValue = (series, block, bytes) => {
-    this.layer.put(series, block, ENTRY_VALUE, ARG_STOP, this.#lsn, bytes);
+    this.#layer.put(series, block, ENTRY_VALUE, ARG_STOP, this.#lsn, bytes);
   };
 
   constructor(layer: OpenLayer, catalog: Catalog, major: number, hotRecords: number) {
-    this.layer = layer;
     this.#catalog = catalog;
     this.#major = major;
     this.#hotRecords = hotRecords;
+    this.layer = layer;
     this.commitTimestamps = readControlFile(catalog.control).parameters.trackCommitTimestamp;
+  }
+
+  get layer(): OpenLayer {
+    return this.#layer;
+  }
+  set layer(layer: OpenLayer) {
+    this.#layer = layer;
+    layer.watchPending(this.#hotRecords, this.#noteHot);
+  }
+  /** Pages with very many pending records: (series, block) pairs. */
+  get hot(): number[] {
+    this.#layer.link();
+    return this.#hot;
+  }
+  /** The same for pages that need an image even while ingest is behind. */
+  get veryHot(): number[] {
+    this.#layer.link();
+    return this.#veryHot;
   }
 
   /** Zeroes what it holds of a page. */
@@ -91,7 +117,7 @@ export class Ingest implements EffectSink {
     this.#position = -1;
     if (record.xid !== 0) this.#seenXid(record.xid);
     emitEffects(record, this.#major, this);
-    this.layer.advance(record.endLsn);
+    this.#layer.advance(record.endLsn);
     this.records++;
   }
 
@@ -128,14 +154,14 @@ export class Ingest implements EffectSink {
       this.#putImage(id, b.block, blockId)
     )
       return;
-    // A record put together from pieces begins its buffer, which is used again for the next such record.
+    // A record put together from pieces begins its buffer, which is used again for the next such record. One that crosses to the next page is
+    // such a record, so no other reaches beyond its page.
     if (this.#position < 0)
       this.#position =
         record.offset === 0
-          ? this.layer.append(record.buf, 0, record.length)
-          : this.layer.appendFrom(record.buf, record.offset, record.length);
-    const pending = this.layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
-    if (pending >= this.#hotRecords) this.#count(id, b.block, pending);
+          ? this.#layer.append(record.buf, 0, record.length)
+          : this.#layer.appendFrom(record.buf, record.offset, record.length, XLOG_BLCKSZ - (record.lsn & (XLOG_BLCKSZ - 1)));
+    this.#layer.file(id, b.block, ENTRY_RECORD, blockId | stop, this.#lsn, this.#position, record.length);
   }
 
   /** The page as redo leaves it. False when its image cannot be restored: then reads of the page say so, as of any other damaged record. */
@@ -145,7 +171,7 @@ export class Ingest implements EffectSink {
     } catch {
       return false;
     }
-    this.layer.put(series, block, ENTRY_IMAGE, ARG_STOP, this.#lsn, this.#page);
+    this.#layer.put(series, block, ENTRY_IMAGE, ARG_STOP, this.#lsn, this.#page);
     return true;
   }
 
@@ -156,7 +182,7 @@ export class Ingest implements EffectSink {
       if (!deltaMakesPage(delta)) return;
       this.#catalog.extend(id, block + 1, this.#lsn, this.#file);
     }
-    this.#count(id, block, this.layer.put(id, block, ENTRY_DELTA, 0, this.#lsn, delta));
+    this.#layer.put(id, block, ENTRY_DELTA, 0, this.#lsn, delta);
   }
 
   freeSpaceHint(main: RelTag, heapBlock: number): void {
@@ -166,18 +192,18 @@ export class Ingest implements EffectSink {
     const blocks = catalog.blocks(id);
     if (blocks === ABSENT || fsmBlock >= blocks) catalog.extend(id, fsmBlock + 1, this.#lsn, this.#file);
     this.#hint.writeUInt32LE(heapBlock, 0);
-    this.layer.put(id, fsmBlock, ENTRY_FSM_HINT, 0, this.#lsn, this.#hint);
+    this.#layer.put(id, fsmBlock, ENTRY_FSM_HINT, 0, this.#lsn, this.#hint);
   }
 
   slruDelta(kind: SlruKind, page: number, delta: Buffer): void {
     const id = this.#catalog.series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
     this.#catalog.touchSlru(kind, page, this.#file);
-    this.#count(id, page, this.layer.put(id, page, ENTRY_DELTA, 0, this.#lsn, delta));
+    this.#layer.put(id, page, ENTRY_DELTA, 0, this.#lsn, delta);
   }
   slruZero(kind: SlruKind, page: number): void {
     const id = this.#catalog.series.intern(KIND_SLRU_PAGE, 0, 0, kind, 0);
     this.#catalog.touchSlru(kind, page, this.#file);
-    this.layer.put(id, page, ENTRY_ZERO, ARG_STOP, this.#lsn, EMPTY);
+    this.#layer.put(id, page, ENTRY_ZERO, ARG_STOP, this.#lsn, EMPTY);
   }
   slruTruncate(kind: SlruKind, firstKeptPage: number, fromPage?: number): void {
     this.#catalog.truncateSlru(kind, firstKeptPage, fromPage, this.#file);
@@ -243,11 +269,5 @@ export class Ingest implements EffectSink {
     if (next === checkpoint.nextFullXid) return;
     checkpoint.nextFullXid = next;
     this.#catalog.checkpointDirty = true;
-  }
-
-  #count(id: number, block: number, pending: number): void {
-    if (pending === 0) return;
-    if (pending % VERY_HOT_RECORDS === 0) this.veryHot.push(id, block);
-    else if (pending % this.#hotRecords === 0) this.hot.push(id, block);
   }
 }
