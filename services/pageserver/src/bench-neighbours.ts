@@ -1,6 +1,6 @@
-/** What one busy branch costs its neighbours, as a program: `node bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S]`.
+/** What one busy branch costs its neighbours, as a program: `node bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S] [--rate MB/s]`.
  *  A pageserver with N idle branches attached serves GetPages of three of them, first quiet, then while another branch takes bulk WAL as fast as it
- *  comes; flushes, merges and images included. Printed: GetPage p50 and p99 of the neighbours both times, event-loop delay, resident memory.
+ *  comes, or at a rate; flushes, merges and images included. Printed: GetPage p50 and p99 of the neighbours both times, event-loop delay, resident memory.
  *  The pageserver is this process; those who ask are a thread of their own, so that their waiting is no part of the delay. */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -56,13 +56,14 @@ async function main(): Promise<void> {
       end: { type: 'string' },
       idle: { type: 'string', default: '100' },
       seconds: { type: 'string', default: '10' },
+      rate: { type: 'string', default: 'Infinity' },
       scratch: { type: 'string' },
     },
   });
   if (values.template === undefined || values.wal === undefined)
     throw new LakebaseError(
       'CONFIG',
-      'usage: bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S] [--scratch DIR]',
+      'usage: bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S] [--rate MB/s] [--scratch DIR]',
     );
   const directory = mkdtempSync(join(values.scratch ?? tmpdir(), 'lb-neighbours-'));
   const delay = monitorEventLoopDelay({ resolution: 5 });
@@ -120,6 +121,8 @@ async function main(): Promise<void> {
         await busy.ingestFrom(decoder, true);
         // As a socket would.
         await new Promise((resolve) => setImmediate(resolve));
+        const early = started + walBytes / 1_000 / Number(values.rate) - performance.now();
+        if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
         if (stop) break;
       }
     };

@@ -35,8 +35,9 @@ import type { TimelineStorage } from './storage.ts';
 
 /** Ingest waits when more frozen layers than this are not on disk yet. */
 const FROZEN_LAYERS_MAX = 1;
-/** Records between two looks at the clock. */
+/** Records between two looks at the clock, or bytes of them: those with page images take longer. */
 const RECORDS_PER_LOOK = 64;
+const BYTES_PER_LOOK = 65_536;
 /** Asked for of the layer cache when a layer cannot be written because the disk is full. */
 const ROOM_BYTES = 256 << 20;
 
@@ -159,7 +160,7 @@ export class Timeline {
     if (this.#broken !== undefined) throw this.#broken;
     // The caller may have filled a buffer anew since the last call.
     this.#open.forgetSource();
-    for (let n = 1; ; n++) {
+    for (let n = 1, bytes = 0; ; n++) {
       const record = decoder.next();
       if (record === undefined) break;
       this.#applyOrBreak(record);
@@ -171,7 +172,10 @@ export class Timeline {
         while (this.storage.frozen.length > FROZEN_LAYERS_MAX && !this.#closed) await this.#flushing;
         if (this.#closed) throw new LakebaseError('CLOSED', 'the timeline is shutting down');
       }
-      if (n % RECORDS_PER_LOOK === 0 && performance.now() - this.#lastTurn > SLICE_MS) {
+      bytes += record.length;
+      if (n % RECORDS_PER_LOOK !== 0 && bytes < BYTES_PER_LOOK) continue;
+      bytes = 0;
+      if (performance.now() - this.#lastTurn > SLICE_MS) {
         this.#waiters.advance(this.#lastRecordLsn);
         await nextTurn();
         this.#lastTurn = performance.now();
