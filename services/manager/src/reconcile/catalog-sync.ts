@@ -1,4 +1,5 @@
 /** Carries pending roles and databases out on the running compute, one at a time, and finishes their operations.
+ *  What was carried out is only observed here, and would be found out again, so it does not wait for the catalog's copy.
  *  A change the server refuses is undone: a new row goes away again, a dropped one comes back, and the operation has the reason. */
 import type { ComputeChange } from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
@@ -42,7 +43,7 @@ export class CatalogSync {
 
   /** Finishes the operations of changes that wait for the next start: they are recorded, and no compute runs. */
   async defer(timeline: TimelineId, kind: catalog.CatalogKind, id: string): Promise<void> {
-    await completeTarget(this.#db, catalogTarget(kind, timeline, id), { response: {} });
+    await completeTarget(this.#db.local, catalogTarget(kind, timeline, id), { response: {} });
   }
 
   async #sync(timeline: TimelineId, computeId: string): Promise<void> {
@@ -54,7 +55,7 @@ export class CatalogSync {
         await this.#refused(timeline, item, error);
         continue;
       }
-      await this.#db.transaction(async (tx) => {
+      await this.#db.local.transaction(async (tx) => {
         if (item.deleting) {
           await catalog.deleteCatalogRow(tx, item.kind, timeline, item.id);
           if (item.kind === 'role') await catalog.forgetSecret(tx, timeline, item.name);
@@ -68,7 +69,7 @@ export class CatalogSync {
   async #refused(timeline: TimelineId, item: Item, error: unknown): Promise<void> {
     this.#log.warn({ timeline, kind: item.kind, name: item.name, err: errorMessage(error) }, 'the server refused a change of its catalog');
     const reason = publicError(new ApiError('INVALID_ARGUMENT', 'BAD_REQUEST', errorMessage(error)));
-    await this.#db.transaction(async (tx) => {
+    await this.#db.local.transaction(async (tx) => {
       if (item.deleting) await catalog.setDeleting(tx, item.kind, timeline, item.id, false);
       else if (item.isNew) await catalog.deleteCatalogRow(tx, item.kind, timeline, item.id);
       else await catalog.setApplied(tx, item.kind, timeline, item.id, item.revision);
@@ -88,7 +89,7 @@ export class CatalogSync {
       ...roles.map((r) => catalogTarget('role', timeline, r.role_id)),
       ...databases.map((d) => catalogTarget('database', timeline, d.database_id)),
     ]);
-    for (const row of rows) if (!open.has(row.target)) await completeTarget(this.#db, row.target, { response: {} });
+    for (const row of rows) if (!open.has(row.target)) await completeTarget(this.#db.local, row.target, { response: {} });
   }
 }
 

@@ -229,11 +229,11 @@ export class Endpoints {
   async runEndpointOperation(id: string, work: () => Promise<void>): Promise<void> {
     try {
       await work();
-      await completeOperation(this.#o.db, id, { response: {} });
+      await completeOperation(this.#o.db.local, id, { response: {} });
     } catch (error) {
       if (this.#stop.signal.aborted) return;
       const known = error instanceof LakebaseError ? error : new LakebaseError('INTERNAL', errorMessage(error));
-      await completeOperation(this.#o.db, id, { error: publicError(known) }).catch(() => {});
+      await completeOperation(this.#o.db.local, id, { error: publicError(known) }).catch(() => {});
     }
   }
 
