@@ -220,7 +220,7 @@ export class OpenLayer implements LayerView {
   }
 
   /** Links the entries filed last to their pages. Three passes whose iterations do not wait for each other: the processor has many misses under
-   *  way at once, where one pass, or linking when an entry is filed, would wait for each in turn (measured: 97 ns then, 35 ns so). */
+   *  way at once, where looking up one page at a time waits for each in turn (in profiles 97 ns an entry then, under 70 so). */
   link(): void {
     const first = this.#linked;
     const n = this.entryCount - first;

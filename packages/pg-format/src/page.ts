@@ -95,7 +95,7 @@ export function maxOffset(page: Buffer): number {
   return lower <= PAGE_HEADER_BYTES ? 0 : (lower - PAGE_HEADER_BYTES) >>> 2;
 }
 /** The raw line pointer of item `offnum` (1-based). The caller has checked offnum against {@link maxOffset}. */
-export const itemId = (page: Buffer, offnum: number): number => page.readUInt32LE(PAGE_HEADER_BYTES + (offnum - 1) * 4);
+export const itemId = (page: Buffer, offnum: number): number => getU32(page, PAGE_HEADER_BYTES + (offnum - 1) * 4);
 export function setItemId(page: Buffer, offnum: number, value: number): void {
   const at = PAGE_HEADER_BYTES + (offnum - 1) * 4;
   if (at < PAGE_HEADER_BYTES || at > BLCKSZ - 4) throw corrupt(`no line pointer ${offnum}`);
@@ -158,8 +158,15 @@ function moveUp(page: Buffer, to: number, from: number, length: number): void {
 /** PageAddItemExtended with the item's bytes at `src[srcOffset, srcOffset + size)`.
  *  `offnum` 0 takes the first free slot. Returns the slot, or 0 when Postgres would refuse (redo treats that as corruption). */
 export function pageAddItem(page: Buffer, src: Buffer, srcOffset: number, size: number, offnum: number, flags: number): number {
-  checkPagePointers(page);
   if (srcOffset < 0 || size < 0 || srcOffset + size > src.length) throw corrupt(`item of ${size} bytes is not in its source`);
+  const at = pageReserveItem(page, size, offnum, flags);
+  if (at !== 0) copyBytes(src, srcOffset, page, pdUpper(page), size);
+  return at;
+}
+
+/** {@link pageAddItem} without the bytes: the caller writes them at pd_upper. */
+export function pageReserveItem(page: Buffer, size: number, offnum: number, flags: number): number {
+  checkPagePointers(page);
   const limit = maxOffset(page) + 1;
   let at = offnum;
   let shuffle = false;
@@ -190,7 +197,6 @@ export function pageAddItem(page: Buffer, src: Buffer, srcOffset: number, size: 
     page.copyWithin(linp + 4, linp, PAGE_HEADER_BYTES + (limit - 1) * 4);
   }
   setItemId(page, at, makeItemId(upper, LP_NORMAL, size));
-  copyBytes(src, srcOffset, page, upper, size);
   setPdLower(page, lower);
   setPdUpper(page, upper);
   return at;

@@ -6,6 +6,7 @@ import {
   copyBytes,
   type DecodedRecord,
   getU16,
+  getU32,
   initPage,
   isNewPage,
   itemId,
@@ -13,20 +14,16 @@ import {
   PAI_IS_HEAP,
   PAI_OVERWRITE,
   PD_ALL_VISIBLE,
-  pageAddItem,
+  pageReserveItem,
+  pdUpper,
   putU16,
   putU32,
   setPageLsn,
   setPrunable,
-  scratchBuffer,
 } from '@lakebase/pg-format';
-import { BLCKSZ } from '@lakebase/ids';
 import * as c from './heap-codes.ts';
 import * as t from './heap-page.ts';
 import { VM_ALL_FROZEN, VM_VALID_BITS, vmClear, vmPageOf } from './vm.ts';
-
-/** Where new tuples are put together before they go onto the page; redo is synchronous, one is enough. */
-const tuple = scratchBuffer(BLCKSZ * 2);
 
 export function heapRedo(page: Buffer, record: DecodedRecord, blockId: number, _major: number): void {
   switch (record.info & c.XLOG_HEAP_OPMASK) {
@@ -82,20 +79,23 @@ function setHotUpdated(page: Buffer, at: number, hot: boolean): void {
   putU16(page, at + t.T_INFOMASK2, hot ? mask2 | t.HEAP_HOT_UPDATED : mask2 & ~t.HEAP_HOT_UPDATED);
 }
 
-/** Header of the tuple in the scratch buffer: what WAL stores of it plus what redo knows. */
-function fillHeader(infomask2: number, infomask: number, hoff: number, xmin: number, xmax: number, block: number, offnum: number): void {
-  putU32(tuple, t.T_XMIN, xmin);
-  putU32(tuple, t.T_XMAX, xmax);
-  putU32(tuple, t.T_FIELD3, 0);
-  t.setCtid(tuple, 0, block, offnum);
-  putU16(tuple, t.T_INFOMASK2, infomask2);
-  putU16(tuple, t.T_INFOMASK, infomask & ~t.HEAP_COMBOCID);
-  tuple[t.T_HOFF] = hoff;
+/** Header of the new tuple at `at`: what WAL stores of it at buf[header] plus what redo knows. */
+function writeHeader(page: Buffer, at: number, record: DecodedRecord, header: number, xmax: number, block: number, offnum: number): void {
+  const { buf } = record;
+  putU32(page, at + t.T_XMIN, record.xid);
+  putU32(page, at + t.T_XMAX, xmax);
+  putU32(page, at + t.T_FIELD3, 0);
+  t.setCtid(page, at, block, offnum);
+  putU16(page, at + t.T_INFOMASK2, getU16(buf, header));
+  putU16(page, at + t.T_INFOMASK, getU16(buf, header + 2) & ~t.HEAP_COMBOCID);
+  page[at + t.T_HOFF] = buf[header + 4] as number;
 }
 
-function addTuple(page: Buffer, record: DecodedRecord, bytes: number, offnum: number): void {
-  if (pageAddItem(page, tuple, 0, bytes, offnum, PAI_OVERWRITE | PAI_IS_HEAP) === 0 || offnum === 0)
+/** Room for a tuple of `bytes` as item `offnum`; returns where it begins. Tuples are put together on the page itself. */
+function reserveTuple(page: Buffer, record: DecodedRecord, bytes: number, offnum: number): number {
+  if (pageReserveItem(page, bytes, offnum, PAI_OVERWRITE | PAI_IS_HEAP) === 0 || offnum === 0)
     throw t.corruptRecord(record, `its tuple does not fit at item ${offnum}`);
+  return pdUpper(page);
 }
 
 /** Adds the tuple whose WAL form (header, then bitmap and data) is at buf[at, at + length). Shared with multi-insert. */
@@ -109,10 +109,9 @@ export function addTupleFromWal(
   offnum: number,
 ): void {
   if (length < 0 || t.TUPLE_HEADER_BYTES + length > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `a tuple of ${length} bytes`);
-  const buf = record.buf;
-  copyBytes(buf, data, tuple, t.TUPLE_HEADER_BYTES, length);
-  fillHeader(buf.readUInt16LE(header), buf.readUInt16LE(header + 2), buf[header + 4] as number, record.xid, 0, block, offnum);
-  addTuple(page, record, t.TUPLE_HEADER_BYTES + length, offnum);
+  const at = reserveTuple(page, record, t.TUPLE_HEADER_BYTES + length, offnum);
+  copyBytes(record.buf, data, page, at + t.TUPLE_HEADER_BYTES, length);
+  writeHeader(page, at, record, header, 0, block, offnum);
 }
 
 function redoInsert(page: Buffer, record: DecodedRecord): void {
@@ -157,17 +156,14 @@ function redoUpdate(page: Buffer, record: DecodedRecord, blockId: number, hot: b
     const offnum = record.buf.readUInt16LE(main + 4);
     oldTuple = t.tupleAt(page, record, offnum);
     oldLength = itemLength(itemId(page, offnum));
-    if (samePage) buildNewTuple(page, record, main, oldTuple, oldLength);
+    if (samePage) addNewTuple(page, record, main, oldTuple, oldLength);
     redoUpdateOld(page, record, main, oldTuple, hot);
   } else {
     if ((record.info & c.XLOG_HEAP_INIT_PAGE) !== 0) initPage(page, 0);
     else if (isNewPage(page)) throw t.corruptRecord(record, 'the page it updates was never initialised');
-    buildNewTuple(page, record, main, 0, 0);
+    addNewTuple(page, record, main, 0, 0);
   }
-  if (blockId === 0) {
-    addTuple(page, record, newTupleBytes, record.buf.readUInt16LE(main + 12));
-    if (((record.buf[main + 7] as number) & c.XLH_UPDATE_NEW_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
-  }
+  if (blockId === 0 && ((record.buf[main + 7] as number) & c.XLH_UPDATE_NEW_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
   setPageLsn(page, record.endLsn);
 }
 
@@ -182,11 +178,8 @@ function redoUpdateOld(page: Buffer, record: DecodedRecord, main: number, at: nu
   if (((buf[main + 7] as number) & c.XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED) !== 0) clearPdFlag(page, PD_ALL_VISIBLE);
 }
 
-/** Length of the tuple {@link buildNewTuple} left in the scratch buffer. */
-let newTupleBytes = 0;
-
 /** The new version: WAL leaves out what it shares with the start and the end of the old one when both are on one page. */
-function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTuple: number, oldLength: number): void {
+function addNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTuple: number, oldLength: number): void {
   const buf = record.buf;
   const flags = buf[main + 7] as number;
   const block = t.blockOf(record, 0);
@@ -211,33 +204,24 @@ function buildNewTuple(page: Buffer, record: DecodedRecord, main: number, oldTup
   const stored = end - at;
   const bytes = t.TUPLE_HEADER_BYTES + stored + prefix + suffix;
   if (bytes > t.MAX_HEAP_TUPLE_BYTES) throw t.corruptRecord(record, `its new tuple has ${bytes} bytes`);
-  let to = t.TUPLE_HEADER_BYTES;
+  const bitmap = prefix > 0 ? hoff - t.TUPLE_HEADER_BYTES : 0;
+  const oldData = prefix > 0 ? oldTuple + (page[oldTuple + t.T_HOFF] as number) : 0;
+  if (bitmap < 0 || bitmap > stored || (prefix > 0 && oldData + prefix > oldTuple + oldLength))
+    throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
+  if (suffix > oldLength) throw t.corruptRecord(record, `its suffix of ${suffix} bytes does not fit`);
+  const offnum = getU16(buf, main + 12);
+  if (lengths !== 0 && oldTuple < pdUpper(page)) throw t.corruptRecord(record, 'the tuple it borrows from lies in free space');
+  const tuple = reserveTuple(page, record, bytes, offnum);
+  let to = tuple + t.TUPLE_HEADER_BYTES;
   if (prefix > 0) {
-    const bitmap = hoff - t.TUPLE_HEADER_BYTES;
-    const oldHoff = page[oldTuple + t.T_HOFF] as number;
-    if (bitmap < 0 || bitmap > stored || oldHoff + prefix > oldLength)
-      throw t.corruptRecord(record, `its prefix of ${prefix} bytes does not fit`);
-    copyBytes(buf, at, tuple, to, bitmap);
+    copyBytes(buf, at, page, to, bitmap);
     at += bitmap;
-    copyBytes(page, oldTuple + oldHoff, tuple, to + bitmap, prefix);
+    copyBytes(page, oldData, page, to + bitmap, prefix);
     to += bitmap + prefix;
   }
-  copyBytes(buf, at, tuple, to, end - at);
-  to += end - at;
-  if (suffix > 0) {
-    if (suffix > oldLength) throw t.corruptRecord(record, `its suffix of ${suffix} bytes does not fit`);
-    copyBytes(page, oldTuple + oldLength - suffix, tuple, to, suffix);
-  }
-  fillHeader(
-    buf.readUInt16LE(header),
-    buf.readUInt16LE(header + 2),
-    hoff,
-    record.xid,
-    buf.readUInt32LE(main + 8),
-    block.block,
-    buf.readUInt16LE(main + 12),
-  );
-  newTupleBytes = bytes;
+  copyBytes(buf, at, page, to, end - at);
+  if (suffix > 0) copyBytes(page, oldTuple + oldLength - suffix, page, to + end - at, suffix);
+  writeHeader(page, tuple, record, header, getU32(buf, main + 8), block.block, offnum);
 }
 
 /** Map pages an update names: the one of the new heap block also stands for the old block when both lie on it. */
