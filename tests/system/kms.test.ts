@@ -1,6 +1,8 @@
 /** Issue 4, sections 2, 3 and 5, with a KMS at the far end of the real SDK: binding, revocation and return, an outage within and beyond the
  *  grace, and a project that moves from the installation root key to a KMS and back under load. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { FakeAwsKms, type FakeFaults } from '@lakebase/kms/testing';
 import { Cluster, eventually } from '@lakebase/testkit';
@@ -18,6 +20,7 @@ describe('a key in a KMS', () => {
   let cluster: Cluster;
   let account: PublicApi;
   let project: KeyedProject;
+  let configuration: ReturnType<typeof newKey>;
   let ledger: Ledger;
   let defaults: Ledger;
 
@@ -46,6 +49,18 @@ describe('a key in a KMS', () => {
     return ms;
   };
   const ended = (client: pg.Client): Promise<Error & { code?: string }> => new Promise((resolve) => client.once('error', resolve));
+  async function metric(name: string): Promise<number> {
+    const config = readFileSync(join(cluster.home, 'config', 'keymanager.json'), 'utf8');
+    const { httpPort } = JSON.parse(config) as { httpPort: number };
+    const text = await (await fetch(`http://127.0.0.1:${httpPort}/metrics`)).text();
+    return Number(
+      text
+        .split('\n')
+        .find((line) => line.startsWith(`${name} `))
+        ?.split(' ')
+        .at(-1),
+    );
+  }
   const probe = (): Promise<Record<string, unknown>> => account.call('POST', `${project.encryptionPath}/check`);
 
   it('is bound only when it works at that moment; the refusal names the missing permission', async () => {
@@ -63,6 +78,7 @@ describe('a key in a KMS', () => {
     assert.match(String(standard.body['message']), /ENTERPRISE tier/);
     await account.call('DELETE', `${KEYS}/${String(id)}`);
 
+    configuration = body;
     project = await KeyedProject.under(cluster, 'secrets', body);
     const status = await project.encryption();
     assert.deepEqual([status['provider'], status['state'], status['serving']], ['AWS_KMS', 'ACTIVE', true]);
@@ -105,6 +121,8 @@ describe('a key in a KMS', () => {
       fake.setFaults({ kind });
       const { state, serving } = await probe();
       assert.deepEqual([kind, state, serving], [kind, 'UNREACHABLE', true]);
+      // What the alert looks at, from the first failure on.
+      assert.equal(await metric('lakebase_key_projects{state="UNREACHABLE"}'), 1, kind);
       if (kind !== 'hang') {
         fake.setFaults(null);
         assert.equal((await probe())['state'], 'ACTIVE');
@@ -126,6 +144,9 @@ describe('a key in a KMS', () => {
     fake.setFaults(null);
     assert.equal((await probe())['state'], 'ACTIVE');
     assert.equal((await account.call('PATCH', project.encryptionPath, { grace_seconds: 2 }))['grace_seconds'], 2);
+    // Another project under the same key, with the grace it was born with.
+    const patient = await KeyedProject.under(cluster, 'patient', configuration);
+    const calm = await patient.connect();
     const session = await project.connect();
     const told = ended(session);
     fake.setFaults({ kind: 'error500' });
@@ -134,12 +155,40 @@ describe('a key in a KMS', () => {
     await assert.rejects(project.connect(), (e: Error & { code?: string }) => e.code === '57P03' && /grace/.test(e.message));
     const { state, serving } = (await project.encryption()) as { state: string; serving: boolean };
     assert.deepEqual([state, serving], ['UNREACHABLE', false]);
+    await calm.query('SELECT 1');
+    assert.deepEqual([(await patient.encryption())['serving'], (await patient.encryption())['grace_seconds']], [true, 600]);
+    await calm.end();
     fake.setFaults(null);
     const ms = await timed('from the return of the KMS to the next commits', () => ledger.progress(10));
     assert.ok(ms < BOUND_MS, `${ms} ms`);
     await account.call('PATCH', project.encryptionPath, { grace_seconds: 600 });
     await ledger.stop();
     await ledger.verify();
+  });
+
+  it('the history tells it in order, to whoever may see the project', async () => {
+    const { status } = await project.api.call('GET', `postgres/projects/${project.name}`);
+    const history = (status as { encryption: { history: { time: string; state: string; serving: boolean; reason: string }[] } }).encryption
+      .history;
+    const told = history.map((h) => `${h.state}${h.serving ? '' : ', not serving'}`);
+    assert.equal(told[0], 'ACTIVE');
+    assert.equal(told.at(-1), 'ACTIVE');
+    for (const [before, after] of [
+      ['ACTIVE', 'REVOKED, not serving'],
+      ['REVOKED, not serving', 'ACTIVE'],
+      ['ACTIVE', 'UNREACHABLE'],
+      ['UNREACHABLE', 'UNREACHABLE, not serving'],
+      ['UNREACHABLE, not serving', 'ACTIVE'],
+    ] as const)
+      assert.ok(
+        told.some((state, i) => state === before && told[i + 1] === after),
+        `${before}, then ${after}: ${told.join('; ')}`,
+      );
+    assert.deepEqual(
+      history.map((h) => h.time),
+      history.map((h) => h.time).sort((a, b) => (a < b ? -1 : 1)),
+    );
+    for (const h of history) if (h.state !== 'ACTIVE') assert.match(h.reason, /\w/, JSON.stringify(h));
   });
 
   it('a project of the root key moves to a KMS and back, online, without an error for any client', async () => {
