@@ -176,12 +176,21 @@ describe('replication', () => {
       onQuery: async (session, sql) => {
         if (sql.includes('1/0')) throw new LakebaseError('CONFLICT', 'requested WAL is gone');
         session.copyBoth();
-        session.terminate();
+        if (sql.includes('0/10')) session.socket.end();
+        else if (sql.includes('0/18')) session.socket.destroy();
+        else session.terminate();
       },
     });
-    const c = await connect(p, { replication: 'physical' });
-    await assert.rejects(c.startReplication({ startLsn: lsn(0x1_0000_0000) }, { onXLogData: () => {} }), /requested WAL is gone/);
-    const stream = await c.startReplication({ startLsn: lsn(8) }, { onXLogData: () => {} });
-    await assert.rejects(stream.ended);
+    for (const reuseMemory of [false, true]) {
+      const refused = await connect(p, { replication: 'physical', reuseMemory });
+      await assert.rejects(refused.startReplication({ startLsn: lsn(0x1_0000_0000) }, { onXLogData: () => {} }), /requested WAL is gone/);
+      // By a message, by the end of its stream, by a server that is gone.
+      for (const startLsn of [8, 16, 24]) {
+        const c = await connect(p, { replication: 'physical', reuseMemory });
+        const started = c.startReplication({ startLsn: lsn(startLsn) }, { onXLogData: () => {} });
+        await assert.rejects(started.then((stream) => stream.ended));
+        assert.ok((await c.closed) instanceof Error);
+      }
+    }
   });
 });
