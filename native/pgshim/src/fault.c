@@ -223,7 +223,7 @@ static bool become_written(struct map_entry *entry, uint32_t block)
     return true;
 }
 
-/* Fetches what is absent, and makes all of it written: from then on nobody drops it. */
+/* Fetches what is absent, and makes all of it written: nobody drops it while the write that marked it young is under way. */
 static int fault_for_write(struct map_entry *entry, int fd, uint32_t first, uint32_t end)
 {
     int error = fault_held(entry, fd, (struct block_range){first, end});
