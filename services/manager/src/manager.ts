@@ -113,6 +113,14 @@ export async function startManager({ config, log, teardown, fail }: ManagerOptio
     registers: [metrics],
     collect: (): void => active.set(endpoints.activeCount),
   });
+  if (copy !== undefined) {
+    const copied: Gauge = new Gauge({
+      name: 'lakebase_catalog_copied',
+      help: '1 while every change of the catalog is in the object store before it is answered; 0: changes are refused',
+      registers: [metrics],
+      collect: (): void => copied.set(copy.state === 'OK' ? 1 : 0),
+    });
+  }
   const app = await createManagerServer({
     log,
     secret,

@@ -306,7 +306,11 @@ it('of two Managers the older one changes nothing any more', async () => {
   await addUser(one.db, 'one');
   await using two = await CopiedDatabase.start(await bed.newDatabase(), store);
   await addUser(two.db, 'two');
-  await assert.rejects(addUser(one.db, 'three'), { code: 'FENCED', message: /another Manager/ });
+  await two.db.confirmNewest();
+  // Also what changes nothing: an old generation must not be called valid.
+  await assert.rejects(one.db.confirmNewest(), { code: 'UNAVAILABLE', message: /another Manager/ });
+  await assert.rejects(addUser(one.db, 'three'), { code: 'UNAVAILABLE', message: /another Manager/ });
+  assert.equal(one.copy.state, 'FENCED');
   assert.deepEqual(await users(one.db), ['one']);
   assert.deepEqual(await users(two.db), ['one', 'two']);
 });

@@ -41,6 +41,7 @@ interface Waiting {
 const PUT_MS = 10_000;
 const START_MS = 15_000;
 const STARTS_MAX = 3;
+const CONFIRMS_MAX = 20;
 const GATHER_MS = 250;
 const SNAPSHOT_EVERY = 100;
 const SNAPSHOT_BYTES = 4 * 1024 * 1024;
@@ -157,6 +158,22 @@ export class CatalogCopy implements CommitGate {
       this.#committing.delete(promise);
       resolve();
     }
+  }
+
+  /** Nobody else had written to the chain at some moment after this was called. For answers that change nothing and others act upon. */
+  async confirm(): Promise<void> {
+    for (let attempt = 0; attempt < CONFIRMS_MAX; attempt++) {
+      if (this.#state !== 'OK') throw this.#refusal();
+      const number = this.#position.number + 1;
+      const there = await this.#o.chain.hashAt(number, { signal: this.#deadline() });
+      if (there === undefined) return;
+      if (this.#position.number < number && !this.#sent.has(there)) {
+        this.#away(this.#fenced({ number }));
+        throw this.#refusal();
+      }
+      await this.#working; // it is ours, on its way
+    }
+    throw new LakebaseError('UNAVAILABLE', 'the catalog changes all the time: ask again');
   }
 
   changed(): void {
@@ -294,7 +311,8 @@ export class CatalogCopy implements CommitGate {
 
   #refusal(): LakebaseError {
     if (this.#stop.signal.aborted) return new LakebaseError('CLOSED', 'the Manager is stopping');
-    if (this.#state === 'FENCED') return new LakebaseError('FENCED', this.#why);
+    // Not FENCED: to a pageserver that would mean its project.
+    if (this.#state === 'FENCED') return new LakebaseError('UNAVAILABLE', this.#why);
     return new LakebaseError(
       'UNAVAILABLE',
       `nothing was changed: the object store does not take the copy of the catalog, without which the loss of one disk would undo the change; databases run on; try again once it answers (${this.#why})`,
@@ -305,7 +323,7 @@ export class CatalogCopy implements CommitGate {
     for (const { refuse } of this.#waiting.splice(0)) refuse(error);
   }
 
-  #fenced(link: SealedLink): LakebaseError {
+  #fenced(link: Pick<SealedLink, 'number'>): LakebaseError {
     return new LakebaseError(
       'FENCED',
       `another Manager has written link ${link.number} of the catalog in ${this.#o.chain.location}: this one changes nothing any more; stop one of the two, and start the other anew`,

@@ -27,6 +27,8 @@ export interface CommitGate {
   commit(changes: readonly Change[], commit: () => Promise<void>): Promise<void>;
   /** Something was committed that did not wait. */
   changed(): void;
+  /** Resolves when this database was the newest there is at some moment after the call. */
+  confirm(): Promise<void>;
 }
 export interface DatabaseOptions {
   readonly connectionsMax?: number;
@@ -79,6 +81,11 @@ export class Database implements Queryable {
   setGate(gate: CommitGate): void {
     if (!this.#copied) throw new LakebaseError('INTERNAL', 'changes of this database are not noted');
     this.#gate = gate;
+  }
+
+  /** For answers that others act upon although nothing is changed: rejects when another Manager may have taken over. */
+  async confirmNewest(): Promise<void> {
+    await this.#gate?.confirm();
   }
 
   async query<T extends object = Row>(sql: string, values: readonly unknown[] = []): Promise<T[]> {

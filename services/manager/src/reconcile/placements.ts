@@ -74,6 +74,8 @@ export class Placements {
 
   async validate(pageserver: string, body: ValidateRequest): Promise<ValidateAnswer> {
     const rows = await this.#c.db.transaction((tx) => store.validate(tx, body.projects));
+    // A Manager that was replaced elsewhere and does not know it must not call an old generation valid.
+    await this.#c.db.confirmNewest();
     const generations = new Map(body.projects.map((p) => [p.project, p.generation]));
     const isValid = (r: store.PlacementRow): boolean => r.owner === pageserver && r.generation === generations.get(r.project_uid);
     return { valid: rows.filter(isValid).map((r) => r.project_uid), ...standings(pageserver, body.projects, rows, isValid) };
