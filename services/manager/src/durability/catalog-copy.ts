@@ -93,9 +93,9 @@ export class CatalogCopy implements CommitGate {
     try {
       await this.#catchUp(false);
     } catch (error) {
-      const passes = ['UNAVAILABLE', 'TIMEOUT', 'RESOURCE_EXHAUSTED'].some((code) => error instanceof LakebaseError && error.code === code);
+      const wrong = ['CONFIG', 'CORRUPT', 'CONFLICT', 'UNSUPPORTED'].some((code) => error instanceof LakebaseError && error.code === code);
       const { schema } = await readLocal(this.#o.db);
-      if (!passes || schema === 0) throw error;
+      if (wrong || schema === 0) throw error;
       this.#why = errorMessage(error);
       this.#o.log.error(
         { err: this.#why },
@@ -226,6 +226,8 @@ export class CatalogCopy implements CommitGate {
       throw error;
     }
     for (const { grant } of batch) grant();
+    // The position says what this database contains: also to a backup that is taken at this very moment.
+    await Promise.all(this.#committing);
     if (committed.length > 0 || batch.length > 0) await this.#note(committed.map((c) => c.id));
     if (this.#linksSince >= (this.#o.snapshotEvery ?? SNAPSHOT_EVERY) || this.#bytesSince >= SNAPSHOT_BYTES) this.#snapshotDue = true;
   }
