@@ -217,17 +217,6 @@ describe('the Manager loses its catalog', () => {
       assert.equal((await call('GET', 'projects')).status, 200);
       await login(cluster.url);
       await ledger.verify();
-      // The Manager starts without it, too.
-      cluster.kill('manager');
-      await eventually(
-        'a Manager without the store',
-        async () => ((await healthy())['catalogCopy'] === 'STORE_AWAY' ? true : undefined),
-        START_MS,
-      );
-      await eventually('log-in', async () => {
-        await login(cluster.url);
-        return true;
-      });
     } finally {
       rmSync(objects);
       renameSync(`${objects}.away`, objects);
