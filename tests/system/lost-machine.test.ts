@@ -207,6 +207,18 @@ describe('nothing is left of the machine but the object store, the root key and 
 
   const client = (): Promise<Awaited<ReturnType<Cluster['connect']>>> =>
     cluster.connect({ connectionString: url.replace(/sslmode=\w+/, 'sslmode=disable'), connectionTimeoutMillis: 60_000 });
+  /** What is committed up to there outlives the machine. */
+  const offloaded = async (to: Lsn): Promise<void> => {
+    const inside = new ClusterInternals(cluster);
+    const { project, timeline } = inside.branch();
+    await eventually('it is in the object store', async () => {
+      for (const m of MEMBERS) {
+        const { offloadedLsn = '0/0', tailLsn = '0/0' } = await inside.safekeeper(m).status(project, timeline);
+        if (Math.max(parseLsn(offloadedLsn), parseLsn(tailLsn)) >= to) return true;
+      }
+      return undefined;
+    });
+  };
   const kept = (): string => join(cluster.home, '..', `${cluster.home.split('/').at(-1) as string}-kept`);
   const remove = (...keep: readonly string[]): void => {
     for (const name of readdirSync(cluster.home))
@@ -220,15 +232,7 @@ describe('nothing is left of the machine but the object store, the root key and 
     await c.query(`INSERT INTO t VALUES (0, 'marker')`);
     const { rows } = await c.query<{ lsn: string }>('SELECT pg_current_wal_flush_lsn()::text AS lsn');
     marker = parseLsn(rows[0]?.lsn as string);
-    const inside = new ClusterInternals(cluster);
-    const { project, timeline } = inside.branch();
-    await eventually('the marker is in the object store', async () => {
-      for (const m of MEMBERS) {
-        const { offloadedLsn = '0/0', tailLsn = '0/0' } = await inside.safekeeper(m).status(project, timeline);
-        if (Math.max(parseLsn(offloadedLsn), parseLsn(tailLsn)) >= marker) return true;
-      }
-      return undefined;
-    });
+    await offloaded(marker);
     // The compute goes on writing while everything ends.
     const writing = (async () => {
       for (let n = 1_000_001; ; n++) await c.query('INSERT INTO t VALUES ($1, $2)', [n, 'late']);
@@ -286,6 +290,11 @@ describe('nothing is left of the machine but the object store, the root key and 
   });
 
   it("a start without the secret, without the root key, or with another installation's is refused", async () => {
+    const last = await client();
+    const { rows: end } = await last.query<{ lsn: string }>('SELECT pg_current_wal_flush_lsn()::text AS lsn');
+    await last.end();
+    // With the settings of a new installation: those of before are gone with the machine.
+    await offloaded(parseLsn(end[0]?.lsn as string));
     await cluster.stop();
     const refused = async (what: RegExp): Promise<void> => {
       const before = readdirSync(join(cluster.home, 'objects')).length;
