@@ -36,7 +36,7 @@ export async function forgetGarbage(then: () => void = () => {}): Promise<void> 
     // Finalizers run in a turn of their own.
     await delay(10, undefined, { ref: false });
     then();
+    // The key manager's last answers may be in there. A failure leaves a buffer that the next traffic reads over.
+    await overwriteReadBuffer().catch(() => {});
   }
-  // Sockets have closed by now; a failure here leaves a buffer that the next traffic reads over.
-  await overwriteReadBuffer().catch(() => {});
 }
