@@ -359,6 +359,15 @@ describe('recovery', () => {
     const bystander = await inside.admin(undefined, 'bystander');
     await bystander.query('CREATE TABLE ticks (n int)');
     const { project, timeline } = inside.branch();
+    const stored = async (at: number): Promise<void> => {
+      await eventually(
+        'storage has the commit',
+        async () => (parseLsn((await inside.pageserver.status(project, timeline)).lastRecordLsn) + PAGE >= at ? true : undefined),
+        60_000,
+      );
+    };
+    // The relations of the new database are among those of before.
+    await stored(await insertLsn(bystander));
     const relationsBefore = await relationCount();
     const bulk = await inside.admin();
     const { rows: pids } = await bulk.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
@@ -378,11 +387,7 @@ describe('recovery', () => {
       // Storage keeps up: what was just committed can be read there.
       const at = await insertLsn(bystander);
       const asked = performance.now();
-      await eventually(
-        'storage has the commit',
-        async () => (parseLsn((await inside.pageserver.status(project, timeline)).lastRecordLsn) + PAGE >= at ? true : undefined),
-        60_000,
-      );
+      await stored(at);
       lag = Math.max(lag, performance.now() - asked);
     }
     await work;
