@@ -80,7 +80,7 @@ describe("a compute's cache", () => {
       await client.query('INSERT INTO big SELECT g, 0, repeat(md5(g::text), 24) FROM generate_series($1::int, $1::int + 9999) g', [
         i * 10_000,
       ]);
-    // Else the first scan sets hint bits, which makes every page a changed one, and those wait for a round (docs/protocols/shim-agent.md, Rounds).
+    // Else the first scan sets hint bits, which makes every page a changed one, and those stay (docs/protocols/shim-agent.md, Limits).
     await client.query('VACUUM (FREEZE) big');
     await client.end();
     await resume();

@@ -27,10 +27,8 @@ void fault_after_fork(void)
     fault_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
-/* Rule 1: writes fetched pages into blocks that are still absent. Blocks may have been written, settled and dropped since the request: then
- * they are absent again, but what was fetched is too old for them. The epoch of fetches has changed before any of that ended, so a block that we
- * found absent at the epoch of the request was so all the time. */
-static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t count, uint64_t epoch)
+/* Rule 1: writes fetched pages into blocks that are still absent. */
+static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t count)
 {
     uint32_t end = first + count;
     for (uint32_t block = first; block < end;) {
@@ -41,10 +39,6 @@ static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t cou
         uint32_t run_end = block + 1;
         while (run_end < end && map_swap(entry, run_end, BLOCK_ABSENT, BLOCK_BUSY))
             run_end++;
-        if (unlikely(atomic_load(&map->fetch_epoch) != epoch)) {
-            map_finish(entry, block, run_end, BLOCK_ABSENT);
-            return 0; /* whoever needs them asks again */
-        }
         int error = pwrite_all(fd, fetched + (size_t)(block - first) * BLCKSZ, (size_t)(run_end - block) * BLCKSZ, (off_t)block * BLCKSZ);
         if (error == 0)
             map_count(&map->clean_blocks, run_end - block); /* before somebody can take them off again */
@@ -91,12 +85,11 @@ static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, ui
 {
     uint32_t index = (uint32_t)(entry - map_entries);
     pthread_mutex_lock(&fault_lock);
-    uint64_t epoch = atomic_load(&map->fetch_epoch);
     int error = agent_fetch(index, block, count, fetched);
     if (error == 0) {
         map_count(&map->fault_requests, 1);
         map_count(&map->blocks_fetched, count);
-        error = install(entry, fd, block, count, epoch);
+        error = install(entry, fd, block, count);
     }
     pthread_mutex_unlock(&fault_lock);
     cache_settle();
@@ -170,7 +163,6 @@ static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size
     sigset_t saved;
     signals_hold(&saved);
     pthread_mutex_lock(&fault_lock);
-    uint64_t epoch = atomic_load(&map->fetch_epoch);
     int error = agent_fetch((uint32_t)(entry - map_entries), block, 1, fetched);
     memcpy(to, fetched + from, length);
     pthread_mutex_unlock(&fault_lock);
@@ -180,7 +172,7 @@ static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size
         report_failure(entry, block, 1, error);
         errno = error;
     }
-    return map_state(entry, block) == BLOCK_ABSENT && atomic_load(&map->fetch_epoch) == epoch;
+    return map_state(entry, block) == BLOCK_ABSENT;
 }
 
 ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset)
@@ -223,7 +215,7 @@ static bool become_written(struct map_entry *entry, uint32_t block)
     return true;
 }
 
-/* Fetches what is absent, and makes all of it written: nobody drops it while the write that marked it young is under way. */
+/* Fetches what is absent, and makes all of it written: from then on nobody drops it. */
 static int fault_for_write(struct map_entry *entry, int fd, uint32_t first, uint32_t end)
 {
     int error = fault_held(entry, fd, (struct block_range){first, end});
@@ -271,14 +263,12 @@ static bool is_claimed(const struct write_claim *claim, uint32_t at)
 
 int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length)
 {
-    unsigned parity = claim->parity = map_enter();
     struct block_range range = tracked_blocks(entry, offset, length);
     claim->held = false;
-    map_mark_young(entry, range.first, range.end);
     if (likely(map_all_written(entry, range.first, range.end)))
         return 0;
     int saved_errno = errno;
-    *claim = (struct write_claim){.entry = entry, .offset = offset, .first = range.first, .held = true, .parity = parity};
+    *claim = (struct write_claim){.entry = entry, .offset = offset, .first = range.first, .held = true};
     signals_hold(&claim->saved);
     bool too_long = range.end - range.first > CLAIM_BLOCKS_MAX;
     int error = too_long ? fault_for_write(entry, fd, range.first, range.end) : fault_partial_ends(entry, fd, range, offset, length);
@@ -294,10 +284,8 @@ int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd
 
 ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
 {
-    if (!claim->held) {
-        map_leave(claim->parity);
+    if (!claim->held)
         return result;
-    }
     int error = errno;
     off_t written_end = claim->offset + (result > 0 ? result : 0);
     for (uint32_t at = 0; at < claim->claimed_count; at++) {
@@ -318,7 +306,6 @@ ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
             map_count(&map->blocks_written, 1);
         map_finish(claim->entry, block, block + 1, whole ? BLOCK_WRITTEN : BLOCK_ABSENT);
     }
-    map_leave(claim->parity);
     signals_release(&claim->saved);
     claim->held = false;
     errno = error;
@@ -328,17 +315,14 @@ ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
 /* Rule 3, so that a failed ftruncate loses nothing: absent blocks are busy during the call, and written (or absent again) after it. */
 int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, int fd, off_t length)
 {
-    unsigned parity = map_enter();
     uint32_t nblocks = map_nblocks(entry);
     uint32_t first = length < 0 || length >= (off_t)nblocks * BLCKSZ ? nblocks : (uint32_t)((length + BLCKSZ - 1) / BLCKSZ);
     int saved_errno = errno;
-    *claim = (struct truncate_claim){.entry = entry, .first = first, .end = nblocks, .parity = parity};
+    *claim = (struct truncate_claim){.entry = entry, .first = first, .end = nblocks};
     signals_hold(&claim->saved);
     int error = map_hold(entry);
     claim->held = error == 0;
     claim->cut = length > 0 && length % BLCKSZ != 0 && length / BLCKSZ < (off_t)nblocks;
-    if (claim->cut)
-        map_mark_young(entry, first - 1, first);
     if (error == 0 && claim->cut)
         error = fault_held(entry, fd, (struct block_range){first - 1, first});
     uint32_t block = first;
@@ -374,7 +358,6 @@ void fault_end_truncate(struct truncate_claim *claim, bool worked)
         ;
     if (claim->held)
         map_release(entry);
-    map_leave(claim->parity);
     signals_release(&claim->saved);
     errno = saved_errno;
 }

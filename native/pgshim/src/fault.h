@@ -73,7 +73,6 @@ struct write_claim {
     uint32_t claimed_count;
     uint64_t claimed[CLAIM_BLOCKS_MAX / 64]; /* blocks we made busy, relative to first */
     bool held;
-    unsigned parity; /* of map_enter() */
     sigset_t saved;
 };
 
@@ -89,7 +88,6 @@ struct truncate_claim {
     uint32_t end;
     bool cut; /* block first - 1 loses its tail */
     bool held;
-    unsigned parity;
     sigset_t saved;
 };
 int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, int fd, off_t length);

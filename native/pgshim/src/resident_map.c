@@ -127,7 +127,7 @@ static bool all_set(struct map_entry *entry, uint32_t first, uint32_t end, uint3
 {
     for (; first < end; first = (first / 16 + 1) * 16) {
         uint32_t mask = word_mask(first, end) & bits;
-        if ((atomic_load(map_word(entry, first)) & mask) != mask)
+        if ((atomic_load_explicit(map_word(entry, first), memory_order_acquire) & mask) != mask)
             return false;
     }
     return true;
@@ -143,30 +143,12 @@ bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end)
     return all_set(entry, first, end, UINT32_MAX);
 }
 
-/* The bits of blocks [first, end) that lie in first's cell. */
-static uint32_t cell_mask(uint32_t first, uint32_t end, uint32_t *count)
-{
-    uint32_t low = first % CELL_BLOCKS;
-    *count = end - first < CELL_BLOCKS - low ? end - first : CELL_BLOCKS - low;
-    return (*count == CELL_BLOCKS ? UINT32_MAX : (1u << *count) - 1) << low;
-}
-
-void map_mark_young(struct map_entry *entry, uint32_t first, uint32_t end)
-{
-    for (uint32_t count; first < end; first += count) {
-        uint32_t mask = cell_mask(first, end, &count);
-        _Atomic uint32_t *young = &map_cell(entry, first)->young;
-        /* Marks are cleared before the round changes, so a write of the new round sees none of before; one of the old round is waited for. */
-        if ((atomic_load(young) & mask) != mask)
-            atomic_fetch_or(young, mask);
-    }
-}
-
 void map_touch(struct map_entry *entry, uint32_t first, uint32_t end)
 {
     while (first < end) {
-        uint32_t count;
-        uint32_t mask = cell_mask(first, end, &count);
+        uint32_t low = first % CELL_BLOCKS;
+        uint32_t count = end - first < CELL_BLOCKS - low ? end - first : CELL_BLOCKS - low;
+        uint32_t mask = (count == CELL_BLOCKS ? UINT32_MAX : (1u << count) - 1) << low;
         _Atomic uint32_t *accessed = &map_cell(entry, first)->accessed;
         /* Looked at first: a word that many processes share is seldom written. */
         if ((atomic_load_explicit(accessed, memory_order_relaxed) & mask) != mask)

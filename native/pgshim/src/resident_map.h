@@ -4,9 +4,7 @@
  * Invariants
  * - A block leaves ABSENT only by compare-and-swap, and only the process that made it BUSY may take it out of BUSY.
  * - RESIDENT goes back to ABSENT only through BUSY, by whoever holds ENTRY_EVICTING, who changes the generation of the entry before a byte goes.
- *   A reader that finds the same generation before it looked at the states and after its read has read what was there.
- * - WRITTEN goes back to RESIDENT only through BUSY, by the sweep of a round (settle.h), and only while no write is under way that could have
- *   seen it WRITTEN: writes mark their blocks young before they look at the states, inside map_enter() and map_leave().
+ *   A reader that finds the same generation before it looked at the states and after its read has read what was there. WRITTEN is final.
  * - Whoever stores RESIDENT or WRITTEN has finished pwrite before (release); whoever reads the state does so before its own read
  *   (acquire). The kernel's page cache does the rest.
  * - Who holds a busy block waits only for blocks of higher number in the same segment, so waits cannot form a circle. */
@@ -17,8 +15,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "util.h"
 
 #define MAP_MAGIC 0x4C42524Du
 #define MAP_VERSION 2u
@@ -32,12 +28,12 @@ enum block_state { BLOCK_ABSENT = 0, BLOCK_BUSY = 1, BLOCK_RESIDENT = 2, BLOCK_W
 #define ENTRY_HELD 16u    /* a truncation or renaming is under way: nothing is dropped */
 #define ENTRY_GENERATION 256u /* one in the counter of droppings, which is the rest of the word */
 
-/* 32 blocks: two bits of state each, one bit that somebody read or wrote it since the clock came by, one that it was written in this round. */
+/* 32 blocks: two bits of state each, one bit that somebody read or wrote it since the clock came by. */
 #define CELL_BLOCKS 32u
 struct map_cell {
     _Atomic uint32_t states[2];
     _Atomic uint32_t accessed;
-    _Atomic uint32_t young;
+    uint32_t reserved;
 };
 _Static_assert(sizeof(struct map_cell) == 16, "cell layout");
 
@@ -67,12 +63,7 @@ struct map_header {
     _Atomic uint64_t rooms_denied;  /* and those for which nothing could be dropped */
     _Atomic uint64_t scratch_bytes; /* by the cache worker: what lies below the data directory */
     _Atomic uint64_t blocks_prefetched;
-    /* Rounds (settle.h): which changed blocks storage has. */
-    _Atomic uint64_t round;         /* its parity says which counter a write goes by */
-    _Atomic uint64_t writers[2];    /* writes under way, by the parity of the round they began in */
-    _Atomic uint64_t fetch_epoch;   /* changes after the agent began to fetch at a later LSN, before the first block of a round is swept */
-    _Atomic uint64_t blocks_settled;
-    uint64_t reserved[6];
+    uint64_t reserved[11];
 };
 _Static_assert(sizeof(struct map_header) == 256, "header layout");
 
@@ -141,36 +132,15 @@ static inline uint32_t map_generation(struct map_entry *entry)
     return atomic_load(&entry->flags) / ENTRY_GENERATION;
 }
 
-/* Sequentially consistent: a write looks at it after it marked the block young. */
 static inline enum block_state map_state(struct map_entry *entry, uint32_t block)
 {
-    return (enum block_state)((atomic_load(map_word(entry, block)) >> (block % 16 * 2)) & 3);
-}
-
-/* A write is under way until map_leave() of what this returns. A round that began meanwhile waits for it. */
-static inline unsigned map_enter(void)
-{
-    for (;;) {
-        uint64_t round = atomic_load(&map->round);
-        atomic_fetch_add(&map->writers[round % 2], 1);
-        if (likely(atomic_load(&map->round) == round))
-            return (unsigned)(round % 2);
-        atomic_fetch_sub(&map->writers[round % 2], 1);
-    }
-}
-
-static inline void map_leave(unsigned parity)
-{
-    atomic_fetch_sub(&map->writers[parity], 1);
+    return (enum block_state)((atomic_load_explicit(map_word(entry, block), memory_order_acquire) >> (block % 16 * 2)) & 3);
 }
 
 /* True when every block of [first, end) is resident or written: the check every read pays. */
 bool map_all_resident(struct map_entry *entry, uint32_t first, uint32_t end);
 /* True when every block of [first, end) is written: the check every write pays. */
 bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end);
-
-/* Before a write looks at the states of blocks [first, end): this round's sweep leaves them alone. */
-void map_mark_young(struct map_entry *entry, uint32_t first, uint32_t end);
 
 /* Remembers that blocks [first, end) were used. */
 void map_touch(struct map_entry *entry, uint32_t first, uint32_t end);

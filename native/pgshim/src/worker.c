@@ -1,13 +1,7 @@
 /* The cache worker of a compute: keeps clean blocks below their bound, so that backends seldom have to, and fetches blocks the agent names.
  * It is a process with the map, the key and the agent's socket like every backend; the agent starts it with LAKEBASE_SHIM_WORKER=1.
  *
- * Commands, a line each, on standard input, answered by a line each on standard output:
- *   fetch ENTRY FIRST COUNT    →  `ok`, `full` (the bound is reached) or `error ERRNO`
- *   begin                      →  `ok ROUND`, or `busy` while a write of the round before last is under way
- *   quiet ROUND                →  `ok`, or `busy` while a write that began before the round is under way
- *   open ROUND                 →  `ok`: the agent fetches at the LSN of the sweeps that follow
- *   sweep ROUND LSN OPEN XID   →  `more N` or `done N`: N blocks became clean; LSN in decimal, OPEN 1: transactions from XID on may be open
- * The last three answer `error 116` when that is not the round.
+ * Commands, a line each, on standard input:  fetch ENTRY FIRST COUNT  →  a line on standard output: `ok`, `full` (the bound is reached) or `error ERRNO`.
  * LAKEBASE_SHIM_CACHE_BYTES bounds everything below the data directory; what cannot be dropped counts first. Whatever it says, the file system keeps
  * a part of its space free (FREE_SHARE), as far as dropping clean blocks can do that.
  *
@@ -34,7 +28,6 @@
 #include "fd_table.h"
 #include "libc.h"
 #include "segment_path.h"
-#include "settle.h"
 
 #define TICK_MS 100
 #define MEASURE_MS 1000
@@ -45,9 +38,6 @@
 /* The file system keeps a twentieth of itself free, at most FREE_BYTES_MAX. */
 #define FREE_SHARE 20u
 #define FREE_BYTES_MAX ((uint64_t)2 << 30)
-/* Work of one sweep command: the bound is looked at between two. */
-#define SWEEP_SETTLED_MAX 2048u
-#define SWEEP_LOOKED_MAX (1u << 20)
 /* The worker begins this far below the bound. */
 #define MARGIN_BLOCKS(budget) ((budget) / 32 + 16)
 
@@ -150,77 +140,10 @@ static const char *fetch(unsigned index, unsigned first, unsigned count)
     return answer;
 }
 
-static const char *begin(void)
-{
-    static char answer[32];
-    uint64_t round = settle_begin();
-    if (round == 0)
-        return "busy";
-    snprintf(answer, sizeof answer, "ok %llu", (unsigned long long)round);
-    return answer;
-}
-
-/* Where the sweeps of this round are. */
-static struct {
-    uint32_t entry;
-    uint32_t block;
-} sweep_at;
-
-static const char *sweep(const struct settle_rule *rule)
-{
-    static char answer[32];
-    uint32_t settled = 0, looked = 0;
-    while (sweep_at.entry < map->entry_count && settled < SWEEP_SETTLED_MAX && looked < SWEEP_LOOKED_MAX) {
-        struct map_entry *entry = &map_entries[sweep_at.entry];
-        uint32_t nblocks = map_nblocks(entry);
-        int fd = sweep_at.block < nblocks && settle_has_written(entry) && settle_covers(entry) ? open_entry(sweep_at.entry) : -1;
-        if (fd < 0 || fd_table_entry(fd) != entry) {
-            looked += nblocks;
-            sweep_at.entry++;
-            sweep_at.block = 0;
-            continue;
-        }
-        settled += settle_sweep(entry, fd, sweep_at.block, SWEEP_SETTLED_MAX, rule);
-        looked += SWEEP_SETTLED_MAX;
-        sweep_at.block += SWEEP_SETTLED_MAX;
-    }
-    snprintf(answer, sizeof answer, "%s %u", sweep_at.entry < map->entry_count ? "more" : "done", settled);
-    return answer;
-}
-
-static const char *answer_to(const char *line)
-{
-    unsigned index, first, count, open_ones;
-    unsigned long long round, lsn;
-    struct settle_rule rule;
-    if (sscanf(line, "fetch %u %u %u", &index, &first, &count) == 3)
-        return fetch(index, first, count);
-    if (strcmp(line, "begin") == 0)
-        return begin();
-    const char *space = strchr(line, ' ');
-    if (space == NULL || sscanf(space, " %llu", &round) != 1)
-        return "error 22";
-    if (round != atomic_load(&map->round))
-        return "error 116";
-    if (strncmp(line, "quiet ", 6) == 0)
-        return settle_quiet() ? "ok" : "busy";
-    if (!settle_quiet())
-        return "busy";
-    if (strncmp(line, "open ", 5) == 0) {
-        settle_open();
-        sweep_at.entry = sweep_at.block = 0;
-        return "ok";
-    }
-    if (sscanf(line, "sweep %llu %llu %u %u", &round, &lsn, &open_ones, &rule.horizon) != 4)
-        return "error 22";
-    rule.lsn = lsn;
-    rule.open = open_ones != 0;
-    return sweep(&rule);
-}
-
 static void command(const char *line)
 {
-    const char *answer = answer_to(line);
+    unsigned index, first, count;
+    const char *answer = sscanf(line, "fetch %u %u %u", &index, &first, &count) == 3 ? fetch(index, first, count) : "error 22";
     char text[64];
     int length = snprintf(text, sizeof text, "%s\n", answer);
     if (real.write(STDOUT_FILENO, text, (size_t)length) != length)

@@ -68,7 +68,6 @@ struct agent_knobs {
     _Atomic uint32_t hang_up;    /* close this many connections instead of answering */
     _Atomic uint32_t short_by;   /* leave out this many blocks of an answer */
     _Atomic uint32_t slow_parts; /* send answers in small parts */
-    _Atomic uint32_t late_us;    /* answers may be so much older than their arrival */
 };
 
 static struct agent_knobs *knobs;
@@ -76,13 +75,6 @@ static pid_t agent_pid;
 static char base_directory[64];
 static char socket_path[96];
 static const char *layout_mode = "1";
-
-/* What storage has now, as the agent reads it. */
-static uint64_t first_word(uint32_t entry, uint32_t block)
-{
-    return pattern(entry, block, 0);
-}
-static uint64_t (*stored_word)(uint32_t entry, uint32_t block) = first_word;
 
 __attribute__((unused)) static void *shared_memory(size_t size)
 {
@@ -122,10 +114,7 @@ static bool serve_request(int fd, char *answer)
     uint32_t head[6] = {0x4C425253u, error, request[4], request[5], sent, 0};
     memcpy(answer, head, 24);
     for (uint32_t i = 0; i < sent; i++)
-        fill_page(answer + 24 + (size_t)i * BLCKSZ, stored_word(request[1], request[2] + i));
-    uint32_t late = atomic_load(&knobs->late_us);
-    if (late > 0 && rand() % 16 == 0)
-        usleep((useconds_t)rand() % late);
+        fill_page(answer + 24 + (size_t)i * BLCKSZ, pattern(request[1], request[2] + i, 0));
     return send_all(fd, answer, 24 + (size_t)sent * BLCKSZ, atomic_load(&knobs->slow_parts) ? 1000 : SIZE_MAX);
 }
 

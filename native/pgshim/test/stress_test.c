@@ -1,5 +1,5 @@
 /* Several processes, two threads each, go through the same segments together, reading, writing and truncating the same blocks while faults
- * are under way and clean blocks are being dropped, and rounds make clean ones of those storage has got meanwhile.
+ * are under way and clean blocks are being dropped.
  * As in Postgres, a lock per block orders writers of that block (buffer content lock), and truncation excludes users of the tail (table
  * lock) but not the readahead of everybody else into it. Checked: a read never returns anything older than the last finished write, never
  * a torn page outside a write, never a page of before a truncation. */
@@ -9,7 +9,6 @@
 
 #include "cache.h"
 #include "libc.h"
-#include "settle.h"
 
 #define SEGMENTS 100u
 #define BLOCKS 64u
@@ -24,14 +23,11 @@ struct segment_state {
     _Atomic uint64_t expected[BLOCKS]; /* the word every part of the page must hold */
     _Atomic uint64_t pending[BLOCKS];  /* the word being written */
     _Atomic uint64_t sequence[BLOCKS]; /* odd while the block is being written or cut off */
-    _Atomic uint64_t stored[BLOCKS];   /* what storage has */
 };
 
 struct shared {
     pthread_barrier_t start;
     _Atomic uint32_t checked;
-    _Atomic uint32_t over;
-    _Atomic uint32_t rounds;
     struct segment_state segments[SEGMENTS];
 };
 
@@ -243,83 +239,16 @@ static void process(unsigned seed)
         pthread_join(threads[t], NULL);
 }
 
-static uint64_t word_in_storage(uint32_t entry, uint32_t block)
-{
-    return atomic_load(&shared->segments[entry].stored[block]);
-}
-
-static bool any_page(const unsigned char *page, const struct settle_rule *rule)
-{
-    (void)page;
-    (void)rule;
-    sched_yield();
-    return true;
-}
-
-/* What WAL says of a block: it has a write before the file has it (WAL first), also one whose caller has not got on yet. */
-static uint64_t logged_word(struct segment_state *s, uint32_t block)
-{
-    return atomic_load(&s->sequence[block]) % 2 != 0 ? atomic_load(&s->pending[block]) : atomic_load(&s->expected[block]);
-}
-
-/* As agent and cache worker do it: what was written before the round reaches storage between its beginning and its sweep. */
-static void settle_round(int fds[])
-{
-    struct settle_rule rule = {.lsn = UINT64_MAX};
-    CHECK(settle_begin() != 0);
-    while (!settle_quiet())
-        sched_yield();
-    for (uint32_t s = 0; s < SEGMENTS; s++)
-        for (uint32_t b = 0; b < BLOCKS; b++)
-            atomic_store(&shared->segments[s].stored[b], logged_word(&shared->segments[s], b));
-    settle_open();
-    for (uint32_t s = 0; s < SEGMENTS; s++)
-        if (settle_covers(&map_entries[s]) && settle_has_written(&map_entries[s])) {
-            if (settle_sweep(&map_entries[s], fds[s], 0, BLOCKS, &rule) > 0)
-                cache_evict(BLOCKS);
-        }
-    atomic_fetch_add(&shared->rounds, 1);
-}
-
-static void rounds(void)
-{
-    static int fds[SEGMENTS];
-    settle_judge = any_page;
-    for (uint32_t s = 0; s < SEGMENTS; s++) {
-        char path[32];
-        snprintf(path, sizeof path, "base/5/%u", s);
-        fds[s] = open(path, O_RDWR);
-        CHECK(fds[s] >= 0);
-    }
-    while (!atomic_load(&shared->over))
-        settle_round(fds);
-}
-
-/* With STRESS_ROUNDS in the environment only: on a busy machine a read then gets, now and then, the page of before the last write. Whether
- * that is the rounds' fault or this test's is not found; computes run none (`settle`) until it is. */
-static bool with_rounds;
-
 static void one_round(unsigned seed)
 {
     static struct segment segments[SEGMENTS];
     for (uint32_t s = 0; s < SEGMENTS; s++) {
         segments[s] = (struct segment){{1663, 5, s, 0, 0}, BLOCKS};
-        for (uint32_t b = 0; b < BLOCKS; b++) {
+        for (uint32_t b = 0; b < BLOCKS; b++)
             atomic_store(&shared->segments[s].expected[b], pattern(s, b, 0));
-            atomic_store(&shared->segments[s].stored[b], pattern(s, b, 0));
-        }
     }
     start_shim(segments, SEGMENTS);
-    stored_word = word_in_storage;
-    atomic_store(&knobs->late_us, 3000);
     start_agent();
-    atomic_store(&shared->over, 0);
-    pid_t settler = with_rounds ? fork() : -1;
-    if (settler == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        rounds();
-        exit(0);
-    }
     pid_t children[PROCESSES];
     for (unsigned p = 0; p < PROCESSES; p++) {
         children[p] = fork();
@@ -329,11 +258,10 @@ static void one_round(unsigned seed)
             exit(0);
         }
     }
-    int status;
-    for (int p = 0; p < PROCESSES; p++)
-        CHECK(waitpid(children[p], &status, 0) > 0 && status == 0);
-    atomic_store(&shared->over, 1);
-    CHECK(!with_rounds || (waitpid(settler, &status, 0) > 0 && status == 0));
+    for (int p = 0; p < PROCESSES; p++) {
+        int status;
+        CHECK(waitpid(-1, &status, 0) > 0 && status == 0);
+    }
     for (uint32_t s = 0; s < SEGMENTS; s++) {
         char path[32];
         snprintf(path, sizeof path, "base/5/%u", s);
@@ -349,10 +277,7 @@ static void one_round(unsigned seed)
         clean += map_count_clean(&map_entries[s]);
     CHECK(atomic_load(&map->clean_blocks) == clean);
     CHECK(atomic_load(&map->blocks_evicted) > SEGMENTS);
-    CHECK(!with_rounds || atomic_load(&map->blocks_settled) > SEGMENTS);
-    CHECK(atomic_load(&map->writers[0]) == 0 && atomic_load(&map->writers[1]) == 0);
-    printf("stress: seed %u, %u pages checked, %u rounds, %llu settled, %llu requests, %llu waits, %llu dropped\n", seed, atomic_load(&shared->checked),
-           atomic_load(&shared->rounds), (unsigned long long)atomic_load(&map->blocks_settled),
+    printf("stress: seed %u, %u pages checked, %llu requests, %llu waits, %llu dropped\n", seed, atomic_load(&shared->checked),
            (unsigned long long)atomic_load(&map->fault_requests), (unsigned long long)atomic_load(&map->waits),
            (unsigned long long)atomic_load(&map->blocks_evicted));
     fflush(stdout); /* children inherit what is buffered */
@@ -364,7 +289,6 @@ int main(int argc, char **argv)
 {
     unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 3;
     unsigned seed = argc > 2 ? (unsigned)atoi(argv[2]) : 1;
-    with_rounds = getenv("STRESS_ROUNDS") != NULL;
     share_locks();
     slow_down();
     for (unsigned round = 0; round < rounds; round++)

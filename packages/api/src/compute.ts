@@ -89,9 +89,6 @@ export interface ComputeDisk {
   /** Writes that found the disk full and went on after pages were dropped; and those for which there was nothing to drop. */
   readonly roomsMade: number;
   readonly roomsDenied: number;
-  /** Rounds in which changed pages that storage has became clean ones, and how much that was. */
-  readonly rounds: number;
-  readonly settledBytes: number;
 }
 
 /** How far storage is behind the writer, and how much that slows it (docs/flows/backpressure.md). */

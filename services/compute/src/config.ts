@@ -24,8 +24,6 @@ export const computeHostConfig = Type.Object(
     cacheBytes: Type.Union([Type.Integer({ minimum: 64 << 20 }), Type.Null()], { default: null }),
     /** Whether the pages that the last compute of a branch used are fetched in the background after a start. */
     prefetch: Type.Boolean({ default: true }),
-    /** Whether changed pages that storage has got meanwhile are dropped too. Off: its stress test does not hold yet (shim-agent.md, Rounds). */
-    settle: Type.Boolean({ default: false }),
     /** WAL that the pageserver may be behind a writer, who is slowed from a quarter of it on. */
     maxIngestLagBytes: Type.Integer({ minimum: 16 << 20, default: 512 << 20 }),
   },

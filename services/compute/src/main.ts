@@ -52,7 +52,6 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
       sharedBuffers: config.sharedBuffers,
       cacheBytes: bytesFrom('LAKEBASE_CACHE_BYTES') ?? config.cacheBytes,
       prefetch: process.env['LAKEBASE_PREFETCH'] === undefined ? config.prefetch : process.env['LAKEBASE_PREFETCH'] !== '0',
-      settle: process.env['LAKEBASE_SETTLE'] === undefined ? config.settle : process.env['LAKEBASE_SETTLE'] === '1',
       maxIngestLagBytes: bytesFrom('LAKEBASE_MAX_INGEST_LAG_BYTES') ?? config.maxIngestLagBytes,
       trustedAccounts: [own, account?.name ?? own],
       logLevel: config.logLevel,

@@ -17,7 +17,7 @@ const ENTRY_BYTES = 32;
 const COUNTERS_OFFSET = 40;
 const CLEAN_BLOCKS_OFFSET = 104;
 const CLEAN_BUDGET_OFFSET = 112;
-/** 32 blocks: two words of states, one of use marks, one of marks of youth, which only the shim looks at. */
+/** 32 blocks: two words of states, one of use marks, one spare. */
 const CELL_BLOCKS = 32;
 const CELL_BYTES = 16;
 const FLAG_DROPPED = 1;
@@ -69,9 +69,6 @@ export interface ShimCounters {
   /** Below the data directory, as last measured. */
   readonly scratchBytes: number;
   readonly blocksPrefetched: number;
-  /** Rounds begun, and blocks that became clean in them because storage has them. */
-  readonly rounds: number;
-  readonly blocksSettled: number;
 }
 
 const compareSegments = (a: ResidentSegment, b: ResidentSegment): number =>
@@ -357,8 +354,6 @@ function decodeCounters(b: Buffer): ShimCounters {
     roomsDenied: at(13),
     scratchBytes: at(14),
     blocksPrefetched: at(15),
-    rounds: at(16),
-    blocksSettled: at(20),
   };
 }
 

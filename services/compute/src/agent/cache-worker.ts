@@ -20,12 +20,6 @@ export interface CacheWorkerOptions {
   readonly log: Logger;
 }
 
-/** What a sweep did: `settled` blocks became clean, `more` are to be looked at. */
-export interface Swept {
-  readonly settled: number;
-  readonly more: boolean;
-}
-
 /** `full`: there is no room below the bound for more. */
 export type FetchAnswer = 'ok' | 'full';
 
@@ -34,7 +28,6 @@ export class CacheWorker {
   #child: ChildProcess | undefined;
   #waiter: { resolve: (line: string) => void; reject: (error: Error) => void } | undefined;
   #text = '';
-  #last: Promise<void> = Promise.resolve();
   #stopped = false;
   #timer: NodeJS.Timeout | undefined;
 
@@ -106,56 +99,9 @@ export class CacheWorker {
 
   /** Brings blocks of a segment file onto the local disk, unmarked. */
   async fetch(entry: number, block: number, count: number): Promise<FetchAnswer> {
-    const answer = await this.#say(`fetch ${entry} ${block} ${count}\n`);
+    const answer = await this.#command(`fetch ${entry} ${block} ${count}\n`);
     if (answer === 'ok' || answer === 'full') return answer;
     throw new LakebaseError('UNAVAILABLE', `the cache worker could not fetch: ${answer}`);
-  }
-
-  /** Begins a round of settling; undefined while writes of the one before last are under way. */
-  async beginRound(): Promise<number | undefined> {
-    const answer = await this.#say('begin\n');
-    if (answer === 'busy') return undefined;
-    return this.#number(answer, 'ok ');
-  }
-
-  /** Whether all writes that began before the round are over. */
-  async isQuiet(round: number): Promise<boolean> {
-    return (await this.#ok(`quiet ${round}\n`)) === 'ok';
-  }
-
-  /** Before the first sweep, after pages are fetched at its LSN. */
-  async openRound(round: number): Promise<void> {
-    await this.#ok(`open ${round}\n`);
-  }
-
-  /** `openFrom`: transactions from there on may be open, as 32 bits; undefined: none of before the round is. */
-  async sweep(round: number, lsn: number, openFrom: number | undefined): Promise<Swept> {
-    const answer = await this.#say(`sweep ${round} ${lsn} ${openFrom === undefined ? 0 : 1} ${openFrom ?? 0}\n`);
-    const more = answer.startsWith('more ');
-    return { settled: this.#number(answer, more ? 'more ' : 'done '), more };
-  }
-
-  async #ok(line: string): Promise<string> {
-    const answer = await this.#say(line);
-    if (answer !== 'ok' && answer !== 'busy')
-      throw new LakebaseError('UNAVAILABLE', `the cache worker does not know that round: ${answer}`);
-    return answer;
-  }
-
-  #number(answer: string, prefix: string): number {
-    const n = Number(answer.slice(prefix.length));
-    if (!answer.startsWith(prefix) || !Number.isInteger(n)) throw new LakebaseError('UNAVAILABLE', `the cache worker could not: ${answer}`);
-    return n;
-  }
-
-  /** One after another, whoever asks. */
-  #say(line: string): Promise<string> {
-    const said = this.#last.then(() => this.#command(line));
-    this.#last = said.then(
-      () => {},
-      () => {},
-    );
-    return said;
   }
 
   #command(line: string): Promise<string> {

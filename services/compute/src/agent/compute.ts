@@ -392,14 +392,6 @@ export class Compute {
       cacheBytes: this.#setup.cacheBytes,
       prefetchFrom: this.#setup.prefetch ? relay : null,
       keep: (file) => running.replace(file),
-      settleWith: this.#setup.settle
-        ? {
-            row: async (text) =>
-              (await (await must(this.#sql, 'connection to Postgres')).query<Record<string, string>>(text)).rows[0] ?? {},
-            ingested: () => this.#storage.ingestedLsn(),
-            raise: (lsn) => relay.raise(lsn),
-          }
-        : null,
     });
   }
 

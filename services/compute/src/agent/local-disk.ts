@@ -8,7 +8,6 @@ import { CacheWorker, type CacheWorkerOptions } from './cache-worker.ts';
 import { HotPrefetch, batchesOf } from './hot-prefetch.ts';
 import { HOT_SET_FILE, type HotRun, collectHotSet, decodeHotSet, encodeHotSet } from './hot-set.ts';
 import type { PageRelay } from './page-relay.ts';
-import { Settling, type SettlingOptions } from './settling.ts';
 
 /** The hot set is also kept while Postgres runs, for a start after a crash. */
 const KEEP_HOT_MS = 5 * 60_000;
@@ -27,8 +26,6 @@ export interface LocalDiskStart extends Omit<CacheWorkerOptions, 'log'> {
   readonly prefetchFrom: Pick<PageRelay, 'fetch' | 'busy' | 'memory'> | null;
   /** Gets the hot set from time to time. */
   readonly keep: (file: BundleFile) => void;
-  /** What rounds of settling ask; null: changed pages stay. */
-  readonly settleWith: Pick<SettlingOptions, 'row' | 'ingested' | 'raise'> | null;
 }
 
 export class LocalDisk {
@@ -37,7 +34,6 @@ export class LocalDisk {
   readonly #previous: readonly HotRun[];
   #worker: CacheWorker | undefined;
   #prefetch: HotPrefetch | undefined;
-  #settling: Settling | undefined;
   #timer: NodeJS.Timeout | undefined;
   #keptAt = 0;
   #stopped = false;
@@ -52,10 +48,8 @@ export class LocalDisk {
   start(options: LocalDiskStart): void {
     if (this.#stopped) return;
     const { log } = this.#o;
-    const worker = new CacheWorker({ ...options, log });
-    this.#worker = worker;
-    worker.start();
-    if (options.settleWith !== null) this.#settle(worker, options.settleWith);
+    this.#worker = new CacheWorker({ ...options, log });
+    this.#worker.start();
     this.#timer = setInterval(() => this.#keep(options.keep), KEEP_HOT_MS);
     this.#timer.unref();
     const from = options.prefetchFrom;
@@ -93,8 +87,6 @@ export class LocalDisk {
       prefetch: this.#prefetch?.done ?? null,
       roomsMade: c.roomsMade,
       roomsDenied: c.roomsDenied,
-      rounds: c.rounds,
-      settledBytes: c.blocksSettled * BLCKSZ,
     };
   }
 
@@ -113,7 +105,6 @@ export class LocalDisk {
   quiet(): void {
     clearInterval(this.#timer);
     this.#prefetch?.stop();
-    this.#settling?.stop();
     this.#worker?.stop();
   }
 
@@ -123,21 +114,6 @@ export class LocalDisk {
     this.#worker?.kill();
     this.#stopped = true;
     this.file[Symbol.dispose]();
-  }
-
-  #settle(worker: CacheWorker, { row, ingested, raise }: NonNullable<LocalDiskStart['settleWith']>): void {
-    this.#settling = new Settling({
-      counters: () => this.counters(),
-      worker,
-      row,
-      ingested,
-      raise: (lsn) => {
-        raise(lsn);
-        this.#prefetch?.forget();
-      },
-      log: this.#o.log,
-    });
-    this.#settling.start();
   }
 
   #keep(keep: (file: BundleFile) => void): void {

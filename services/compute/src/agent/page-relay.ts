@@ -1,6 +1,5 @@
 /** The agent's side of the shim protocol (docs/protocols/shim-agent.md): Postgres processes ask for blocks of a segment file, we ask the
- *  page service at one LSN. A page this compute never changed is the same at every LSN from the start on, and one that was changed is asked for only
- *  after a round has settled it (docs/protocols/shim-agent.md): the LSN is the start's at first, then the last round's.
+ *  page service at the start LSN. A page this compute never changed is the same at every LSN from the start on, so one LSN serves for good.
  *  Invariants: answers on one connection keep the order of its requests' arrival (the shim has one in flight); an error is an errno for
  *  that read only; nothing is cached here beyond what is read ahead of a scan: the file is the cache. */
 import { type Server, type Socket, createServer } from 'node:net';
@@ -30,7 +29,6 @@ export interface PageRelayOptions {
   readonly socketPath: string;
   readonly entries: readonly RelayEntry[];
   readonly pages: Pick<PageClient, 'getPages' | 'memory'>;
-  /** Of the start. */
   readonly lsn: Lsn;
   readonly log: Logger;
   /** Called for each run of blocks fetched: input of the boot set. */
@@ -45,12 +43,10 @@ export class PageRelay {
   readonly #sockets = new Set<Socket>();
   readonly #ahead: ReadAhead;
   #waiting = 0;
-  #lsn: Lsn;
 
   constructor(options: PageRelayOptions) {
     this.#options = options;
-    this.#lsn = options.lsn;
-    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, this.#lsn), options.pages.memory);
+    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, options.lsn), options.pages.memory);
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
@@ -71,19 +67,12 @@ export class PageRelay {
     });
   }
 
-  /** Every page that is asked for from now on is of `lsn`, which storage has. */
-  raise(lsn: Lsn): void {
-    if (lsn < this.#lsn) throw new LakebaseError('INVALID_ARGUMENT', 'pages are fetched at a later LSN already');
-    this.#lsn = lsn;
-    this.#ahead.forget();
-  }
-
-  /** Blocks of a segment file, at the LSN of now. The caller releases them. */
+  /** Blocks of a segment file, at the start LSN. The caller releases them. */
   async fetch({ entry, block, count }: { readonly entry: number; readonly block: number; readonly count: number }): Promise<Buffer> {
-    const { entries, pages } = this.#options;
+    const { entries, pages, lsn } = this.#options;
     const of = entries[entry];
     if (of === undefined) throw new LakebaseError('INVALID_ARGUMENT', `no entry ${entry} in the resident map`);
-    return pages.getPages(of.source, of.segment * RELSEG_BLOCKS + block, count, this.#lsn);
+    return pages.getPages(of.source, of.segment * RELSEG_BLOCKS + block, count, lsn);
   }
 
   close(): void {

@@ -9,8 +9,6 @@ const GAUGES: readonly (readonly [name: string, help: string, value: (s: Compute
   ['clean_budget_bytes', 'Bound on those pages', (s) => s.disk?.cleanBudgetBytes],
   ['dropped_bytes', 'Pages dropped from the local disk so far', (s) => s.disk?.droppedBytes],
   ['prefetched_bytes', 'Hot pages fetched in the background so far', (s) => s.disk?.prefetchedBytes],
-  ['settled_bytes', 'Changed pages that became droppable because storage has them, so far', (s) => s.disk?.settledBytes],
-  ['settle_rounds', 'Rounds of settling so far', (s) => s.disk?.rounds],
   ['disk_full_relieved', 'Writes that found the disk full and went on after pages were dropped', (s) => s.disk?.roomsMade],
   ['disk_full_failed', 'Writes that found the disk full with nothing to drop', (s) => s.disk?.roomsDenied],
   ['ingest_lag_bytes', 'WAL the pageserver is not known to have ingested', (s) => s.backpressure?.ingestLagBytes],
