@@ -116,9 +116,7 @@ export class OurSystem implements AsyncDisposable {
   }
 
   async #cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await this.cluster.cli(args);
-    if (code !== 0) throw new Error(`lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout.trim();
+    return (await this.cluster.lakebase(...args)).trim();
   }
 
   #timelines(): { project: ProjectUid; timeline: TimelineId }[] {

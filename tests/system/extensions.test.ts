@@ -90,11 +90,7 @@ describe('extensions', () => {
   });
   after(() => cluster[Symbol.asyncDispose]());
 
-  async function cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await cluster.cli(args);
-    assert.equal(code, 0, `lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout;
-  }
+  const cli = (...args: string[]): Promise<string> => cluster.lakebase(...args);
   async function restart(...settings: string[]): Promise<void> {
     if (settings.length > 0) await cli('endpoints', 'update', 'primary', ...settings.flatMap((s) => ['--set', s]));
     await cli('suspend');

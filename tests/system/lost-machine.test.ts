@@ -9,6 +9,7 @@ import type { WalTimelineStatus } from '@lakebase/api';
 import { type Lsn, type ProjectUid, type TimelineId, parseLsn } from '@lakebase/ids';
 import { Cluster, ClusterInternals, eventually, processes } from '@lakebase/testkit';
 import { Ledger } from './ledger.ts';
+import { amcheck, checkBtrees } from './amcheck.ts';
 
 const MEMBERS = ['sk1', 'sk2', 'sk3'] as const;
 const SETTINGS = JSON.stringify({ offloadIdleMs: 500, offloadTailMs: 0, offloadAgeMs: 2_000 });
@@ -64,21 +65,7 @@ async function works(cluster: Cluster): Promise<void> {
   const { rows } = await again.query<{ n: number }>('SELECT count(*)::int AS n FROM after');
   assert.equal(rows[0]?.n, 200);
   await again.end();
-  const admin = await new ClusterInternals(cluster).admin();
-  try {
-    await admin.query('CREATE EXTENSION IF NOT EXISTS amcheck');
-    const { rows: checked } = await admin.query<{ n: string }>(
-      `SELECT count(bt_index_check(c.oid, true)) AS n FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam
-       WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid`,
-    );
-    assert.ok(Number(checked[0]?.n) > 100);
-    const heaps = await admin.query(
-      "SELECT c.oid::regclass, v.* FROM pg_class c, LATERAL verify_heapam(c.oid) v WHERE c.relkind IN ('r', 't', 'm') AND c.relpersistence = 'p'",
-    );
-    assert.deepEqual(heaps.rows, []);
-  } finally {
-    await admin.end();
-  }
+  await amcheck(cluster);
 }
 
 describe('every safekeeper loses its disk', () => {
@@ -278,12 +265,7 @@ describe('nothing is left of the machine but the object store, the root key and 
     await ledger.stop();
     await ledger.verify();
     const admin = await new ClusterInternals(cluster).admin();
-    await admin.query('CREATE EXTENSION IF NOT EXISTS amcheck');
-    const { rows } = await admin.query<{ n: string }>(
-      `SELECT count(bt_index_check(c.oid, true)) AS n FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam
-       WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid`,
-    );
-    assert.ok(Number(rows[0]?.n) > 100);
+    await checkBtrees(admin);
     const heap = await admin.query("SELECT * FROM verify_heapam('t')");
     assert.deepEqual(heap.rows, []);
     await admin.end();

@@ -29,12 +29,8 @@ describe('the Manager loses its catalog', () => {
   });
   after(() => cluster[Symbol.asyncDispose]());
 
-  async function cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await cluster.cli(args);
-    assert.equal(code, 0, `lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout;
-  }
-  const json = async <T>(...args: string[]): Promise<T> => JSON.parse(await cli(...args, '--json')) as T;
+  const cli = (...args: string[]): Promise<string> => cluster.lakebase(...args);
+  const json = <T>(...args: string[]): Promise<T> => cluster.lakebaseJson<T>(...args);
 
   async function call(method: string, path: string, body?: unknown): Promise<{ status: number; body: Json }> {
     const token = readFileSync(join(cluster.home, 'admin-token'), 'utf8').trim();

@@ -17,11 +17,7 @@ describe('majors', () => {
   });
   after(() => cluster[Symbol.asyncDispose]());
 
-  async function cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await cluster.cli(args);
-    assert.equal(code, 0, `lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout.trim();
-  }
+  const cli = (...args: string[]): Promise<string> => cluster.lakebase(...args).then((out) => out.trim());
   async function connect(url: string, database?: string): Promise<pg.Client> {
     const to = new URL(url);
     if (database !== undefined) to.pathname = `/${database}`;

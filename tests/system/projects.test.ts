@@ -14,12 +14,8 @@ describe('projects, roles, databases', () => {
   });
   after(() => cluster[Symbol.asyncDispose]());
 
-  async function cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await cluster.cli(args);
-    assert.equal(code, 0, `lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout;
-  }
-  const json = async <T>(...args: string[]): Promise<T> => JSON.parse(await cli(...args, '--json')) as T;
+  const cli = (...args: string[]): Promise<string> => cluster.lakebase(...args);
+  const json = <T>(...args: string[]): Promise<T> => cluster.lakebaseJson<T>(...args);
 
   async function connect(url: string): Promise<pg.Client> {
     const client = new pg.Client({ connectionString: url.trim() });

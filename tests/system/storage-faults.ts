@@ -5,9 +5,10 @@ import { globSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } f
 import { basename, join } from 'node:path';
 import type { ScrubSummary } from '@lakebase/api';
 import { type FailpointName, errorMessage } from '@lakebase/base';
-import { Cluster, ClusterInternals, type ServiceName, eventually } from '@lakebase/testkit';
+import { Cluster, type ServiceName, eventually } from '@lakebase/testkit';
 import { Inside } from './inside.ts';
 import { Ledger } from './ledger.ts';
+import { amcheck } from './amcheck.ts';
 
 /** Where a pageserver may die on the way of a change from memory into the object store. */
 export const KILL_PLACES = [
@@ -66,7 +67,7 @@ export class StorageFaults implements AsyncDisposable {
       const { code, stderr } = await this.cluster.cli(['suspend']);
       assert.equal(code, 0, `${what}: ${stderr}`);
       await eventually(`${what}: the ledger is whole`, () => this.ledger.verify().then(() => true));
-      await this.#amcheck();
+      await amcheck(this.cluster);
     } finally {
       this.ledger.start(2);
     }
@@ -75,24 +76,6 @@ export class StorageFaults implements AsyncDisposable {
   }
 
   /** Every B-tree of the database against its table, and every heap tuple by tuple. */
-  async #amcheck(): Promise<void> {
-    const admin = await new ClusterInternals(this.cluster).admin();
-    try {
-      await admin.query('CREATE EXTENSION IF NOT EXISTS amcheck');
-      const { rows } = await admin.query<{ n: string }>(
-        `SELECT count(bt_index_check(c.oid, true)) AS n FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam
-         WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid`,
-      );
-      assert.ok(Number(rows[0]?.n) > 100);
-      const heaps = await admin.query(
-        "SELECT c.oid::regclass, v.* FROM pg_class c, LATERAL verify_heapam(c.oid) v WHERE c.relkind IN ('r', 't', 'm') AND c.relpersistence = 'p'",
-      );
-      assert.deepEqual(heaps.rows, []);
-    } finally {
-      await admin.end();
-    }
-  }
-
   /** Every object and file is as it was written; orphans may wait for their time. */
   async scrubbed(what: string): Promise<void> {
     const { stdout, stderr } = await this.cluster.cli(['scrub', '--output', 'json', '--rate', '1000']);

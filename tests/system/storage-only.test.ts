@@ -19,11 +19,7 @@ describe('what WAL does not carry', () => {
   });
   after(() => cluster[Symbol.asyncDispose]());
 
-  async function cli(...args: string[]): Promise<string> {
-    const { code, stdout, stderr } = await cluster.cli(args);
-    assert.equal(code, 0, `lakebase ${args.join(' ')}: ${stderr}`);
-    return stdout;
-  }
+  const cli = (...args: string[]): Promise<string> => cluster.lakebase(...args);
   /** Wakes the endpoint and connects as the superuser. */
   async function admin(): Promise<pg.Client> {
     const woken = await eventually('the endpoint accepts connections', () => cluster.connect());

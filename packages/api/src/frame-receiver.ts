@@ -1,6 +1,5 @@
 /** Receives page service frames for a client, each payload in memory of its own, without copying large ones: the socket reads into {@link space}.
  *  Invariants: no length is believed before it is checked; a failed receiver is poisoned; a payload is never touched again after it was handed out. */
-import { DecodeError } from '@lakebase/bytes';
 import { FRAME_HEADER_BYTES, type Frame, decodeFrameHeader } from './page-service.ts';
 
 /** What lies whole in here is copied out of it; the rest of a larger frame is read into its own place. */
@@ -50,11 +49,7 @@ export class FrameReceiver {
     const scratch = this.#scratch;
     let at = 0;
     while (this.#body === undefined && this.#used - at >= FRAME_HEADER_BYTES) {
-      const { length, type, id } = decodeFrameHeader(scratch, at);
-      if (length < 0 || length + 9 > this.#maxBytes) {
-        this.#failed = new DecodeError(`frame of ${length + 9} bytes, limit ${this.#maxBytes}`, 0);
-        throw this.#failed;
-      }
+      const { length, type, id } = this.#header(at);
       at += FRAME_HEADER_BYTES;
       const payload = this.#allocate(length);
       const here = Math.min(length, this.#used - at);
@@ -65,5 +60,14 @@ export class FrameReceiver {
     }
     scratch.copyWithin(0, at, this.#used);
     this.#used -= at;
+  }
+
+  #header(at: number): ReturnType<typeof decodeFrameHeader> {
+    try {
+      return decodeFrameHeader(this.#scratch, at, this.#maxBytes);
+    } catch (error) {
+      this.#failed = error as Error;
+      throw error;
+    }
   }
 }

@@ -104,13 +104,18 @@ function writeFrameHeader(head: Buffer, type: number, id: number, payloadBytes: 
   head.writeUInt32BE((id % 0x1_0000_0000) >>> 0, 9);
 }
 
-/** `length`: of the payload; negative when the frame is shorter than a header. */
-export function decodeFrameHeader(bytes: Buffer, at: number): { length: number; type: number; id: number } {
-  return {
-    length: bytes.readUInt32BE(at) - 9,
-    type: bytes[at + 4] as number,
-    id: bytes.readUInt32BE(at + 5) * 0x1_0000_0000 + bytes.readUInt32BE(at + 9),
-  };
+interface FrameHeader {
+  /** Of the payload. */
+  readonly length: number;
+  readonly type: number;
+  readonly id: number;
+}
+
+/** DecodeError when the frame is shorter than its header, or longer than `maxBytes` without its length word. */
+export function decodeFrameHeader(bytes: Buffer, at: number, maxBytes: number): FrameHeader {
+  const length = bytes.readUInt32BE(at);
+  if (length < 9 || length > maxBytes) throw new DecodeError(`frame of ${length} bytes, limit ${maxBytes}`, 0);
+  return { length: length - 9, type: bytes[at + 4] as number, id: bytes.readUInt32BE(at + 5) * 0x1_0000_0000 + bytes.readUInt32BE(at + 9) };
 }
 
 /** Room before the pages of a {@link MSG.PAGES} frame. */
@@ -223,15 +228,17 @@ export class FrameParser {
     for (;;) {
       this.#need = FRAME_HEADER_BYTES;
       if (buffer.length < FRAME_HEADER_BYTES) break;
-      const length = buffer.readUInt32BE(0);
-      if (length < 9 || length > this.#maxBytes) {
-        this.#failed = new DecodeError(`frame of ${length} bytes, limit ${this.#maxBytes}`, 0);
-        throw this.#failed;
+      let header: FrameHeader;
+      try {
+        header = decodeFrameHeader(buffer, 0, this.#maxBytes);
+      } catch (error) {
+        this.#failed = error as DecodeError;
+        throw error;
       }
-      this.#need = 4 + length;
+      const { length, type, id } = header;
+      this.#need = FRAME_HEADER_BYTES + length;
       if (buffer.length < this.#need) break;
-      const id = buffer.readUInt32BE(5) * 0x1_0000_0000 + buffer.readUInt32BE(9);
-      onFrame({ type: buffer[4] as number, id, payload: buffer.subarray(FRAME_HEADER_BYTES, this.#need) });
+      onFrame({ type, id, payload: buffer.subarray(FRAME_HEADER_BYTES, this.#need) });
       buffer = buffer.subarray(this.#need);
     }
     this.#pending = buffer.length === 0 ? [] : [buffer];

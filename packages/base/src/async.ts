@@ -37,6 +37,60 @@ export async function withDeadline<T>(promise: Promise<T>, ms: number, what: str
   }
 }
 
+/** At most so many at a time, in the order of arrival. */
+export class Slots {
+  #free: number;
+  readonly #queue = new Set<() => void>();
+
+  constructor(free: number) {
+    this.#free = free;
+  }
+
+  get waiting(): number {
+    return this.#queue.size;
+  }
+
+  /** Resolves when it is the caller's turn; rejects with what `ended` makes when the signal comes first. */
+  take(signal?: AbortSignal, ended: () => unknown = () => signal?.reason): Promise<void> {
+    if (this.#free > 0) {
+      this.#free--;
+      return Promise.resolve();
+    }
+    return new Promise((resolve, reject) => {
+      const onAbort = (): void => {
+        this.#queue.delete(go);
+        reject(ended());
+      };
+      const go = (): void => {
+        signal?.removeEventListener('abort', onAbort);
+        resolve();
+      };
+      if (signal?.aborted === true) return onAbort();
+      signal?.addEventListener('abort', onAbort, { once: true });
+      this.#queue.add(go);
+    });
+  }
+
+  give(): void {
+    const [next] = this.#queue;
+    if (next === undefined) {
+      this.#free++;
+      return;
+    }
+    this.#queue.delete(next);
+    next();
+  }
+
+  async use<T>(work: () => Promise<T>): Promise<T> {
+    await this.take();
+    try {
+      return await work();
+    } finally {
+      this.give();
+    }
+  }
+}
+
 /** Runs tasks one at a time in the order given. */
 export class SerialQueue {
   #tail: Promise<unknown> = Promise.resolve();

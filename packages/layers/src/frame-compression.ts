@@ -50,10 +50,12 @@ let usable: boolean | undefined;
 export function compressFrame(plain: Buffer): Buffer {
   if (contextsUsable()) {
     try {
-      return compressWith((compressor ??= new Context(createZstdCompress(OPTIONS))), plain) ?? zstdCompressSync(plain, OPTIONS);
+      const bytes = compressWith((compressor ??= new Context(createZstdCompress(OPTIONS))), plain);
+      if (bytes !== undefined) return bytes;
     } catch {
-      dropFrameContexts();
+      // node:zlib does it
     }
+    dropFrameContexts();
   }
   return zstdCompressSync(plain, OPTIONS);
 }

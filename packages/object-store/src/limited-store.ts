@@ -1,6 +1,6 @@
 /** At most so many requests at a time, reads and writes counted apart: uploads in the background never keep a read waiting. In the order of arrival.
  *  A stream counts until its first byte. */
-import { LakebaseError } from '@lakebase/base';
+import { LakebaseError, Slots } from '@lakebase/base';
 import type { CallOptions, ObjectStore } from './object-store.ts';
 import { type StoreCall, StoreDecorator } from './store-decorator.ts';
 
@@ -21,54 +21,14 @@ export class LimitedStore extends StoreDecorator {
 
   protected async around<T, O extends CallOptions>(call: StoreCall, options: O, run: (options: O) => Promise<T>): Promise<T> {
     const slots = call.operation === 'put' || call.operation === 'delete' ? this.#writes : this.#reads;
-    await slots.take(call, options.signal);
+    await slots.take(
+      options.signal,
+      () => new LakebaseError('UNAVAILABLE', `${call.operation} of object ${call.key}: ended while it waited for its turn`),
+    );
     try {
       return await run(options);
     } finally {
       slots.give();
     }
-  }
-}
-
-class Slots {
-  #free: number;
-  readonly #queue = new Set<() => void>();
-
-  constructor(free: number) {
-    this.#free = free;
-  }
-
-  get waiting(): number {
-    return this.#queue.size;
-  }
-
-  take(call: StoreCall, signal: AbortSignal | undefined): Promise<void> {
-    if (this.#free > 0) {
-      this.#free--;
-      return Promise.resolve();
-    }
-    return new Promise((resolve, reject) => {
-      const onAbort = (): void => {
-        this.#queue.delete(go);
-        reject(new LakebaseError('UNAVAILABLE', `${call.operation} of object ${call.key}: ended while it waited for its turn`));
-      };
-      const go = (): void => {
-        signal?.removeEventListener('abort', onAbort);
-        resolve();
-      };
-      if (signal?.aborted === true) return onAbort();
-      signal?.addEventListener('abort', onAbort, { once: true });
-      this.#queue.add(go);
-    });
-  }
-
-  give(): void {
-    const [next] = this.#queue;
-    if (next === undefined) {
-      this.#free++;
-      return;
-    }
-    this.#queue.delete(next);
-    next();
   }
 }

@@ -9,6 +9,7 @@ export * from './keys.ts';
 export * from './memory.ts';
 export * from './key-rotation.ts';
 export * from './key-re-encryption.ts';
+export * from './key-upkeep.ts';
 export * from './failpoints.ts';
 export * from './object-store.ts';
 export * from './object-store-probe.ts';

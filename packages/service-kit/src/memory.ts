@@ -24,15 +24,20 @@ let collect: (() => void) | undefined;
 /** When garbage is collected after a lock: at once, and again when sockets have closed and what was under way has ended too. */
 const PASSES_MS = [0, 50, 500, 1_500, 3_000, 3_000];
 
-/** Collects garbage now and a few times shortly after. `then`: zeroes what collected memory was given to. */
-export async function forgetGarbage(then: () => void = () => {}): Promise<void> {
+/** Runs the collector, over everything. */
+export function collectGarbage(): void {
   if (collect === undefined) {
     setFlagsFromString('--expose-gc');
     collect = runInNewContext('gc') as () => void;
   }
+  collect();
+}
+
+/** Collects garbage now and a few times shortly after. `then`: zeroes what collected memory was given to. */
+export async function forgetGarbage(then: () => void = () => {}): Promise<void> {
   for (const ms of PASSES_MS) {
     await delay(ms, undefined, { ref: false });
-    collect();
+    collectGarbage();
     // Finalizers run in a turn of their own.
     await delay(10, undefined, { ref: false });
     then();

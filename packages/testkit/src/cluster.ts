@@ -141,6 +141,16 @@ export class Cluster implements AsyncDisposable {
     });
   }
 
+  /** Its standard output; throws with its standard error when it fails. */
+  async lakebase(...args: string[]): Promise<string> {
+    const { code, stdout, stderr } = await this.cli(args);
+    if (code !== 0) throw new Error(`lakebase ${args.join(' ')}: ${stderr}`);
+    return stdout;
+  }
+  async lakebaseJson<T>(...args: string[]): Promise<T> {
+    return JSON.parse(await this.lakebase(...args, '--json')) as T;
+  }
+
   log(service: ServiceName): string {
     const path = join(this.home, 'logs', `${service}.log`);
     return existsSync(path) ? readFileSync(path, 'utf8') : '';

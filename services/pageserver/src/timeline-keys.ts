@@ -2,7 +2,7 @@
  *  Invariant: from the moment a project's key is lost nothing of it is answered, and soon nothing of it is in memory; it comes back by itself. */
 import { LakebaseError, type Logger } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
-import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys } from '@lakebase/service-kit';
+import { KeyUpkeep, type ReEncryptionCount, type ServiceKeys } from '@lakebase/service-kit';
 import { forgetLockedProject } from './locked-memory.ts';
 import { reEncrypt } from './re-encryption.ts';
 import { TEMPLATE_ID } from './template.ts';
@@ -17,8 +17,7 @@ export class TimelineKeys {
   readonly #templates: Templates;
   readonly #keys: ServiceKeys;
   readonly #log: Logger;
-  readonly #rotation: KeyRotation;
-  readonly #reEncryption: KeyReEncryption;
+  readonly #upkeep: KeyUpkeep;
 
   constructor(table: TimelineTable, templates: Templates, keys: ServiceKeys) {
     const { log } = table.context;
@@ -26,25 +25,20 @@ export class TimelineKeys {
     this.#templates = templates;
     this.#keys = keys;
     this.#log = log;
-    this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
-    this.#reEncryption = new KeyReEncryption({
-      source: keys.source,
-      report: keys.reportReEncryption,
-      log,
-      run: (project, below, progress, signal) => this.#reEncrypt(project as ProjectUid, below, progress, signal),
+    this.#upkeep = new KeyUpkeep(keys, log, {
+      rewrap: (project, version) => this.#rewrap(project, version),
+      reEncrypt: (project, below, progress, signal) => this.#reEncrypt(project as ProjectUid, below, progress, signal),
     });
     keys.source.onChange((project, usable, reason) => (usable ? this.#unlock(project) : this.#lock(project, reason)));
-    table.onAttached = (project) => this.#rotation.check(project);
+    table.onAttached = (project) => this.#upkeep.check(project);
     table.onUnavailable = (project) => void setTimeout(() => this.#unlock(project), ATTACH_AGAIN_MS).unref();
   }
 
   start(): void {
-    this.#rotation.start();
-    this.#reEncryption.start();
+    this.#upkeep.start();
   }
-  async close(): Promise<void> {
-    await this.#reEncryption.close();
-    await this.#rotation.close();
+  close(): Promise<void> {
+    return this.#upkeep.close();
   }
 
   #lock(project: string, reason: string): void {
@@ -69,7 +63,7 @@ export class TimelineKeys {
         if (isLocked(this.#table.get(name)) && !this.#table.closed) await this.#table.attachLocal(uid, timeline);
       });
     }
-    this.#rotation.check(project);
+    this.#upkeep.check(project);
   }
 
   /** Every reference of the project here and in the store. Rejects while one cannot be reached. */

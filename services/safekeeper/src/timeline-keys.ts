@@ -5,7 +5,7 @@ import type { SubscribeRequest, WalTimelineStatus } from '@lakebase/api';
 import { LakebaseError, type Logger, type SerialQueue, errorMessage, sleep } from '@lakebase/base';
 import { decodeDekReference } from '@lakebase/envelope';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
-import { KeyReEncryption, KeyRotation, type ReEncryptionCount, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
+import { KeyUpkeep, type ReEncryptionCount, type ServiceKeys, forgetGarbage } from '@lakebase/service-kit';
 import { rewrapStored } from '@lakebase/wal-store';
 import { join } from 'node:path';
 import type { ComputeReceiver } from './compute-receiver.ts';
@@ -38,35 +38,29 @@ export class TimelineKeys {
   readonly #keys: ServiceKeys;
   readonly #log: Logger;
   readonly #bytesPerSecond: number;
-  readonly #rotation: KeyRotation;
-  readonly #reEncryption: KeyReEncryption;
+  readonly #upkeep: KeyUpkeep;
 
   constructor(timelines: KeyedTimelines, keys: ServiceKeys, log: Logger, reEncryptBytesPerSecond: number) {
     this.#t = timelines;
     this.#keys = keys;
     this.#log = log;
     this.#bytesPerSecond = reEncryptBytesPerSecond;
-    this.#rotation = new KeyRotation({ ...keys, log, rewrap: (project, version) => this.#rewrap(project, version) });
-    this.#reEncryption = new KeyReEncryption({
-      source: keys.source,
-      report: keys.reportReEncryption,
-      log,
-      run: (project, below, progress, signal) => this.#reEncrypt(project, below, progress, signal),
+    this.#upkeep = new KeyUpkeep(keys, log, {
+      rewrap: (project, version) => this.#rewrap(project, version),
+      reEncrypt: (project, below, progress, signal) => this.#reEncrypt(project, below, progress, signal),
     });
     keys.source.onChange((project, usable, reason) => (usable ? this.unlock(project) : this.lock(project, reason)));
   }
 
   start(): void {
-    this.#rotation.start();
-    this.#reEncryption.start();
+    this.#upkeep.start();
   }
-  async close(): Promise<void> {
-    await this.#reEncryption.close();
-    await this.#rotation.close();
+  close(): Promise<void> {
+    return this.#upkeep.close();
   }
   /** A timeline has been opened: what it holds may be of an older version. */
   check(project: string): void {
-    this.#rotation.check(project);
+    this.#upkeep.check(project);
   }
 
   lock(project: string, reason: string): void {
@@ -108,7 +102,7 @@ export class TimelineKeys {
           this.#log.info({ project, timeline: id, err: errorMessage(error) }, 'the compute is not followed again'),
         );
     }
-    this.#rotation.check(project);
+    this.#upkeep.check(project);
   }
 
   /** Every reference of the project here. Rejects while one cannot be reached. */

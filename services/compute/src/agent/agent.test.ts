@@ -1,13 +1,14 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { type AddressInfo, connect, createServer } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { type Frame, FrameParser, MSG, decodeRequest, encodeErrorFrame, encodeFrame, tryDecodeHello } from '@lakebase/api';
+import { MSG, decodeRequest, encodeErrorFrame, encodeFrame } from '@lakebase/api';
 import { LakebaseError, silentLogger } from '@lakebase/base';
 import { BLCKSZ, type Term, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
+import { listening, servePageFrames } from '../testing/fake-page-service.ts';
 import { BootSet } from './boot-set.ts';
 import { type RoleRow, catalogStatements } from './catalog.ts';
 import { PageClient } from './page-client.ts';
@@ -107,16 +108,14 @@ describe('boot set', () => {
 });
 
 /** A page service at the far end of a socket: speaks the real protocol, answers with pages whose first byte is the block number. */
-function fakePageService(
+async function fakePageService(
   behave: { dropFirst?: boolean; error?: boolean } = {},
 ): Promise<{ port: number; close: () => void; connections: () => number }> {
   let connections = 0;
   const server = createServer((socket) => {
     connections++;
     const drop = behave.dropFirst === true && connections === 1;
-    let hello = false;
-    const parser = new FrameParser(65_536);
-    const onFrame = (frame: Frame): void => {
+    servePageFrames(socket, (frame) => {
       if (drop) return void socket.destroy();
       const request = decodeRequest(frame);
       if (behave.error === true || request.type !== 'getPages') {
@@ -127,22 +126,9 @@ function fakePageService(
       count.writeUInt16BE(request.count);
       const pages = Buffer.concat(Array.from({ length: request.count }, (_, i) => Buffer.alloc(BLCKSZ, request.block + i)));
       for (const b of encodeFrame(MSG.PAGES, request.id, count, pages)) socket.write(b);
-    };
-    socket.on('error', () => {});
-    socket.on('data', (chunk) => {
-      if (hello) return parser.push(chunk, onFrame);
-      const decoded = tryDecodeHello(chunk);
-      assert.ok(decoded);
-      hello = true;
-      for (const b of encodeFrame(MSG.HELLO_OK, 0)) socket.write(b);
-      if (chunk.length > decoded.consumed) parser.push(chunk.subarray(decoded.consumed), onFrame);
     });
   });
-  return new Promise((resolve) =>
-    server.listen(0, '127.0.0.1', () =>
-      resolve({ port: (server.address() as AddressInfo).port, close: () => server.close(), connections: () => connections }),
-    ),
-  );
+  return { port: await listening(server), close: () => server.close(), connections: () => connections };
 }
 
 const client = (port: number): PageClient =>

@@ -2,16 +2,17 @@
  *  fetched beside them, slow readers, readers that go away, and a page service that breaks its connections. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { type AddressInfo, type Socket, connect, createServer } from 'node:net';
+import { type Socket, connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
-import { type Frame, FrameParser, MSG, decodeRequest, encodeFrame, tryDecodeHello } from '@lakebase/api';
+import { MSG, decodeRequest, encodeFrame } from '@lakebase/api';
 import { silentLogger } from '@lakebase/base';
 import { BLCKSZ, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
 import { HotPrefetch } from './hot-prefetch.ts';
 import { PageClient } from './page-client.ts';
+import { listening, servePageFrames } from '../testing/fake-page-service.ts';
 import { PageRelay } from './page-relay.ts';
 
 const tag = { spc: 1663, db: 5, rel: 16_384, fork: 0 } as const;
@@ -25,12 +26,10 @@ function stamped(first: number, count: number): Buffer {
   return pages;
 }
 
-function pageService(): Promise<{ port: number; close: () => void }> {
+async function pageService(): Promise<{ port: number; close: () => void }> {
   let answers = 0;
-  const server = createServer((socket) => {
-    let hello = false;
-    const parser = new FrameParser(65_536);
-    const onFrame = (frame: Frame): void => {
+  const server = createServer((socket) =>
+    servePageFrames(socket, (frame) => {
       const request = decodeRequest(frame);
       assert.equal(request.type, 'getPages');
       if (request.type !== 'getPages') return;
@@ -41,20 +40,9 @@ function pageService(): Promise<{ port: number; close: () => void }> {
       if (++answers % BREAK_EVERY !== 0) return void socket.write(bytes);
       // Half an answer, and the connection is gone.
       socket.write(bytes.subarray(0, bytes.length >> 1), () => socket.destroy());
-    };
-    socket.on('error', () => {});
-    socket.on('data', (chunk) => {
-      if (hello) return parser.push(chunk, onFrame);
-      const decoded = tryDecodeHello(chunk);
-      assert.ok(decoded);
-      hello = true;
-      for (const part of encodeFrame(MSG.HELLO_OK, 0)) socket.write(part);
-      if (chunk.length > decoded.consumed) parser.push(chunk.subarray(decoded.consumed), onFrame);
-    });
-  });
-  return new Promise((resolve) =>
-    server.listen(0, '127.0.0.1', () => resolve({ port: (server.address() as AddressInfo).port, close: () => server.close() })),
+    }),
   );
+  return { port: await listening(server), close: () => server.close() };
 }
 
 /** One request at a time, as the shim. */

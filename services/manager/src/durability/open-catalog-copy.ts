@@ -1,7 +1,6 @@
 /** The catalog's copy put together from the configuration, the database already brought to where the chain ends. */
-import { createHmac } from 'node:crypto';
 import { LakebaseError, type Logger } from '@lakebase/base';
-import { type Teardown, openObjectStore } from '@lakebase/service-kit';
+import { type Teardown, installationOf, openObjectStore } from '@lakebase/service-kit';
 import type pg from 'pg';
 import type { ManagerConfig } from '../config.ts';
 import { Database } from '../metadata/database.ts';
@@ -21,10 +20,6 @@ export interface OpenOptions {
   readonly fail: (error: unknown) => void;
 }
 
-/** Says whose catalog it is, and nothing about the secret. */
-export const installationId = (secret: string): string =>
-  createHmac('sha256', Buffer.from(secret, 'hex')).update('lakebase-installation-v1').digest('hex').slice(0, 32);
-
 export async function openCatalogCopy({ config, client, secret, keys, log, teardown, fail }: OpenOptions): Promise<CatalogCopy> {
   if (config.objectStore === null) throw new LakebaseError('INTERNAL', 'a copy needs an object store');
   const store = await openObjectStore(config.objectStore, { log });
@@ -34,7 +29,7 @@ export async function openCatalogCopy({ config, client, secret, keys, log, teard
   teardown.add('connections of the catalog copy', () => db.close());
   const rootKeys = new RootKeys(keys);
   teardown.add('keys of the catalog copy', () => rootKeys.close());
-  const installation = installationId(secret);
+  const installation = installationOf(secret);
   const copy = new CatalogCopy({ db, chain: new CatalogChain({ store, keys: rootKeys, installation }), installation, log, fail });
   await copy.restore();
   teardown.add('catalog copy', () => copy.stop());

@@ -2,7 +2,7 @@
  *  A lost connection before a statement was sent is retried for a while, so a restart of the metadata database is a pause, not an error.
  *  Invariant: with a {@link CommitGate}, a change is in the object store before it is committed here, so before anybody can see it; only what was
  *  written through {@link Database.local} follows later. docs/formats/catalog-object.md */
-import { LakebaseError, type Logger, errorMessage, sleep } from '@lakebase/base';
+import { LakebaseError, type Logger, Slots, errorMessage, sleep } from '@lakebase/base';
 import pg from 'pg';
 import { type Change, takeOwnChanges } from '../durability/change-log.ts';
 import { migrations } from './migrations.ts';
@@ -43,7 +43,7 @@ export class Database implements Queryable {
   readonly #copied: boolean;
   #gate: CommitGate | undefined;
   /** Changes that wait hold a connection each: some are left for everything else. */
-  readonly #gated: Places;
+  readonly #gated: Slots;
   #lock: pg.Client | undefined;
   #closed = false;
   /** For what may be lost with this database's disk: what was observed and can be observed again, and what holds for minutes. It is committed at
@@ -54,7 +54,7 @@ export class Database implements Queryable {
     this.#config = config;
     this.#log = log;
     this.#copied = copied;
-    this.#gated = new Places(Math.max(1, connectionsMax - CONNECTIONS_FREE));
+    this.#gated = new Slots(Math.max(1, connectionsMax - CONNECTIONS_FREE));
     this.#pool = new pg.Pool({
       ...config,
       max: connectionsMax,
@@ -222,28 +222,6 @@ function isConnectionError(error: unknown): boolean {
 
 /** Postgres unique_violation. */
 export const isDuplicate = (error: unknown): boolean => (error as { code?: string }).code === '23505';
-
-/** At most so many at a time. */
-class Places {
-  #free: number;
-  readonly #waiting: (() => void)[] = [];
-
-  constructor(places: number) {
-    this.#free = places;
-  }
-
-  async use<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#free > 0) this.#free--;
-    else await new Promise<void>((go) => this.#waiting.push(go));
-    try {
-      return await work();
-    } finally {
-      const next = this.#waiting.shift();
-      if (next === undefined) this.#free++;
-      else next();
-    }
-  }
-}
 
 /** Statements that change nothing; everything else is looked at for changes. */
 const isRead = (sql: string): boolean => /^\s*SELECT\b/i.test(sql);
