@@ -1,8 +1,10 @@
 /** Runs every test file with node:test and closes with the line `N passed, N failed, N skipped`.
  *  Unit tests run two files at a time; tests with a real Postgres (`.pg.test.ts`) and system tests one at a time, since they share two cores.
  *  Arguments are substrings of paths to select. */
+import { once } from 'node:events';
 import { globSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Writable } from 'node:stream';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
 
@@ -12,6 +14,14 @@ interface Totals {
   skipped: number;
   failures: string[];
 }
+
+const TEST_MS_MAX = 600_000;
+const FILE_MS_MAX = 720_000;
+
+type TestEvent =
+  | { type: 'test:pass' | 'test:fail'; data: { name: string; skip?: unknown; todo?: unknown; details: { type?: string } } }
+  | { type: 'test:diagnostic'; data: { file?: string } }
+  | { type: 'test:summary'; data: unknown };
 
 export async function runTests(root: string, filters: readonly string[]): Promise<number> {
   const files = globSync(
@@ -39,28 +49,41 @@ export async function runTests(root: string, filters: readonly string[]): Promis
 }
 
 async function runFiles(root: string, files: readonly string[], concurrency: number, totals: Totals): Promise<void> {
-  if (files.length === 0) return;
+  const report = new spec();
+  report.on('data', (chunk) => process.stdout.write(chunk as string));
+  const waiting = [...files];
+  const lane = async (): Promise<void> => {
+    for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) await runFile(join(root, file), report, totals);
+  };
+  await Promise.all(Array.from({ length: concurrency }, lane));
+  await new Promise<void>((resolve) => report.end(resolve));
+}
+
+/** A test that hangs ends at {@link TEST_MS_MAX}; a file that leaves something open ends with its last test; one that neither sees ends, killed, at
+ *  {@link FILE_MS_MAX}. Each is a failure, none holds up the others. */
+async function runFile(file: string, report: Writable, totals: Totals): Promise<void> {
   const stream = run({
-    files: files.map((file) => join(root, file)),
-    concurrency,
-    timeout: 600_000,
+    files: [file],
+    timeout: TEST_MS_MAX,
+    forceExit: true,
+    signal: AbortSignal.timeout(FILE_MS_MAX),
     isolation: 'process',
     execArgv: ['--conditions=lakebase-source', '--disable-warning=ExperimentalWarning'],
   });
-  stream.on('test:pass', (event) => {
-    if (event.details.type === 'suite') return;
-    if (event.skip !== undefined || event.todo !== undefined) totals.skipped++;
+  let seen = 0;
+  for await (const event of stream as AsyncIterable<TestEvent>) {
+    // Counts of one file, after each: ours come at the end.
+    if (event.type === 'test:summary' || (event.type === 'test:diagnostic' && event.data.file === undefined)) continue;
+    if (!report.write(event)) await once(report, 'drain');
+    if ((event.type !== 'test:pass' && event.type !== 'test:fail') || event.data.details.type === 'suite') continue;
+    seen++;
+    if (event.type === 'test:fail') {
+      totals.failed++;
+      totals.failures.push(`${file}: ${event.data.name}`);
+    } else if (event.data.skip !== undefined || event.data.todo !== undefined) totals.skipped++;
     else totals.passed++;
-  });
-  stream.on('test:fail', (event) => {
-    if (event.details.type === 'suite') return;
-    totals.failed++;
-    totals.failures.push(`${event.file ?? ''}: ${event.name}`);
-  });
-  await new Promise<void>((resolve, reject) => {
-    const out = stream.compose(spec);
-    out.on('data', (chunk) => process.stdout.write(chunk as string));
-    out.on('end', resolve);
-    out.on('error', reject);
-  });
+  }
+  if (seen > 0) return;
+  totals.failed++;
+  totals.failures.push(`${file}: no test of it ended`);
 }

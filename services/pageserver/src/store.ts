@@ -145,6 +145,10 @@ export class TimelineStore {
         await detach(t);
       }),
     );
+    // One that is on its way out of memory gets to write that down.
+    await withDeadline(this.#table.rest(), STOP_FLUSH_MS, 'what is under way with timelines').catch((error: unknown) =>
+      this.#log.warn({ err: errorMessage(error) }, 'stopped with work under way'),
+    );
     this.#table.clear();
     await this.#context.compactor.close();
     await this.#context.flusher.close();

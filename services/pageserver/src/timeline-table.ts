@@ -104,6 +104,11 @@ export class TimelineTable {
     }
   }
 
+  /** Resolves when all that is queued now has ended, however it did. */
+  async rest(): Promise<void> {
+    await Promise.all([...this.#queues.values()].map(({ queue }) => queue.run(async () => {})));
+  }
+
   files(project: ProjectUid, timeline: TimelineId): TimelineFiles {
     return {
       directory: join(this.#root, project, timeline),

@@ -28,8 +28,10 @@ function stamped(first: number, count: number): Buffer {
 
 async function pageService(): Promise<{ port: number; close: () => void }> {
   let answers = 0;
-  const server = createServer((socket) =>
+  const server = createServer((socket) => {
+    let broken = false;
     servePageFrames(socket, (frame) => {
+      if (broken) return;
       const request = decodeRequest(frame);
       assert.equal(request.type, 'getPages');
       if (request.type !== 'getPages') return;
@@ -37,11 +39,12 @@ async function pageService(): Promise<{ port: number; close: () => void }> {
       const count = Buffer.alloc(2);
       count.writeUInt16BE(pages.length / BLCKSZ);
       const bytes = Buffer.concat(encodeFrame(MSG.PAGES, request.id, count, pages));
-      if (++answers % BREAK_EVERY !== 0) return void socket.write(bytes);
+      broken = ++answers % BREAK_EVERY === 0;
+      if (!broken) return void socket.write(bytes);
       // Half an answer, and the connection is gone.
       socket.write(bytes.subarray(0, bytes.length >> 1), () => socket.destroy());
-    }),
-  );
+    });
+  });
   return { port: await listening(server), close: () => server.close() };
 }
 
@@ -88,7 +91,7 @@ class Reader {
   }
 }
 
-test('whoever reads gets the blocks asked for, however memory is used again', async () => {
+test('whoever reads gets the blocks asked for, however memory is used again', async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'lb-relay-'));
   const service = await pageService();
   const pages = new PageClient({
@@ -132,6 +135,12 @@ test('whoever reads gets the blocks asked for, however memory is used again', as
     log: silentLogger,
   });
   beside.prefetch = prefetch;
+  t.after(() => {
+    relay.close();
+    pages.close();
+    service.close();
+    rmSync(dir, { recursive: true });
+  });
   const scan = async (slow: boolean, step: number): Promise<void> => {
     const reader = new Reader(path, slow);
     for (let block = 0; block < BLOCKS; block += step) await reader.read(block, step);
@@ -143,8 +152,4 @@ test('whoever reads gets the blocks asked for, however memory is used again', as
   for (let i = 0; i < 3; i++) new Reader(path, true).leave();
   await Promise.all([prefetch.run(), scan(false, 16), scan(true, 32), scan(false, 17), hop(), hop()]);
   assert.equal(prefetch.done, 'complete');
-  relay.close();
-  pages.close();
-  service.close();
-  rmSync(dir, { recursive: true });
 });
