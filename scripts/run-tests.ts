@@ -70,20 +70,21 @@ async function runFile(file: string, report: Writable, totals: Totals): Promise<
     isolation: 'process',
     execArgv: ['--conditions=lakebase-source', '--disable-warning=ExperimentalWarning'],
   });
-  let seen = 0;
+  let seen = false;
   for await (const event of stream as AsyncIterable<TestEvent>) {
     // Counts of one file, after each: ours come at the end.
     if (event.type === 'test:summary' || (event.type === 'test:diagnostic' && event.data.file === undefined)) continue;
     if (!report.write(event)) await once(report, 'drain');
-    if ((event.type !== 'test:pass' && event.type !== 'test:fail') || event.data.details.type === 'suite') continue;
-    seen++;
+    if (event.type !== 'test:pass' && event.type !== 'test:fail') continue;
+    seen = true;
+    if (event.data.details.type === 'suite') continue;
     if (event.type === 'test:fail') {
       totals.failed++;
       totals.failures.push(`${file}: ${event.data.name}`);
     } else if (event.data.skip !== undefined || event.data.todo !== undefined) totals.skipped++;
     else totals.passed++;
   }
-  if (seen > 0) return;
+  if (seen) return;
   totals.failed++;
   totals.failures.push(`${file}: no test of it ended`);
 }

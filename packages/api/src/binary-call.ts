@@ -4,6 +4,7 @@
 import { request as httpRequest } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { type ErrorCode, LakebaseError } from '@lakebase/base';
+import { offHeap } from '@lakebase/bytes';
 import { errorFromBody } from './http-client.ts';
 
 export interface BinaryCall {
@@ -45,7 +46,7 @@ export function binaryCall(o: BinaryCall): Promise<Buffer> {
           response.destroy();
           return failed(new LakebaseError('UNAVAILABLE', `${what}: an answer of ${length} bytes where at most ${o.bytesMax} are right`));
         }
-        const result = Buffer.allocUnsafeSlow(length);
+        const result = offHeap(length);
         let at = 0;
         response.on('data', (chunk: Buffer) => {
           at += chunk.copy(result, at);

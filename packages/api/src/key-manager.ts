@@ -25,6 +25,7 @@
  *    GET    /v1/audit?after=N                NDJSON of audit lines (services/keymanager/src/audit.ts)
  *    POST   /v1/audit                        AuditEntry         -> { sequence }        (others record what they did: terminations, binds) */
 import { LakebaseError } from '@lakebase/base';
+import { copyOffHeap } from '@lakebase/bytes';
 import type { ProjectUid } from '@lakebase/ids';
 import { binaryCall } from './binary-call.ts';
 import { HttpClient, type HttpClientOptions } from './http-client.ts';
@@ -212,7 +213,7 @@ export class KeyManagerClient {
     const each = KEY_BYTES + REFERENCE_BYTES;
     const answer = await this.#octets(p, 'deks', { count }, count * each);
     const keys = pieces(answer, each).map((piece) => ({
-      dek: ownCopy(piece.subarray(0, KEY_BYTES)),
+      dek: copyOffHeap(piece.subarray(0, KEY_BYTES)),
       reference: Buffer.from(piece.subarray(KEY_BYTES)),
     }));
     answer.fill(0);
@@ -221,7 +222,7 @@ export class KeyManagerClient {
   /** In the order of `references`; each in memory of its own. */
   async unwrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
     const answer = await this.#octets(p, 'unwrap', Buffer.concat(references), references.length * KEY_BYTES);
-    const deks = pieces(answer, KEY_BYTES).map(ownCopy);
+    const deks = pieces(answer, KEY_BYTES).map(copyOffHeap);
     answer.fill(0);
     return deks;
   }
@@ -230,7 +231,7 @@ export class KeyManagerClient {
     const each = KEY_BYTES + INSTALLATION_REFERENCE_BYTES;
     const answer = await this.#octetsOf('/v1/installation/deks', { count }, count * each);
     const keys = pieces(answer, each).map((piece) => ({
-      dek: ownCopy(piece.subarray(0, KEY_BYTES)),
+      dek: copyOffHeap(piece.subarray(0, KEY_BYTES)),
       reference: Buffer.from(piece.subarray(KEY_BYTES)),
     }));
     answer.fill(0);
@@ -238,7 +239,7 @@ export class KeyManagerClient {
   }
   async installationUnwrap(references: readonly Buffer[]): Promise<Buffer[]> {
     const answer = await this.#octetsOf('/v1/installation/unwrap', Buffer.concat(references), references.length * KEY_BYTES);
-    const deks = pieces(answer, KEY_BYTES).map(ownCopy);
+    const deks = pieces(answer, KEY_BYTES).map(copyOffHeap);
     answer.fill(0);
     return deks;
   }
@@ -291,10 +292,4 @@ export class KeyManagerClient {
 
 function pieces(bytes: Buffer, each: number): Buffer[] {
   return Array.from({ length: bytes.length / each }, (_, i) => bytes.subarray(i * each, (i + 1) * each));
-}
-/** `allocUnsafeSlow`: not a slice of Node's shared pool. */
-function ownCopy(bytes: Buffer): Buffer {
-  const copy = Buffer.allocUnsafeSlow(bytes.length);
-  bytes.copy(copy);
-  return copy;
 }

@@ -1,21 +1,18 @@
-/** Memory for key material. Invariants: it never lies in Node's shared Buffer pool (so wiping it wipes all there is of it), and it is
- *  zeroed by {@link wipe} when it is not needed any more. Strings cannot be wiped, so keys are never strings. */
+/** Memory for key material. Invariants: it lies neither in Node's shared Buffer pool nor in V8's heap, which would move it (so wiping it wipes all there is
+ *  of it), and it is zeroed by {@link wipe} when it is not needed any more. Strings cannot be wiped, so keys are never strings. */
 import { hash, randomFillSync } from 'node:crypto';
 import { LakebaseError } from '@lakebase/base';
+import { copyOffHeap, offHeap } from '@lakebase/bytes';
 
 export const KEY_BYTES = 32;
 
-/** Zeroed memory of its own. `allocUnsafeSlow` is what keeps it out of the pool; `alloc` promises nothing about that. */
-export const secretBuffer = (bytes: number): Buffer => Buffer.allocUnsafeSlow(bytes).fill(0);
+/** Zeroed memory of its own. */
+export const secretBuffer = (bytes: number): Buffer => offHeap(bytes);
 
-export const randomSecret = (bytes: number = KEY_BYTES): Buffer => randomFillSync(Buffer.allocUnsafeSlow(bytes));
+export const randomSecret = (bytes: number = KEY_BYTES): Buffer => randomFillSync(offHeap(bytes));
 
 /** A copy in memory of its own. */
-export function copySecret(from: Uint8Array): Buffer {
-  const copy = Buffer.allocUnsafeSlow(from.length);
-  copy.set(from);
-  return copy;
-}
+export const copySecret = (from: Uint8Array): Buffer => copyOffHeap(from);
 
 export function wipe(...secrets: readonly (Buffer | undefined)[]): void {
   for (const secret of secrets) secret?.fill(0);
@@ -25,8 +22,8 @@ const BLOCK = 64;
 
 /** HMAC-SHA256 for keys of at most one block. By one-shot hashes: Node's `createHmac` takes 15 µs to set up, this 3 (2026-11, noisy machine). */
 function hmac(key: Buffer, message: Buffer): Buffer {
-  const inner = Buffer.allocUnsafeSlow(BLOCK + message.length).fill(0x36, 0, BLOCK);
-  const outer = Buffer.allocUnsafeSlow(BLOCK + 32).fill(0x5c, 0, BLOCK);
+  const inner = offHeap(BLOCK + message.length).fill(0x36, 0, BLOCK);
+  const outer = offHeap(BLOCK + 32).fill(0x5c, 0, BLOCK);
   for (let i = 0; i < key.length; i++) {
     inner[i] = (key[i] as number) ^ 0x36;
     outer[i] = (key[i] as number) ^ 0x5c;

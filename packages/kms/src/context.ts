@@ -2,6 +2,7 @@
  *  (Azure). docs/formats/envelope.md, "KEK wrapped by a CMK". */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { LakebaseError } from '@lakebase/base';
+import { copyOffHeap, offHeap } from '@lakebase/bytes';
 import type { WrapContext } from './types.ts';
 
 export const KEK_BYTES = 32;
@@ -36,14 +37,19 @@ export function contextBytes(context: WrapContext): Buffer {
 const contextHash = (context: WrapContext): Buffer => createHash('sha256').update(contextBytes(context)).digest();
 
 /** `SHA-256(context) · KEK` for providers that bind no context themselves. The caller wipes it. */
-export const packWithContext = (plain: Buffer, context: WrapContext): Buffer => Buffer.concat([contextHash(context), plain]);
+export function packWithContext(plain: Buffer, context: WrapContext): Buffer {
+  const packed = offHeap(HASH_BYTES + plain.length);
+  packed.set(contextHash(context));
+  packed.set(plain, HASH_BYTES);
+  return packed;
+}
 
 /** The KEK out of `packed`, or null when the context is another; `packed` is wiped. */
 export function unpackWithContext(packed: Buffer, context: WrapContext): Buffer | null {
   try {
     if (packed.length !== HASH_BYTES + KEK_BYTES) return null;
     if (!timingSafeEqual(packed.subarray(0, HASH_BYTES), contextHash(context))) return null;
-    return Buffer.from(packed.subarray(HASH_BYTES));
+    return copyOffHeap(packed.subarray(HASH_BYTES));
   } finally {
     packed.fill(0);
   }

@@ -5,10 +5,11 @@
  *  - `root` is made once. Beside it stays `<file>.id` with its fingerprint: if the key is gone and the id is there, the key was lost or
  *    taken away, and making another would only hide that.
  *  - Blob: `u8 version 1 · 12 bytes nonce · 32 bytes · 16 bytes tag`; associated data: `contextBytes`. */
-import { createCipheriv, createDecipheriv, createHash, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createHash, randomBytes, randomFillSync } from 'node:crypto';
 import { type FileHandle, link, mkdir, open, unlink } from 'node:fs/promises';
 import { dirname, isAbsolute, relative, resolve } from 'node:path';
 import { errorMessage } from '@lakebase/base';
+import { offHeap } from '@lakebase/bytes';
 import type { KmsAdapter, Options, Unwrapped } from './adapter.ts';
 import { KEK_BYTES, contextBytes } from './context.ts';
 import { type ErrorTable, KmsError, meaningToError } from './errors.ts';
@@ -131,7 +132,7 @@ class LocalKey implements KmsAdapter {
       if (code === 'EACCES' || code === 'EPERM') throw failure('KeyFileUnreadable', this.#path, error);
       throw failure('IoError', errorMessage(error), error);
     }
-    const text = Buffer.alloc(FILE_BYTES_MAX);
+    const text = offHeap(FILE_BYTES_MAX);
     try {
       const { mode } = await file.stat();
       if ((mode & 0o077) !== 0) throw failure('KeyFileMode', `${this.#path} has mode ${(mode & 0o777).toString(8)}`);
@@ -150,7 +151,7 @@ class LocalKey implements KmsAdapter {
   }
 
   async #create(): Promise<Buffer> {
-    const key = randomBytes(KEK_BYTES);
+    const key = randomFillSync(offHeap(KEK_BYTES));
     try {
       await mkdir(dirname(this.#path), { recursive: true, mode: 0o700 });
       await writeOnce(this.#path, `${key.toString('hex')}\n`);
@@ -174,7 +175,7 @@ function parseHex(text: Buffer): Buffer | null {
   let length = text.length;
   while (length > 0 && (text[length - 1] as number) <= 0x20) length--;
   if (length !== 2 * KEK_BYTES) return null;
-  const key = Buffer.alloc(KEK_BYTES);
+  const key = offHeap(KEK_BYTES);
   for (let i = 0; i < length; i++) {
     const c = text[i] as number;
     const digit = c >= 0x30 && c <= 0x39 ? c - 0x30 : (c | 0x20) >= 0x61 && (c | 0x20) <= 0x66 ? (c | 0x20) - 0x57 : -1;

@@ -2,9 +2,10 @@
  *  Format: docs/formats/scratch-encryption.md; the other side is native/pgshim/src/xts.c.
  *  Invariants: the key is never written anywhere but into the pipe to Postgres; we write before Postgres starts (and configuration files, which it only
  *  reads), and read state files after it has stopped, so nothing here locks. */
-import { type KeyObject, createCipheriv, createDecipheriv, createSecretKey, randomBytes, timingSafeEqual } from 'node:crypto';
+import { type KeyObject, createCipheriv, createDecipheriv, createSecretKey, randomFillSync, timingSafeEqual } from 'node:crypto';
 import { closeSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { LakebaseError } from '@lakebase/base';
+import { offHeap } from '@lakebase/bytes';
 
 export const SCRATCH_KEY_BYTES = 64;
 /** Data unit of XTS: a page. */
@@ -19,7 +20,7 @@ export class ScratchCipher {
   /** The same as an object: a cipher costs 4 µs with it, 70 with the bytes. Undefined once wiped; node:crypto overwrites what it collects. */
   #secret: KeyObject | undefined;
 
-  constructor(key: Buffer = randomBytes(SCRATCH_KEY_BYTES)) {
+  constructor(key: Buffer = randomFillSync(offHeap(SCRATCH_KEY_BYTES))) {
     if (key.length !== SCRATCH_KEY_BYTES || timingSafeEqual(key.subarray(0, 32), key.subarray(32)))
       throw new LakebaseError('INVALID_ARGUMENT', `a scratch key has ${SCRATCH_KEY_BYTES} bytes in two different halves`);
     this.#key = key;

@@ -2,6 +2,7 @@
  *  buffer that is handed over, not copied, and are zeros when the job is over.
  *  A job does not know beforehand how many files it will write: {@link JobKeys.reserve} asks for more. */
 import { LakebaseError, isCode } from '@lakebase/base';
+import { offHeap } from '@lakebase/bytes';
 import { type AesObjectKey, CIPHER_AES_256_GCM, type ObjectKey, aesObjectKey, copySecret, plainProvider, wipe } from '@lakebase/envelope';
 import type { ProjectKeys } from '@lakebase/keys';
 import { type ObjectKeys, keyFromText, keyToText } from '@lakebase/layers';
@@ -26,7 +27,7 @@ export async function packKeys(keys: ProjectKeys, wanted: readonly string[], fre
   await Promise.all([keys.load(wanted.map(keyFromText)), keys.reserve(fresh)]);
   const damaged = wanted.filter((text) => isDamaged(keys, keyFromText(text)));
   const load = damaged.length === 0 ? wanted : wanted.filter((text) => !damaged.includes(text));
-  const deks = new Uint8Array((load.length + fresh) * KEY_BYTES);
+  const deks = offHeap((load.length + fresh) * KEY_BYTES);
   for (const [i, text] of load.entries()) {
     const dek = keys.dek(keyFromText(text));
     if (dek === undefined) throw new LakebaseError('UNAVAILABLE', 'a key was dropped while a job was prepared; it is repeated');
