@@ -211,37 +211,19 @@ export class KeyManagerClient {
   }
   async deks(p: ProjectUid, count: number): Promise<FreshDek[]> {
     const each = KEY_BYTES + REFERENCE_BYTES;
-    const answer = await this.#octets(p, 'deks', { count }, count * each);
-    const keys = pieces(answer, each).map((piece) => ({
-      dek: copyOffHeap(piece.subarray(0, KEY_BYTES)),
-      reference: Buffer.from(piece.subarray(KEY_BYTES)),
-    }));
-    answer.fill(0);
-    return keys;
+    return freshDeks(await this.#octets(p, 'deks', { count }, count * each), each);
   }
   /** In the order of `references`; each in memory of its own. */
   async unwrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
-    const answer = await this.#octets(p, 'unwrap', Buffer.concat(references), references.length * KEY_BYTES);
-    const deks = pieces(answer, KEY_BYTES).map(copyOffHeap);
-    answer.fill(0);
-    return deks;
+    return ownDeks(await this.#octets(p, 'unwrap', Buffer.concat(references), references.length * KEY_BYTES));
   }
   /** DEKs of no project, under the installation root key. */
   async installationDeks(count: number): Promise<FreshDek[]> {
     const each = KEY_BYTES + INSTALLATION_REFERENCE_BYTES;
-    const answer = await this.#octetsOf('/v1/installation/deks', { count }, count * each);
-    const keys = pieces(answer, each).map((piece) => ({
-      dek: copyOffHeap(piece.subarray(0, KEY_BYTES)),
-      reference: Buffer.from(piece.subarray(KEY_BYTES)),
-    }));
-    answer.fill(0);
-    return keys;
+    return freshDeks(await this.#octetsOf('/v1/installation/deks', { count }, count * each), each);
   }
   async installationUnwrap(references: readonly Buffer[]): Promise<Buffer[]> {
-    const answer = await this.#octetsOf('/v1/installation/unwrap', Buffer.concat(references), references.length * KEY_BYTES);
-    const deks = pieces(answer, KEY_BYTES).map(copyOffHeap);
-    answer.fill(0);
-    return deks;
+    return ownDeks(await this.#octetsOf('/v1/installation/unwrap', Buffer.concat(references), references.length * KEY_BYTES));
   }
   async rewrap(p: ProjectUid, references: readonly Buffer[]): Promise<Buffer[]> {
     return pieces(await this.#octets(p, 'rewrap', Buffer.concat(references), references.length * REFERENCE_BYTES), REFERENCE_BYTES);
@@ -292,4 +274,21 @@ export class KeyManagerClient {
 
 function pieces(bytes: Buffer, each: number): Buffer[] {
   return Array.from({ length: bytes.length / each }, (_, i) => bytes.subarray(i * each, (i + 1) * each));
+}
+
+/** Each key in memory of its own; `answer` is zeros afterwards. */
+function ownDeks(answer: Buffer): Buffer[] {
+  const deks = pieces(answer, KEY_BYTES).map(copyOffHeap);
+  answer.fill(0);
+  return deks;
+}
+
+/** The same of `DEK · reference`, `each` bytes long. */
+function freshDeks(answer: Buffer, each: number): FreshDek[] {
+  const keys = pieces(answer, each).map((piece) => ({
+    dek: copyOffHeap(piece.subarray(0, KEY_BYTES)),
+    reference: Buffer.from(piece.subarray(KEY_BYTES)),
+  }));
+  answer.fill(0);
+  return keys;
 }

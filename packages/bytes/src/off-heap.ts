@@ -1,4 +1,4 @@
-/** Memory for key material. Node puts a Buffer of up to 64 bytes, however it was made, into V8's heap: the collector moves it, and what it leaves behind
+/** Memory for key material. Node puts a Buffer of up to 64 bytes, that of `allocUnsafeSlow` too, into V8's heap: the collector moves it, and what it leaves behind
  *  stays in memory until something else is put there, out of reach of whoever wipes the buffer (2026-11: a data key found an age after its revocation).
  *  The memory of an ArrayBuffer stays where it is. */
 
