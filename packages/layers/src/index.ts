@@ -6,7 +6,6 @@ export * from './open-layer.ts';
 export * from './floors.ts';
 export * from './durable.ts';
 export * from './frame-cache.ts';
-export { dropFrameContexts } from './frame-compression.ts';
 export * from './layer-name.ts';
 export * from './layer-bytes.ts';
 export * from './remote-miss.ts';

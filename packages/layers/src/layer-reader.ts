@@ -3,11 +3,11 @@
  *  Every check failure is CORRUPT and names the file; bytes that are not local, or were damaged and can be fetched anew, are a {@link RemoteMiss}. */
 import { basename } from 'node:path';
 import { LakebaseError, assert, isCode } from '@lakebase/base';
+import { decompressFrame, giveBack, wipeAndGiveBack } from '@lakebase/bytes';
 import { type CipherProvider, type FrameCipher, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { type CachedFrame, FrameCache } from './frame-cache.ts';
-import { decompressFrame } from './frame-compression.ts';
 import { KEY_BYTES } from './key.ts';
 import { type LayerBytes, WholeFile } from './layer-bytes.ts';
 import {
@@ -210,7 +210,9 @@ export class LayerReader implements LayerView {
   #decompress(stored: Buffer, plainBytes: number, n: number, room: Buffer | undefined): Buffer {
     if (plainBytes > FRAME_BYTES_MAX) throw corrupt(this.path, `has frame ${n} of an impossible size`);
     try {
-      return decompressFrame(stored, plainBytes, room);
+      const plain = decompressFrame(stored, plainBytes, room);
+      wipeAndGiveBack(stored);
+      return plain;
     } catch (cause) {
       throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n} does not decompress: ${(cause as Error).message}`, { cause });
     }
@@ -267,7 +269,9 @@ export class LayerReader implements LayerView {
     const binding = bindFrame(this.#binding, n);
     const associatedData = more === undefined ? binding : Buffer.concat([binding, more]);
     try {
-      return this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), associatedData);
+      const plain = this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), associatedData);
+      if (!passing && plain.buffer !== stored.buffer) giveBack(stored); // the plain cipher's is a view of it
+      return plain;
     } catch (error) {
       if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
       const again = more === undefined ? this.#bytes.reject(offset, length + TAG_BYTES) : undefined;

@@ -5,10 +5,10 @@ import { createHash, type Hash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { assert } from '@lakebase/base';
+import { compressFrame, giveBack, wipeAndGiveBack } from '@lakebase/bytes';
 import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
 import { abandonFile, commitFile, createTemp, writeAllFully } from './durable.ts';
-import { compressFrame } from './frame-compression.ts';
 import { KEY_BYTES } from './key.ts';
 import type { LayerReader } from './layer-reader.ts';
 import {
@@ -184,6 +184,7 @@ export class LayerWriter {
     this.#pendingBytes = 0;
     for (const piece of pieces) this.#hash.update(piece);
     await writeAllFully(this.#handle, pieces, at, this.#path);
+    for (const piece of pieces) giveBack(piece);
   }
 
   async finish(): Promise<LayerDescriptor> {
@@ -248,6 +249,7 @@ export class LayerWriter {
     const small = this.#identity.compress === true ? compressFrame(plain) : undefined;
     if (small !== undefined && small.length < plain.length * 0.9) this.#sealFrame(small, plain.length);
     else this.#sealFrame(plain, 0);
+    if (small !== undefined) wipeAndGiveBack(small);
     this.#frameUsed = 0;
   }
 
@@ -271,6 +273,7 @@ export class LayerWriter {
       const frame = source.rawFrame(n);
       this.#openFrame(frame.firstKey, frame.firstLsn);
       this.#sealFrame(frame.stored, frame.plainBytes);
+      wipeAndGiveBack(frame.stored);
       if (this.#pendingBytes >= COPY_DRAIN_BYTES) await this.drain();
     }
     source.footer.keyMin.copy(this.#keyMin);

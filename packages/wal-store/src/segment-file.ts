@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync } from 'node:fs';
 import { LakebaseError } from '@lakebase/base';
-import { crc32c } from '@lakebase/bytes';
+import { crc32c, giveBack, wipeAndGiveBack } from '@lakebase/bytes';
 import { EPOCH_BYTES, type FrameCipher, type ObjectKey, TAG_BYTES, frameNonce, objectBinding } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, walFileName } from '@lakebase/ids';
 import { RecordBoundary } from './record-boundary.ts';
@@ -140,7 +140,10 @@ export class SegmentFile {
     writeFramePrefix(out, at, { kind, sequence, lsn, length, batchStart, epoch: this.#epoch });
     const payload = out.subarray(at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + length);
     const sealed = this.#writer.seal(payload, frameNonce(sequence), this.#bind(out, at, sequence));
-    if (sealed.bytes.buffer !== payload.buffer || sealed.bytes.byteOffset !== payload.byteOffset) sealed.bytes.copy(payload);
+    if (sealed.bytes !== payload) {
+      sealed.bytes.copy(payload);
+      giveBack(sealed.bytes);
+    }
     finishFrame(out, at, length, sealed.tag, this.saltCrc);
     this.sequence++;
     const size = alignFrame(FRAME_HEADER_BYTES + length);
@@ -237,7 +240,7 @@ export class SegmentFile {
       if (out === undefined && wanted.length === plain.length && plain.buffer !== file.buffer) return plain;
       const target = out ?? Buffer.allocUnsafe(wanted.length);
       wanted.copy(target, position - from);
-      plain.fill(0); // not left for the garbage collector to find some day
+      wipeAndGiveBack(plain); // not left for the garbage collector to find some day
       position = valid;
       if (out === undefined) return target;
     }

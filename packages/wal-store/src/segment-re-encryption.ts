@@ -4,6 +4,7 @@
 import { open } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import { LakebaseError, type Logger } from '@lakebase/base';
+import { wipeAndGiveBack } from '@lakebase/bytes';
 import { type Lsn, formatLsn } from '@lakebase/ids';
 import { FrameStage } from './frame-stage.ts';
 import type { RecordBoundary } from './record-boundary.ts';
@@ -50,7 +51,7 @@ export class SegmentCopy {
     if (piece.length === 0) throw new LakebaseError('UNAVAILABLE', `${this.file.path}: WAL at ${formatLsn(position)} is gone meanwhile`);
     this.#stage.add(position, piece);
     this.boundary.push(piece);
-    piece.fill(0);
+    wipeAndGiveBack(piece);
     this.#stage.write(this.file);
   }
 

@@ -6,6 +6,7 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LakebaseError, type Logger, SerialQueue, isCode } from '@lakebase/base';
+import { wipeAndGiveBack } from '@lakebase/bytes';
 import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
 import { type ObjectStore, WAL_OBJECT_SEGMENTS, walObject, walTailObject } from '@lakebase/object-store';
@@ -215,7 +216,7 @@ export class WalArchive {
     for (let at: number = range.start; at < range.end; ) {
       const bytes = await reader.read(lsn(at), WAL_SEGMENT_BYTES);
       at += bytes.length;
-      bytes.fill(0);
+      wipeAndGiveBack(bytes);
     }
     reader.wipe();
     return trailer.size;

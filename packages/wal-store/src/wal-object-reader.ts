@@ -1,7 +1,7 @@
 /** Reads one WAL object in the object store by ranges. Memory: one read-ahead of {@link READ_AHEAD_FRAMES} sealed frames.
  *  Invariant: every byte it returns came out of a frame whose tag held, of an object whose header names this project, timeline and range. */
-import { zstdDecompressSync } from 'node:zlib';
 import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
+import { decompressFrame, dropFrameContexts, wipeAndGiveBack } from '@lakebase/bytes';
 import { type FrameCipher, type ObjectKey, TAG_BYTES, bindFrame, frameNonce, objectBinding } from '@lakebase/envelope';
 import { type Lsn, formatLsn } from '@lakebase/ids';
 import type { ObjectStore } from '@lakebase/object-store';
@@ -77,13 +77,13 @@ export class WalObjectReader {
     if (from < start || from >= end)
       throw new LakebaseError('INVALID_ARGUMENT', `WAL object ${this.name} does not hold ${formatLsn(from)}`);
     const n = Math.floor((from - start) / WAL_FRAME_BYTES);
-    const plain = await this.#frame(n);
     const offset = from - start - n * WAL_FRAME_BYTES;
-    return Buffer.from(plain.subarray(offset, Math.min(plain.length, offset + max)));
+    return this.#frame(n, (plain) => Buffer.from(plain.subarray(offset, Math.min(plain.length, offset + max))));
   }
 
-  async #frame(n: number): Promise<Buffer> {
-    if (this.#open?.n === n) return this.#open.plain;
+  /** What `use` makes of frame `n`, at once: the frame may be wiped in the next turn. */
+  async #frame(n: number, use: (plain: Buffer) => Buffer): Promise<Buffer> {
+    if (this.#open?.n === n) return use(this.#open.plain);
     const { offset, stored, compressed } = this.#frames[n] as WalObjectFrame;
     const ahead = await this.#fetch(n);
     const at = offset - (this.#frames[ahead.first] as WalObjectFrame).offset;
@@ -95,17 +95,17 @@ export class WalObjectReader {
       plain = this.#cipher.open(sealed, frameNonce(n), tag, bindFrame(this.#binding, n));
       if (compressed) {
         const small = plain;
-        plain = zstdDecompressSync(small, { maxOutputLength: length }); // as in wal-object-writer.ts
-        small.fill(0);
+        plain = decompressFrame(small, length);
+        wipeAndGiveBack(small);
       } else if (plain.buffer === sealed.buffer) plain = Buffer.from(plain); // the plain cipher's
       if (plain.length !== length) throw new LakebaseError('CORRUPT', `frame ${n} has ${plain.length} bytes, not ${length}`);
     } catch (error) {
       if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
       throw new LakebaseError('CORRUPT', `WAL object ${this.name}, frame ${n}: ${errorMessage(error)}`, { cause: error });
     }
-    this.wipe();
+    this.#drop();
     this.#open = { n, plain };
-    return plain;
+    return use(plain);
   }
 
   async #fetch(n: number): Promise<{ first: number; count: number; bytes: Buffer }> {
@@ -122,7 +122,12 @@ export class WalObjectReader {
 
   /** Plain WAL does not stay in memory. */
   wipe(): void {
-    this.#open?.plain.fill(0);
+    this.#drop();
+    dropFrameContexts();
+  }
+
+  #drop(): void {
+    if (this.#open !== undefined) wipeAndGiveBack(this.#open.plain);
     this.#open = undefined;
   }
 }

@@ -2,13 +2,12 @@
  *  a millisecond), with turns of others between. Nothing here is synced: the file is only a source, and useless after a crash. */
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, rm } from 'node:fs/promises';
-import { constants, zstdCompressSync } from 'node:zlib';
 import { LakebaseError } from '@lakebase/base';
+import { compressFrame, dropFrameContexts, giveBack, wipeAndGiveBack } from '@lakebase/bytes';
 import { type FrameCipher, type ObjectKey, bindFrame, frameNonce, objectBinding } from '@lakebase/envelope';
 import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { OBJECT_ID_BYTES, WAL_FRAME_BYTES, encodeEnd, encodeIndex, encodeWalObjectHeader } from './wal-object-format.ts';
 
-const COMPRESSION = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
 /** A frame that zstd does not make smaller than this part is stored as it is. */
 const WORTHWHILE = 0.9;
 
@@ -71,13 +70,14 @@ class Writer {
         piece.copy(frame, filled);
         at += piece.length;
         filled += piece.length;
-        piece.fill(0);
+        wipeAndGiveBack(piece);
         if (filled < WAL_FRAME_BYTES && at < this.#range.end) continue;
         await this.#frame(frame.subarray(0, filled));
         filled = 0;
       }
     } finally {
-      frame.fill(0);
+      wipeAndGiveBack(frame);
+      dropFrameContexts();
     }
     const n = this.#frames.length;
     const index = this.#cipher.seal(encodeIndex(this.#frames), frameNonce(n), bindFrame(this.#binding, n));
@@ -88,15 +88,15 @@ class Writer {
   }
 
   async #frame(plain: Buffer): Promise<void> {
-    // Not the asynchronous one: its context keeps plain WAL in memory for as long as the collector lets it, also after the project was locked.
-    const small = zstdCompressSync(plain, COMPRESSION);
+    const small = compressFrame(plain);
     const compressed = small.length < plain.length * WORTHWHILE;
     const n = this.#frames.length;
-    const sealed = this.#cipher.seal(compressed ? small : plain, frameNonce(n), bindFrame(this.#binding, n));
-    // The plain cipher gives its input back.
-    await this.#append(sealed.bytes, sealed.tag);
-    small.fill(0);
+    const stored = compressed ? small : plain;
+    const sealed = this.#cipher.seal(stored, frameNonce(n), bindFrame(this.#binding, n));
     this.#frames.push({ stored: sealed.bytes.length, compressed });
+    await this.#append(sealed.bytes, sealed.tag);
+    if (sealed.bytes !== stored) giveBack(sealed.bytes); // the plain cipher returns what it was given
+    wipeAndGiveBack(small);
   }
 
   async #append(...parts: Buffer[]): Promise<void> {
@@ -104,5 +104,6 @@ class Writer {
     for (let done = 0; done < bytes.length; )
       done += (await this.#file.write(bytes, done, bytes.length - done, this.#offset + done)).bytesWritten;
     this.#offset += bytes.length;
+    giveBack(bytes);
   }
 }

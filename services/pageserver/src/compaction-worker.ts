@@ -2,7 +2,7 @@
 import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 import { LakebaseError, errorMessage } from '@lakebase/base';
-import { dropFrameContexts } from '@lakebase/layers';
+import { dropFrameContexts } from '@lakebase/bytes';
 import { type StorageJob, runJob } from './compaction-job.ts';
 import type { KeyMessage } from './compaction-keys.ts';
 

@@ -1,6 +1,7 @@
 /** What is done with the memory of a project whose key was lost, once everything that used it has ended. */
 import { type Logger, errorMessage } from '@lakebase/base';
-import { dropFrameContexts, wipeFreeChunks } from '@lakebase/layers';
+import { dropFrameContexts } from '@lakebase/bytes';
+import { wipeFreeChunks } from '@lakebase/layers';
 import { wipeScratch } from '@lakebase/pg-format';
 import { forgetGarbage } from '@lakebase/service-kit';
 import { runMemory } from './run-memory.ts';

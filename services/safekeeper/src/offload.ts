@@ -1,5 +1,5 @@
 /** Carries WAL into the object store: eight segments at a time while it flows fast, what is complete when it rests or has waited long, and the rest as
- *  the tail then. One member of each timeline does it: the first by id of those that are there and have the WAL; the next one when
+ *  the tail then. One member of each timeline does it: the first by id of those that are there and have the WAL or nearly so; the next one when
  *  nothing comes of it for a while.
  *  Invariants: only committed WAL leaves this member; `offloadedLsn` rises only after the object is there and was checked; two members that do the same
  *  work do no harm (ifAbsent); a store that is down costs nothing but disk. */
@@ -49,6 +49,8 @@ interface Work {
 const TICK_MS = 1_000;
 const RUNNING_MAX = 2;
 const SEEN_MAX = 256;
+/** How long a member that is a little behind is waited for. */
+const BEHIND_MS = 5_000;
 const SOURCE_BYTES = 512 * 1024;
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
@@ -123,7 +125,7 @@ export class Offloader {
       const task = this.#due(timeline, work, now);
       if (task === undefined) continue;
       work.dueSince ??= now;
-      if (now - work.dueSince < this.#rank(timeline, task) * this.#options.times.takeoverMs) continue;
+      if (now - work.dueSince < this.#patienceMs(timeline, task)) continue;
       this.#start(timeline, work, task);
     }
     if (this.#work.size > 0) this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
@@ -143,16 +145,19 @@ export class Offloader {
     return to > offloadedLsn || tail ? { to: lsn(Math.max(to, offloadedLsn)), tail } : undefined;
   }
 
-  /** How many others come before this member. */
-  #rank(timeline: WalTimeline, task: { readonly to: Lsn; readonly tail: boolean }): number {
+  /** How long this member leaves `task` to those that come before it. What is heard of a member is a moment old: who lacks the WAL may have it by now. */
+  #patienceMs(timeline: WalTimeline, task: { readonly to: Lsn; readonly tail: boolean }): number {
     // Under load everybody is a little behind; what counts is the WAL that is to go.
+    const { takeoverMs } = this.#options.times;
     const needed = task.tail ? timeline.readableLsn : task.to;
-    let rank = 0;
+    let patience = 0;
     for (const id of this.#options.livePeers()) {
       const peer = timeline.peerAt(id);
-      if (id < this.#options.memberId && peer !== undefined && peer.flushRecordLsn >= needed) rank++;
+      if (id >= this.#options.memberId || peer === undefined) continue;
+      if (peer.flushRecordLsn >= needed) patience += takeoverMs;
+      else if (peer.flushRecordLsn + WAL_OBJECT_BYTES >= needed) patience += Math.min(BEHIND_MS, takeoverMs);
     }
-    return rank;
+    return patience;
   }
 
   #start(timeline: WalTimeline, work: Work, task: { to: Lsn; tail: boolean }): void {

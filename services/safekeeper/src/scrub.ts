@@ -6,6 +6,7 @@ import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ScrubFindingKind } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode, sleep } from '@lakebase/base';
+import { wipeAndGiveBack } from '@lakebase/bytes';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
 import { type SegmentKeys, checkSegment, fileSource } from '@lakebase/inspect';
 import { WAL_OBJECT_SEGMENTS, walObject, walPrefix } from '@lakebase/object-store';
@@ -246,7 +247,7 @@ class WalScrub {
         const bytes = await reader.read(p, WAL_SEGMENT_BYTES);
         p = lsn(p + bytes.length);
         const { length } = bytes;
-        bytes.fill(0);
+        wipeAndGiveBack(bytes);
         await this.#job.spent(length);
       }
       reader.wipe();
@@ -302,7 +303,7 @@ async function readSome(t: WalTimeline, from: Lsn, end: number): Promise<number>
   await new Promise<void>((resolve) => void setImmediate(resolve));
   const bytes = t.read(from, Math.min(READ_BYTES, end - from));
   const { length } = bytes;
-  bytes.fill(0);
+  wipeAndGiveBack(bytes);
   if (length === 0) throw new LakebaseError('NOT_FOUND', `there is no WAL at ${formatLsn(from)}`);
   return length;
 }

@@ -1,6 +1,7 @@
 /** START_REPLICATION PHYSICAL: sends WAL as it becomes readable, keepalives in between, until the client or the timeline ends.
  *  Invariant: without a peer term nothing beyond the commit LSN is sent; with one, nothing once this member's term is another. */
 import { LakebaseError, errorMessage, sleep } from '@lakebase/base';
+import { wipeAndGiveBack } from '@lakebase/bytes';
 import { type Lsn, type Term, formatLsn, segmentNumber, walFileName } from '@lakebase/ids';
 import { type CopyBoth, PgError, type PgServerSession, type StandbyStatus } from '@lakebase/pg-wire';
 import { isVoid, voidWal } from './void-wal.ts';
@@ -94,12 +95,19 @@ async function loop(timeline: WalTimeline, copy: CopyBoth, range: Range, end: ()
       await changed();
       continue;
     }
-    for (let at = 0; at < bytes.length; at += CHUNK_BYTES) {
+    const { length } = bytes;
+    let unsent = length;
+    for (let at = 0; at < length; at += CHUNK_BYTES) {
       const piece = bytes.subarray(at, at + CHUNK_BYTES);
+      const pieceBytes = piece.length;
       // A copy of our own: no WAL stays behind in memory once it is sent.
-      await copy.sendXLogData((position + at) as Lsn, end(), piece, () => piece.fill(0));
+      await copy.sendXLogData((position + at) as Lsn, end(), piece, () => {
+        unsent -= pieceBytes;
+        if (unsent === 0) wipeAndGiveBack(bytes);
+        else piece.fill(0);
+      });
     }
-    position = (position + bytes.length) as Lsn;
+    position = (position + length) as Lsn;
     // A reader that catches up must not keep commits waiting.
     if (position < end()) await nextTurn();
     else if (peerTerm === undefined) await sleep(PACE_MS);
