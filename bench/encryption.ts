@@ -1,10 +1,11 @@
 /** `npm run bench -- --encryption`: what encryption costs. The same system twice, both up at once: as it is (arm D of the campaign), and with storage and
  *  scratch unencrypted (arm C: LAKEBASE_TEST_PLAINTEXT and LAKEBASE_TEST_SCRATCH_PLAINTEXT). Cases take turns, ABBA. Besides rates, processor seconds of
- *  all processes for the same work: they depend less on who else is on the machine. Judge medians of ratios of neighbouring runs. */
+ *  all processes for the same work: they depend less on who else is on the machine. One run of a case differs from the next by more than what is looked
+ *  for, so there are many pairs of short ones, after one that does not count; judge the median of the pairs' ratios, and how far its quartiles are. */
 import { type LakebaseArm, LakebaseArm as Arms, connect, query } from './arms.ts';
 import type { Plan } from './cases.ts';
 import { parsePgbench, pgbench } from './pgbench.ts';
-import { type Report, median } from './report.ts';
+import { type Report, percentile } from './report.ts';
 
 interface Run {
   /** Work per second, or per run where the work is fixed. */
@@ -17,10 +18,12 @@ interface Case {
   readonly run: (arm: LakebaseArm) => Promise<Run>;
 }
 
-const READS = ['-n', '-S', '-M', 'prepared', '-c', '8', '-j', '2'];
-const WRITES = ['-n', '-M', 'prepared', '-c', '8', '-j', '2'];
-/** Of each of eight clients, for a second of the plan. */
-const TRANSACTIONS = 150;
+const CLIENTS = ['-n', '-M', 'prepared', '-c', '8', '-j', '2'];
+/** Of each of eight clients, for a second of the plan: about as many as there are in one. */
+const WRITES = 150;
+const READS = 2_500;
+/** Of runs of a case on either side. */
+const PAIRS = 12;
 
 export async function encryptionCases(binary: string, plan: Plan, report: Report): Promise<void> {
   await using encrypted = await Arms.start();
@@ -31,15 +34,15 @@ export async function encryptionCases(binary: string, plan: Plan, report: Report
 
   const reads: Case['run'] = async (arm) => {
     const before = arm.cpuSeconds();
-    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...READS, '-T', String(plan.seconds)]));
-    return { rate: tps, cpu: (arm.cpuSeconds() - before) / (tps * plan.seconds) };
+    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...CLIENTS, '-S', '-t', String(plan.seconds * READS)]));
+    return { rate: tps, cpu: arm.cpuSeconds() - before };
   };
   // As many transactions on either side, from a checkpoint on (the first change of a page after one is logged whole), until storage has done all they gave it
   // to do: what one side leaves undone would be counted as the other's, whose turn is next.
   const writes: Case['run'] = async (arm) => {
     await arm.settle();
     const before = arm.cpuSeconds();
-    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...WRITES, '-t', String(plan.seconds * TRANSACTIONS)]));
+    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...CLIENTS, '-t', String(plan.seconds * WRITES)]));
     await arm.settle();
     return { rate: tps, cpu: arm.cpuSeconds() - before };
   };
@@ -85,22 +88,25 @@ export async function encryptionCases(binary: string, plan: Plan, report: Report
       },
     },
   ];
-  const rounds = Math.max(2, plan.rounds + (plan.rounds % 2));
   const ratios = new Map<string, { rate: number[]; cpu: number[] }>(cases.map((c) => [c.id, { rate: [], cpu: [] }]));
-  for (let round = 0; round < rounds; round++)
+  for (let pair = -1; pair < PAIRS; pair++)
     for (const { id, run } of cases) {
-      const [first, second] = round % 2 === 0 ? arms : [plain, encrypted];
+      const [first, second] = pair % 2 === 0 ? arms : [plain, encrypted];
       const [a, b] = [await run(first), await run(second)];
       const [ours, theirs] = first === encrypted ? [a, b] : [b, a];
+      if (pair < 0) continue;
       const list = ratios.get(id) as { rate: number[]; cpu: number[] };
       list.rate.push(ours.rate / theirs.rate);
       list.cpu.push(ours.cpu / theirs.cpu);
       process.stdout.write(`  ${id}: rate ${(ours.rate / theirs.rate).toFixed(3)}, processor time ${(ours.cpu / theirs.cpu).toFixed(3)}\n`);
     }
   const range = (list: readonly number[]): string =>
-    `${median(list).toFixed(2)} (${Math.min(...list).toFixed(2)}–${Math.max(...list).toFixed(2)})`;
+    `${middle(list).toFixed(2)} (${percentile(list, 0.25).toFixed(2)}–${percentile(list, 0.75).toFixed(2)})`;
   report.note(
-    `encrypted against unencrypted, medians of ${rounds} rounds (and range); a rate above 1 and processor time below 1 favour encryption:`,
+    `encrypted against unencrypted, medians of ${PAIRS} pairs (and quartiles); a rate above 1 and processor time below 1 favour encryption:`,
   );
   for (const [id, { rate, cpu }] of ratios) report.note(`${id}: rate ${range(rate)}, processor time ${range(cpu)}`);
 }
+
+/** Of an even number: between the two in the middle. */
+const middle = (list: readonly number[]): number => (percentile(list, 0.5) + percentile(list, 0.5 + 1 / (2 * list.length))) / 2;
