@@ -21,10 +21,14 @@
 static pthread_mutex_t fault_lock = PTHREAD_MUTEX_INITIALIZER;
 #define AHEAD_BLOCKS_MAX 16u
 static _Alignas(4096) char fetched[FETCH_BLOCKS_MAX * BLCKSZ];
+/* Which pages the buffer holds; no entry: none. Written under the lock; looked at without it to see whether it is worth taking. */
+static struct map_entry *_Atomic fetched_entry;
+static _Atomic uint32_t fetched_first, fetched_end;
 
 void fault_after_fork(void)
 {
     fault_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    fetched_entry = NULL;
 }
 
 /* Rule 1: writes fetched pages into blocks that are still absent. */
@@ -85,10 +89,14 @@ static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, ui
 {
     uint32_t index = (uint32_t)(entry - map_entries);
     pthread_mutex_lock(&fault_lock);
+    atomic_store_explicit(&fetched_entry, NULL, memory_order_relaxed);
     int error = agent_fetch(index, block, count, fetched);
     if (error == 0) {
         map_count(&map->fault_requests, 1);
         map_count(&map->blocks_fetched, count);
+        atomic_store_explicit(&fetched_first, block, memory_order_relaxed);
+        atomic_store_explicit(&fetched_end, block + count, memory_order_relaxed);
+        atomic_store_explicit(&fetched_entry, entry, memory_order_relaxed);
         error = install(entry, fd, block, count);
     }
     pthread_mutex_unlock(&fault_lock);
@@ -147,6 +155,37 @@ static void scatter(const struct iovec *vector, size_t offset, const char *bytes
     }
 }
 
+static bool all_clean(struct map_entry *entry, struct block_range range)
+{
+    for (uint32_t block = range.first; block < range.end; block++)
+        if (map_state(entry, block) != BLOCK_RESIDENT)
+            return false;
+    return true;
+}
+
+static bool is_buffered(const struct map_entry *entry, struct block_range range)
+{
+    return atomic_load_explicit(&fetched_entry, memory_order_relaxed) == entry &&
+           range.first >= atomic_load_explicit(&fetched_first, memory_order_relaxed) &&
+           range.end <= atomic_load_explicit(&fetched_end, memory_order_relaxed);
+}
+
+bool fault_read_buffered(struct map_entry *entry, const struct iovec *vector, off_t offset, size_t length)
+{
+    struct block_range range = {(uint32_t)(offset / BLCKSZ), (uint32_t)((offset + (off_t)length + BLCKSZ - 1) / BLCKSZ)};
+    if (likely(!is_buffered(entry, range)) || length == 0 || offset < 0)
+        return false;
+    sigset_t saved;
+    signals_hold(&saved);
+    pthread_mutex_lock(&fault_lock);
+    bool held = is_buffered(entry, range) && range.end <= map_nblocks(entry) && all_clean(entry, range);
+    if (held)
+        scatter(vector, 0, fetched + (offset - (off_t)fetched_first * BLCKSZ), length);
+    pthread_mutex_unlock(&fault_lock);
+    signals_release(&saved);
+    return held;
+}
+
 /* What the file says of part of one block; false when it may have been dropped meanwhile. */
 static bool read_kept(struct map_entry *entry, int fd, uint32_t block, char *to, size_t length, off_t at, ssize_t *got)
 {
@@ -163,6 +202,7 @@ static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size
     sigset_t saved;
     signals_hold(&saved);
     pthread_mutex_lock(&fault_lock);
+    atomic_store_explicit(&fetched_entry, NULL, memory_order_relaxed);
     int error = agent_fetch((uint32_t)(entry - map_entries), block, 1, fetched);
     memcpy(to, fetched + from, length);
     pthread_mutex_unlock(&fault_lock);

@@ -62,6 +62,10 @@ static inline bool fault_read_holds(const struct read_guard *guard, struct map_e
     return likely(!guard->tracked || map_generation(entry) == guard->generation);
 }
 
+/* A read of clean pages that this process was the last to fetch: true when it got them from memory. Clean pages are what storage has, whoever wrote them
+ * into the file, so what was fetched is what the file says for as long as they are clean. */
+bool fault_read_buffered(struct map_entry *entry, const struct iovec *vector, off_t offset, size_t length);
+
 /* A read whose blocks cannot be kept, because the disk is full of what cannot be dropped: absent blocks go from storage to the reader only. */
 ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset);
 

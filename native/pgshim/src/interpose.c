@@ -76,6 +76,8 @@ static ssize_t tracked_preadv(struct map_entry *entry, int fd, const struct iove
     for (;;) {
         if (unlikely(read_fails(&guard, entry, fd, offset, length)))
             return cache_is_full(errno) && offset >= 0 ? fault_read_past(entry, fd, vector, count, offset) : -1;
+        if (fault_read_buffered(entry, vector, offset, length))
+            return (ssize_t)length;
         ssize_t got = count == 1 ? crypt_pread(fd, vector->iov_base, length, offset) : crypt_preadv(fd, vector, count, offset);
         if (fault_read_holds(&guard, entry))
             return got;

@@ -103,6 +103,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
   }
   unpin(): void {
     this.#pins--;
+    if (this.#pins === 0) this.#cache.keepWithin();
   }
 
   read(offset: number, length: number, into?: Buffer): Buffer {
@@ -222,6 +223,7 @@ export class CachedLayer implements LayerBytes, RemoteLayer {
   #complete(part: ChunkMap): Promise<void> {
     this.#completing ??= this.#completeNow(part).finally(() => {
       this.#completing = undefined;
+      this.#cache.keepWithin();
     });
     return this.#completing;
   }

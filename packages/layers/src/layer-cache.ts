@@ -149,7 +149,11 @@ export class LayerCache {
 
   grew(bytes: number): void {
     this.usedBytes += bytes;
-    if (bytes > 0 && this.usedBytes > this.budgetBytes) this.#trimSoon();
+    if (bytes > 0) this.keepWithin();
+  }
+  /** There is more, or a layer may be dropped that could not before: nobody else may ever look again. */
+  keepWithin(): void {
+    if (this.usedBytes > this.budgetBytes) this.#trimSoon();
   }
 
   limited<T>(background: boolean, run: () => Promise<T>): Promise<T> {

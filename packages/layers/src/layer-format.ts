@@ -12,7 +12,7 @@ import { KEY_BYTES } from './key.ts';
 export const LAYER_MAGIC = 0x4c424c59;
 export const FOOTER_MAGIC = 0x4c424c46;
 export const LAYER_VERSION = 2;
-export const FRAME_TARGET_BYTES = 32_768;
+export const FRAME_TARGET_BYTES = 33_792;
 /** A frame grows past the target only for one large value. */
 export const FRAME_BYTES_MAX = 1 << 30;
 export const FOOTER_BYTES = 72;
