@@ -68,6 +68,7 @@ export async function encryptionCases(binary: string, plan: Plan, report: Report
     {
       id: 'scan of pgbench_accounts, cold compute',
       run: async (arm) => {
+        await arm.settle();
         await arm.cold();
         return scan(arm);
       },
