@@ -1,4 +1,4 @@
-/** Reads one layer file. Frames are read with synchronous preads: a frame is 32 KiB on a local disk, mostly in the operating system's cache, and a
+/** Reads one layer file. Frames are read with synchronous preads: a frame is at most 33 KiB on a local disk, mostly in the operating system's cache, and a
  *  read path without awaits sees one consistent set of layers by construction. The frame index is loaded at the first use.
  *  Every check failure is CORRUPT and names the file; bytes that are not local, or were damaged and can be fetched anew, are a {@link RemoteMiss}. */
 import { basename } from 'node:path';

@@ -36,6 +36,10 @@ test('at the limit no segment may be begun; below it again all is well, without 
   await budget.look();
   budget.check();
   assert.equal(budget.pressure, 0);
+  used = 1_000; // between two looks
+  assert.throws(() => budget.check(), { code: 'RESOURCE_EXHAUSTED' });
+  used = 400;
+  budget.check();
   assert.equal(looks, 3);
   budget.close();
   rmSync(dir, { recursive: true });

@@ -86,10 +86,11 @@ export class DiskBudget {
     return this.#used >= this.#limit;
   }
 
-  /** Before a segment file is begun. */
+  /** Before a segment file is begun. In the second between two looks several may be. */
   check(): void {
+    const { dir, used } = this.#options;
+    this.#used = used();
     if (!this.full) return;
-    const { dir } = this.#options;
     throw new LakebaseError(
       'RESOURCE_EXHAUSTED',
       `WAL in ${dir} takes all the disk it may: the disk is full; free space, writing resumes by itself`,
