@@ -9,6 +9,7 @@
  *                                                            with LSN 0: of a running compute, files that a start after a crash may take
  *    PUT    /v1/timelines/:project/:timeline/boot-set        body: boot set binary (docs/formats/start-bundle.md)       (T)
  *    POST   /v1/timelines/:project/:timeline/checkpoint      flush the open layer and publish the index -> PageTimelineStatus
+ *    GET    /healthz                                 -> PageserverHealth                          (no token)
  *
  *  Whole projects, for the Manager: placement.ts.
  *  Pages and the start bundle travel on `pagePort` in the binary page service protocol: page-service.ts. */
@@ -59,6 +60,16 @@ export interface PageTimelineStatus {
   readonly layers: number;
 }
 
+/** As far as the choice of a place for a new project needs it. */
+export interface PageserverHealth {
+  /** Absent while it is not known. */
+  readonly disk?: {
+    readonly capacityBytes: number;
+    /** No WAL is ingested until there is room again. */
+    readonly full: boolean;
+  };
+}
+
 export class PageserverClient {
   readonly http: HttpClient;
   constructor(options: HttpClientOptions) {
@@ -67,6 +78,9 @@ export class PageserverClient {
 
   #path(p: ProjectUid, t: TimelineId, verb = ''): string {
     return `/v1/timelines/${p}/${t}${verb}`;
+  }
+  health(timeoutMs: number): Promise<PageserverHealth> {
+    return this.http.call('GET', '/healthz', undefined, { timeoutMs });
   }
   template(major: number): Promise<TemplateInfo> {
     return this.http.call('GET', `/v1/templates/${major}`);

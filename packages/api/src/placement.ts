@@ -38,8 +38,19 @@ export interface AttachAnswer {
   readonly moved: readonly ProjectUid[];
   readonly unknown: readonly ProjectUid[];
 }
+export interface TimelineSize {
+  readonly timeline: TimelineId;
+  /** Of all layers that its index names, as they are stored: compressed and sealed, history included. */
+  readonly layerBytes: number;
+}
 export interface ValidateRequest {
-  readonly projects: readonly { readonly project: ProjectUid; readonly generation: number; readonly published: readonly TimelineId[] }[];
+  readonly projects: readonly {
+    readonly project: ProjectUid;
+    readonly generation: number;
+    readonly published: readonly TimelineId[];
+    /** Of the project's timelines in memory; of the others, and without this, what was told last holds. */
+    readonly sizes?: readonly TimelineSize[];
+  }[];
 }
 export interface ValidateAnswer {
   readonly valid: readonly ProjectUid[];

@@ -71,6 +71,11 @@ export function namesOf(index: TimelineIndex): string[] {
   return [...index.layers.map((d) => d.name), ...sealedObjectsOf(index).map((o) => o.file)];
 }
 
+/** Of all layers, wherever their files are. */
+export function layerBytesOf({ layers }: Pick<TimelineIndex, 'layers'>): number {
+  return layers.reduce((sum, layer) => sum + layer.bytes, 0);
+}
+
 /** The bytes of an index under `name`, sealed with a key of their own. */
 export async function sealIndex(index: TimelineIndex, name: string, keys: ObjectKeys): Promise<{ bytes: Buffer; reference: Buffer }> {
   await keys.reserve(1);

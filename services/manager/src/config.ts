@@ -24,7 +24,7 @@ export const managerConfig = Type.Object(
     /** Prefix of a Postgres installation for the embedded database; null: the npm package of this platform. */
     postgresPrefix: Type.Union([Type.String(), Type.Null()], { default: null }),
     computeHostUrl: Type.String(),
-    /** New projects go to the one that answers and has the fewest (docs/protocols/generations.md). Ids are those of the pageservers' own configurations. */
+    /** New projects go to the one that is the least full (docs/operating/pageserver.md). Ids are those of the pageservers' own configurations. */
     pageserver,
     morePageservers: Type.Array(pageserver, { default: [] }),
     safekeepers: Type.Array(peer, { minItems: 1, maxItems: 9 }),

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { LakebaseError, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, MAX_LSN, type ProjectUid, type RelTag, type TimelineId, parseLsn } from '@lakebase/ids';
-import { FrameCache, LayerCache } from '@lakebase/layers';
+import { FrameCache, LayerCache, layerBytesOf } from '@lakebase/layers';
 import { DirectoryStore, type GetOptions, type ObjectBytes, timelineObject } from '@lakebase/object-store';
 import { readControlFile } from '@lakebase/pg-format';
 import { randomPages } from './bench-pages.ts';
@@ -64,7 +64,7 @@ try {
       path: join(local.storage.files.directory, d.name),
       size: d.bytes,
     });
-  const layerBytes = local.storage.index.layers.reduce((n, d) => n + d.bytes, 0);
+  const layerBytes = layerBytesOf(local.storage.index);
   await local.storage.setRemote({ generation: 1, version: local.storage.index.version, diskConsistentLsn: head, names });
   let largest: { tag: RelTag; blocks: number } = { tag: { spc: 0, db: 0, rel: 0, fork: 0 }, blocks: 0 };
   for (const id of local.catalog.relations()) {

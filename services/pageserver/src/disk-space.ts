@@ -10,8 +10,6 @@ export interface DiskSpaceOptions {
   /** Drops local bytes that are not needed; resolves with how many. */
   readonly makeRoom: (bytes: number) => Promise<number>;
   readonly log: Logger;
-  /** For tests. */
-  readonly freeBytes?: () => Promise<number>;
 }
 
 export class DiskSpace {
@@ -20,6 +18,8 @@ export class DiskSpace {
   #low: PromiseWithResolvers<void> | undefined;
   #checking = false;
   free = Number.POSITIVE_INFINITY;
+  /** Of the whole disk; undefined until it was looked at. */
+  capacityBytes: number | undefined;
 
   constructor(options: DiskSpaceOptions) {
     this.#o = options;
@@ -45,8 +45,8 @@ export class DiskSpace {
     this.#checking = true;
     try {
       const { reserveBytes, makeRoom, log } = this.#o;
-      this.free = await this.#freeBytes();
-      if (this.free < reserveBytes * 2 && (await makeRoom(reserveBytes * 2 - this.free)) > 0) this.free = await this.#freeBytes();
+      await this.#look();
+      if (this.free < reserveBytes * 2 && (await makeRoom(reserveBytes * 2 - this.free)) > 0) await this.#look();
       const low = this.free < reserveBytes;
       if (low && this.#low === undefined) {
         this.#low = Promise.withResolvers<void>();
@@ -63,9 +63,9 @@ export class DiskSpace {
     }
   }
 
-  async #freeBytes(): Promise<number> {
-    if (this.#o.freeBytes !== undefined) return this.#o.freeBytes();
-    const { bavail, bsize } = await statfs(this.#o.path);
-    return bavail * bsize;
+  async #look(): Promise<void> {
+    const { bavail, blocks, bsize } = await statfs(this.#o.path);
+    this.free = bavail * bsize;
+    this.capacityBytes = blocks * bsize;
   }
 }

@@ -2,7 +2,7 @@
  *  (docs/protocols/generations.md). Calls of many projects travel together.
  *  Invariants: a validation that {@link Generations.validate} waits for began after it was called; a generation of another process of this
  *  pageserver is never taken up again; without an answer of the Manager nothing becomes allowed and nothing is taken away. */
-import type { AttachAnswer, AttachRequest, AttachedProject, ValidateAnswer, ValidateRequest } from '@lakebase/api';
+import type { AttachAnswer, AttachRequest, AttachedProject, TimelineSize, ValidateAnswer, ValidateRequest } from '@lakebase/api';
 import { LakebaseError, type Logger, backoffDelay, errorMessage, sleep } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 
@@ -49,6 +49,8 @@ export class Generations {
   #loop: Promise<void> = Promise.resolve();
   /** Called when the project's standing has changed. */
   onChange: (project: ProjectUid, standing: Standing) => void = () => {};
+  /** Of all timelines in memory; told with every periodic confirmation. */
+  sizes: () => ReadonlyMap<ProjectUid, readonly TimelineSize[]> = () => new Map();
 
   constructor(calls: PlacementCalls, log: Logger, everyMs = 5_000) {
     this.#calls = calls;
@@ -235,10 +237,13 @@ export class Generations {
       else reject(fenced(project));
   }
 
-  async #ask(projects: readonly ProjectUid[]): Promise<void> {
+  async #ask(projects: readonly ProjectUid[], sizes?: ReadonlyMap<ProjectUid, readonly TimelineSize[]>): Promise<void> {
     const asked = projects.flatMap((project) => {
       const { attached, published } = this.#project(project);
-      return attached === undefined ? [] : [{ project, generation: attached.generation, published: [...published] }];
+      const known = sizes?.get(project);
+      return attached === undefined
+        ? []
+        : [{ project, generation: attached.generation, published: [...published], ...(known === undefined ? {} : { sizes: known }) }];
     });
     for (let i = 0; i < asked.length; i += PROJECTS_PER_CALL) {
       const some = asked.slice(i, i + PROJECTS_PER_CALL);
@@ -270,7 +275,7 @@ export class Generations {
       if (this.#stop.signal.aborted) return;
       try {
         const known = [...this.#projects].filter(([, p]) => p.attached !== undefined).map(([project]) => project);
-        if (known.length > 0) await this.#ask(known);
+        if (known.length > 0) await this.#ask(known, this.sizes());
         // It may come back, or leave for good.
         for (const [project, { standing }] of this.#projects)
           if (standing === 'superseded' || standing === 'unknown') await this.attach(project).catch(() => {});

@@ -8,6 +8,7 @@ import { after, before, describe, test } from 'node:test';
 import { PageserverClient, internalToken, timelineScope } from '@lakebase/api';
 import { isCode, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type TimelineId, parseLsn, parseTimelineId } from '@lakebase/ids';
+import { layerBytesOf } from '@lakebase/layers';
 import { indexObject, timelinePrefix } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
 import { readControlFile } from '@lakebase/pg-format';
@@ -260,6 +261,28 @@ describe('life of a timeline', () => {
       assert.equal([...server.store.attached()].length, 0);
       same(await pagesOf(server, at), before);
       assert.equal([...server.store.attached()].length, 1);
+    } finally {
+      await clean();
+    }
+  });
+
+  test('the Manager is told how large a timeline is, and whoever asks how large the disk is', async () => {
+    await fresh();
+    try {
+      const server = await start();
+      await create(server);
+      const { storage } = server.store.get(PROJECT, TIMELINE);
+      const told = (): number | undefined => placements.sizes.get(TIMELINE);
+      await until(() => told() === layerBytesOf(storage.index));
+      const empty = layerBytesOf(storage.index);
+      assert.ok(empty > 0);
+      await pagesOf(server, await write(3_000));
+      await client(server).checkpoint(PROJECT, TIMELINE);
+      await until(() => told() === layerBytesOf(storage.index));
+      assert.ok(layerBytesOf(storage.index) > empty);
+      await server.store.disk.check();
+      const { disk } = await client(server).health(5_000);
+      assert.ok(disk !== undefined && disk.capacityBytes >= server.store.disk.free && !disk.full);
     } finally {
       await clean();
     }

@@ -1,5 +1,5 @@
 /** The pageserver put together, without process concerns: what main.ts and tests start. */
-import { PlacementClient, internalToken } from '@lakebase/api';
+import { type PageserverHealth, PlacementClient, internalToken } from '@lakebase/api';
 import type { Logger } from '@lakebase/base';
 import { join } from 'node:path';
 import {
@@ -13,6 +13,7 @@ import {
   openObjectStore,
 } from '@lakebase/service-kit';
 import type { PageserverConfig } from './config.ts';
+import type { DiskSpace } from './disk-space.ts';
 import { Generations, type PlacementCalls } from './generations.ts';
 import { registerPlacementRoutes, registerRoutes } from './http.ts';
 import { inspectPage, inspectTimeline } from './inspect.ts';
@@ -52,6 +53,7 @@ export async function startPageserver(
     log,
     secret,
     health: () => ({
+      ...diskHealth(store.disk),
       timelines: [...store.attached()].length,
       locked: store.locked,
       broken: [...store.attached()].filter((t) => t.timeline.broken !== undefined).length + store.damaged,
@@ -100,6 +102,10 @@ export async function startPageserver(
       if (remote === undefined) await far?.store.close();
     },
   };
+}
+
+function diskHealth({ capacityBytes, room }: DiskSpace): PageserverHealth {
+  return capacityBytes === undefined ? {} : { disk: { capacityBytes, full: room !== undefined } };
 }
 
 async function openRemote(

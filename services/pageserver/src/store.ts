@@ -83,10 +83,11 @@ export class TimelineStore {
     this.#sweep = new IdleSweep(this.#table);
     this.starts = new StartStates(this.#table);
     this.moves = new ProjectMoves(this.#table);
-    if (remote !== undefined)
-      remote.generations.onChange = (project, standing) => {
-        if (standing === 'moved') this.moves.leave(project);
-      };
+    if (remote === undefined) return;
+    remote.generations.onChange = (project, standing) => {
+      if (standing === 'moved') this.moves.leave(project);
+    };
+    remote.generations.sizes = () => this.#table.sizes();
   }
 
   /** Ends what the project's clients have under way, or those of one timeline. Called before memory is zeroed: nothing of it may still be sent. */

@@ -24,6 +24,7 @@ import {
   type TimelineIndex,
   encodeKey,
   keyFromText,
+  layerBytesOf,
   layerName,
   metaSeries,
   readIndex,
@@ -137,7 +138,7 @@ export async function templateInfo(files: TimelineFiles): Promise<TemplateInfo |
     major: index.pgVersion,
     endLsn: formatLsn(index.startLsn as Lsn),
     prevRecordLsn: formatLsn(index.startPrevRecordLsn as Lsn),
-    layerBytes: index.layers.reduce((n, d) => n + d.bytes, 0),
+    layerBytes: layerBytesOf(index),
   };
 }
 

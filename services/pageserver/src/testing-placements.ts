@@ -7,6 +7,8 @@ import type { PlacementCalls } from './generations.ts';
 export class FakePlacements {
   readonly projects = new Map<string, { owner: string; serving: string; generation: number; timelines: Map<string, number> }>();
   safekeepers: readonly PeerAddress[] = [];
+  /** As told last, by timeline. */
+  readonly sizes = new Map<string, number>();
   down = false;
   readonly calls = { attach: 0, validate: 0 };
 
@@ -59,7 +61,8 @@ export class FakePlacements {
     this.#check();
     this.calls.validate++;
     const answer = { valid: [] as ProjectUid[], superseded: [] as ProjectUid[], moved: [] as ProjectUid[], unknown: [] as ProjectUid[] };
-    for (const { project, generation, published } of body.projects) {
+    for (const { project, generation, published, sizes = [] } of body.projects) {
+      for (const { timeline, layerBytes } of sizes) this.sizes.set(timeline, layerBytes);
       const known = this.projects.get(project);
       if (known === undefined) {
         answer.unknown.push(project);

@@ -3,9 +3,10 @@
  *  moment it can be found on this disk; nothing is taken from the object store without a generation. */
 import { rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { TimelineSize } from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, errorMessage, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
-import type { FrameCache } from '@lakebase/layers';
+import { type FrameCache, layerBytesOf } from '@lakebase/layers';
 import type { ServiceKeys } from '@lakebase/service-kit';
 import { type AttachContext, attachLocal, detach, fetchTimeline, hasIndex } from './attachment.ts';
 import type { BundleCache } from './bundle-cache.ts';
@@ -77,6 +78,17 @@ export class TimelineTable {
 
   *attached(): Generator<Attached> {
     for (const t of this.#timelines.values()) if (isAttached(t)) yield t;
+  }
+  /** Of what is attached. */
+  sizes(): Map<ProjectUid, TimelineSize[]> {
+    const sizes = new Map<ProjectUid, TimelineSize[]>();
+    for (const { timeline } of this.attached()) {
+      const size = { timeline: timeline.id, layerBytes: layerBytesOf(timeline.storage.index) };
+      const known = sizes.get(timeline.project);
+      if (known === undefined) sizes.set(timeline.project, [size]);
+      else known.push(size);
+    }
+    return sizes;
   }
   count(is: (entry: Entry) => boolean): number {
     let n = 0;

@@ -65,7 +65,9 @@ export function addStorageCommands(program: Command, c: Context): void {
   withJson(
     storage
       .command('move <project>')
-      .description('move a project to another pageserver; its computes go on running')
+      .description(
+        'move a project to another pageserver; its computes go on running. A new project goes to the pageserver with the least bytes for the size of its disk',
+      )
       .requiredOption('--to <pageserver>', 'id of the pageserver that takes the project'),
   ).action(async (project: string, o: { to: string; json?: boolean }) => {
     const path = `lakebase/projects/${encodeURIComponent(project)}/place`;

@@ -63,6 +63,27 @@ describe('what is copied', () => {
         assert.equal(bytes.includes(marker), false, `${marker} in ${name}`);
   });
 
+  it('not that a branch has grown', async () => {
+    const store = new MemoryStore();
+    await using c = await CopiedDatabase.start(await bed.newDatabase(), store);
+    const uid = 'a'.repeat(32);
+    await c.db.query(`INSERT INTO workspaces (id) VALUES ('w')`);
+    await c.db.query(
+      `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, state)
+       VALUES ($1, 'w', 'p', 'p', 'o', 18, '1', 1, '{}', 'READY')`,
+      [uid],
+    );
+    await c.db.query(
+      `INSERT INTO branches (timeline_id, project_uid, branch_id, uid, is_default, state) VALUES ($1, $1, 'b', 'b', true, 'READY')`,
+      [uid],
+    );
+    const before = store.calls.put;
+    await c.db.query('UPDATE branches SET layer_bytes = 1');
+    assert.equal(store.calls.put - before, 0);
+    await c.db.query(`UPDATE branches SET layer_bytes = 2, branch_id = 'c'`);
+    assert.equal(store.calls.put - before, 1);
+  });
+
   it('one put for a change, one for many that come together, none for nothing', async () => {
     const store = new MemoryStore();
     await using c = await CopiedDatabase.start(await bed.newDatabase(), store);

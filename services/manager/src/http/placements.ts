@@ -13,8 +13,11 @@ const BODY_BYTES_MAX = 4 << 20;
 const uid = Type.String({ pattern: '^[0-9a-f]{32}$' });
 const generation = Type.Integer({ minimum: 0, maximum: 0xffff_ffff });
 const attachBody = Type.Object({ projects: Type.Array(Type.Object({ project: uid, seen: generation }), { maxItems: PROJECTS_MAX }) });
+const size = Type.Object({ timeline: uid, layerBytes: Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }) });
 const validateBody = Type.Object({
-  projects: Type.Array(Type.Object({ project: uid, generation, published: Type.Array(uid) }), { maxItems: PROJECTS_MAX }),
+  projects: Type.Array(Type.Object({ project: uid, generation, published: Type.Array(uid), sizes: Type.Optional(Type.Array(size)) }), {
+    maxItems: PROJECTS_MAX,
+  }),
 });
 const placeBody = Type.Object({ pageserver: Type.String({ minLength: 1, maxLength: 64 }) });
 

@@ -335,4 +335,13 @@ CREATE TABLE owner_credentials (
 );
 CREATE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON owner_credentials FOR EACH ROW EXECUTE FUNCTION catalog_changed('{name}', '{}');`,
   },
+  {
+    number: 8,
+    name: 'sizes of branches',
+    sql: `
+-- Of its layers, as its pageserver told last; null: not yet. It changes all the time and is told again: alone it is not worth a copy.
+ALTER TABLE branches ADD COLUMN layer_bytes bigint;
+CREATE OR REPLACE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON branches
+  FOR EACH ROW EXECUTE FUNCTION catalog_changed('{timeline_id}', '{layer_bytes}');`,
+  },
 ];

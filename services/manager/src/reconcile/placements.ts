@@ -7,6 +7,7 @@ import { LakebaseError, type Logger, SerialQueue, errorMessage, sleep } from '@l
 import type { ProjectUid } from '@lakebase/ids';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
+import type { NodeDisk } from '../model/least-loaded.ts';
 import * as store from '../store/placements.ts';
 
 export interface PlacementContext {
@@ -50,16 +51,25 @@ export class Placements {
     return row === undefined ? first(far) : far.pageserverOf(row.serving);
   }
 
-  /** Of the pageservers that answer the one with the fewest projects; when none answers they all count. */
-  async #placed(project: ProjectUid): Promise<store.PlacementRow | undefined> {
+  /** Who has what there is of a project that is to go: it gets no place for that. */
+  async holding(project: ProjectUid): Promise<FarPageserver> {
     const { db, far } = this.#c;
+    const row = await store.placementOf(db, project);
+    return row === undefined ? first(far) : far.pageserverOf(row.serving);
+  }
+
+  /** A new project goes to the least loaded of the pageservers that answer and whose disk is not full; while there is none, nowhere. */
+  async #placed(project: ProjectUid): Promise<store.PlacementRow | undefined> {
+    const { db, far, log } = this.#c;
     const known = await store.placementOf(db, project);
     if (known !== undefined) return known;
-    const answering =
-      far.pageservers.length === 1 ? [] : await Promise.all(far.pageservers.map(async (p) => ((await answers(p)) ? [p.id] : [])));
-    const candidates = answering.flat();
-    const all = far.pageservers.map((p) => p.id);
-    return db.local.transaction((tx) => store.place(tx, project, candidates.length === 0 ? all : candidates));
+    const looks = await Promise.all(far.pageservers.map(look));
+    const candidates = looks.filter((l) => l.refusal === undefined);
+    if (candidates.length === 0)
+      throw new LakebaseError('UNAVAILABLE', `no pageserver takes a new project: ${looks.map((l) => `${l.id} ${l.refusal}`).join(', ')}`);
+    const row = await db.local.transaction((tx) => store.place(tx, project, candidates));
+    if (row !== undefined) log.info({ project, pageserver: row.owner }, 'project placed');
+    return row;
   }
 
   async attach(pageserver: string, body: AttachRequest): Promise<AttachAnswer> {
@@ -74,6 +84,8 @@ export class Placements {
 
   async validate(pageserver: string, body: ValidateRequest): Promise<ValidateAnswer> {
     const rows = await this.#c.db.transaction((tx) => store.validate(tx, body.projects));
+    const sizes = body.projects.flatMap((p) => p.sizes ?? []);
+    if (sizes.length > 0) await store.setSizes(this.#c.db.local, pageserver, sizes);
     // A Manager that was replaced elsewhere and does not know it must not call an old generation valid.
     await this.#c.db.confirmNewest();
     const generations = new Map(body.projects.map((p) => [p.project, p.generation]));
@@ -182,12 +194,13 @@ export class Placements {
 
 const first = (far: FarEnd): FarPageserver => far.pageservers[0] as FarPageserver;
 
-async function answers({ client }: FarPageserver): Promise<boolean> {
+/** May it take a new project, and how large is it? */
+async function look({ id, client }: FarPageserver): Promise<NodeDisk & { readonly refusal: string | undefined }> {
   try {
-    await client.http.call('GET', '/healthz', undefined, { timeoutMs: ANSWER_MS });
-    return true;
+    const { disk } = await client.health(ANSWER_MS);
+    return { id, capacityBytes: disk?.capacityBytes, refusal: disk?.full === true ? 'has a full disk' : undefined };
   } catch {
-    return false;
+    return { id, capacityBytes: undefined, refusal: 'does not answer' };
   }
 }
 

@@ -158,7 +158,7 @@ async function removeProject(c: StorageContext, uid: ProjectUid): Promise<void> 
   const project = await projects.projectByUid(c.db, uid);
   // From here on nobody can read what is left, wherever a copy of it may be.
   if (project !== undefined) await c.keys.shred(project);
-  const { client } = await c.placements.serving(uid);
+  const { client } = await c.placements.holding(uid);
   for (const branch of await projects.branchesOf(c.db, uid)) await ignoreNotFound(client.remove(uid, branch.timeline_id));
   await c.db.transaction(async (tx) => {
     await completeTarget(tx, `project:${uid}`, { response: {} });

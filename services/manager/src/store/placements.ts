@@ -1,8 +1,9 @@
 /** Which pageserver has a project and under which generation (docs/protocols/generations.md): rows in, rows out.
  *  Invariants: a generation is given out once, also after this database was put back to an earlier state (`seen` raises it); only the owner gets one. */
-import type { AttachRequest, ValidateRequest } from '@lakebase/api';
+import type { AttachRequest, TimelineSize, ValidateRequest } from '@lakebase/api';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import type { Queryable } from '../metadata/database.ts';
+import { type NodeDisk, type NodeLoad, PROJECT_BYTES_MIN, leastLoaded } from '../model/least-loaded.ts';
 
 export interface PlacementRow {
   readonly project_uid: ProjectUid;
@@ -26,19 +27,33 @@ const NUMBERED = 'unnest($1::text[], $2::bigint[]) AS a (project_uid, number)';
 export const placementOf = async (q: Queryable, project: ProjectUid): Promise<PlacementRow | undefined> =>
   (await q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = $1', [project]))[0];
 
-/** Gives a project that has no place yet one: of `candidates` (pageservers, the preferred first) the one with the fewest projects. Two that come at once
- *  wait for each other, so that they do not choose the same. Undefined when there is no such project. */
-export async function place(q: Queryable, project: ProjectUid, candidates: readonly string[]): Promise<PlacementRow | undefined> {
+/** Gives a project that has no place yet one: the least loaded of `candidates` (pageservers, the preferred first). Two that come at once wait for each
+ *  other, so that each counts what the other has placed. Undefined when there is no such project. */
+export async function place(q: Queryable, project: ProjectUid, candidates: readonly NodeDisk[]): Promise<PlacementRow | undefined> {
   await q.query('SELECT pg_advisory_xact_lock($1)', [PLACING_LOCK]);
   await q.query(
-    `INSERT INTO placements (project_uid, owner, serving)
-     SELECT uid, least.id, least.id FROM projects,
-       (SELECT c.id FROM unnest($2::text[]) WITH ORDINALITY AS c (id, position)
-        ORDER BY (SELECT count(*) FROM placements p WHERE p.owner = c.id), c.position LIMIT 1) AS least
-     WHERE uid = $1 ON CONFLICT DO NOTHING`,
-    [project, candidates],
+    'INSERT INTO placements (project_uid, owner, serving) SELECT uid, $2, $2 FROM projects WHERE uid = $1 ON CONFLICT DO NOTHING',
+    [project, leastLoaded(candidates, await loads(q))],
   );
   return placementOf(q, project);
+}
+
+/** By owner: who is to have a project after a move has room for it already. */
+const loads = (q: Queryable): Promise<NodeLoad[]> =>
+  q.query<NodeLoad>(
+    `SELECT owner AS id, count(*)::int AS projects, sum(greatest(bytes, $1))::bigint AS bytes
+     FROM placements LEFT JOIN (SELECT project_uid, sum(layer_bytes) AS bytes FROM branches GROUP BY project_uid) AS b USING (project_uid)
+     GROUP BY owner`,
+    [PROJECT_BYTES_MIN],
+  );
+
+/** What the owner of these timelines says; whoever was the owner before is not asked. */
+export async function setSizes(q: Queryable, pageserver: string, sizes: readonly TimelineSize[]): Promise<void> {
+  await q.query(
+    `UPDATE branches b SET layer_bytes = s.bytes FROM unnest($1::text[], $2::bigint[]) AS s (timeline_id, bytes), placements p
+     WHERE b.timeline_id = s.timeline_id AND p.project_uid = b.project_uid AND p.owner = $3 AND b.layer_bytes IS DISTINCT FROM s.bytes`,
+    [sizes.map((s) => s.timeline), sizes.map((s) => s.layerBytes), pageserver],
+  );
 }
 
 /** The next generation of each project that `pageserver` owns; the rows of all that exist, as they are then. Projects from before there were placements are on `first`. */

@@ -3,7 +3,7 @@
 import { type IncomingMessage, type Server, type ServerResponse, createServer } from 'node:http';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
-import type { ComputeSpec, ComputeStatus, PeerAddress } from '@lakebase/api';
+import type { ComputeSpec, ComputeStatus, PageserverHealth, PeerAddress } from '@lakebase/api';
 import { verifyToken } from '@lakebase/api';
 import { ERROR_CODES, type ErrorCode, HTTP_STATUS, LakebaseError } from '@lakebase/base';
 import { FakeKeyManager } from './fake-key-manager.ts';
@@ -33,6 +33,8 @@ export class FakeServices implements AsyncDisposable {
   readonly databases = new Set<string>();
   /** Services that do not answer. */
   readonly down = new Set<string>();
+  /** What a pageserver says of itself. */
+  readonly health = new Map<string, PageserverHealth>();
   safekeepers: PeerAddress[] = [];
   readonly keyManager = new FakeKeyManager();
   readonly #servers = new Map<string, Server>();
@@ -46,7 +48,7 @@ export class FakeServices implements AsyncDisposable {
   static async start(secret: string): Promise<FakeServices> {
     const fake = new FakeServices(secret, ['sk1', 'sk2', 'sk3']);
     await fake.#listen('compute', (m, p, b) => fake.#compute(m, p, b));
-    await fake.#listen('pageserver', (m, p, b) => fake.#pageserver(m, p, b));
+    for (const id of ['pageserver', 'second']) await fake.#listen(id, (m, p, b) => fake.#pageserver(id, m, p, b));
     await fake.#listen('keys', (m, p, b) => fake.keyManager.handle(m, p, b));
     for (const id of fake.walTimelines.keys()) {
       await fake.#listen(id, (m, p, b) => fake.#safekeeper(id, m, p, b));
@@ -128,8 +130,8 @@ export class FakeServices implements AsyncDisposable {
     }
   }
 
-  #pageserver(method: string, path: string, body: unknown): unknown {
-    if (path === '/healthz') return { status: 'ok' };
+  #pageserver(id: string, method: string, path: string, body: unknown): unknown {
+    if (path === '/healthz') return { status: 'ok', ...this.health.get(id) };
     const [, , kind, project = '', timeline] = path.split('/');
     if (kind === 'templates') {
       if (!this.templates.has(Number(project))) throw new LakebaseError('NOT_FOUND', 'no template');
