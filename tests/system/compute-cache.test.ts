@@ -80,7 +80,7 @@ describe("a compute's cache", () => {
       await client.query('INSERT INTO big SELECT g, 0, repeat(md5(g::text), 24) FROM generate_series($1::int, $1::int + 9999) g', [
         i * 10_000,
       ]);
-    // Else the first scan sets hint bits, which makes every page a changed one, and those stay (docs/protocols/shim-agent.md, Limits).
+    // Else the first scan sets hint bits, which makes every page a changed one, and those stay until a round has settled them (docs/protocols/shim-agent.md, Rounds).
     await client.query('VACUUM (FREEZE) big');
     await client.end();
     await resume();

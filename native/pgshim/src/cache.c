@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "added.h"
 #include "libc.h"
 #include "segment_path.h"
 
@@ -111,9 +112,29 @@ static uint32_t evict_cells(struct map_entry *entry, uint32_t first, uint32_t ce
     return evicted;
 }
 
-/* The entry whose cells lie at `offset` of the map. */
-static struct map_entry *entry_at(uint64_t offset)
+/* Cells in the order of the hand: those of the start, then the areas. */
+static uint64_t base_cells(void)
 {
+    return (map->lookup_offset - map->bitmaps_offset) / sizeof(struct map_cell);
+}
+
+static struct map_cell *cell_of(uint64_t number)
+{
+    uint64_t base = base_cells();
+    return number < base ? (struct map_cell *)(void *)((char *)map + map->bitmaps_offset) + number : map_areas + (number - base);
+}
+
+/* Cells of one entry that lie together. */
+struct cell_run {
+    struct map_entry *entry; /* NULL: nobody's */
+    uint32_t first;          /* block of the first of them */
+    uint64_t cells;
+};
+
+/* The run from cell `number` on, which is one of the start's. */
+static struct cell_run base_run(uint64_t number)
+{
+    uint64_t offset = map->bitmaps_offset + number * sizeof(struct map_cell);
     uint32_t low = 0, high = map->entry_count; /* the last entry that does not begin behind it */
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
@@ -122,7 +143,18 @@ static struct map_entry *entry_at(uint64_t offset)
         else
             high = middle;
     }
-    return &map_entries[low];
+    struct map_entry *entry = &map_entries[low];
+    uint64_t at = (offset - entry->bitmap_offset) / sizeof(struct map_cell), all = entry->base_blocks / CELL_BLOCKS;
+    return at < all ? (struct cell_run){entry, (uint32_t)at * CELL_BLOCKS, all - at} : (struct cell_run){NULL, 0, 1};
+}
+
+static struct cell_run run_at(uint64_t number)
+{
+    uint64_t base = base_cells();
+    if (number < base)
+        return base_run(number);
+    uint32_t at = (uint32_t)((number - base) % AREA_CELLS);
+    return (struct cell_run){added_area_owner((uint32_t)((number - base) / AREA_CELLS)), at * CELL_BLOCKS, AREA_CELLS - at};
 }
 
 /* The next step of the hand. */
@@ -130,19 +162,16 @@ static uint32_t step(uint64_t cells_total)
 {
     uint64_t cell = atomic_fetch_add_explicit(&map->clock_hand, STEP_CELLS, memory_order_relaxed) % cells_total;
     uint64_t end = cell + STEP_CELLS < cells_total ? cell + STEP_CELLS : cells_total;
-    struct map_cell *cells = (struct map_cell *)(void *)((char *)map + map->bitmaps_offset);
     uint32_t evicted = 0;
     while (cell < end) {
-        if (!has_clean(&cells[cell])) {
+        if (!has_clean(cell_of(cell))) {
             cell++;
             continue;
         }
-        uint64_t offset = map->bitmaps_offset + cell * sizeof(struct map_cell);
-        struct map_entry *entry = entry_at(offset);
-        uint64_t entry_end = entry + 1 < map_entries + map->entry_count ? entry[1].bitmap_offset : map->total_bytes;
-        uint64_t here = (entry_end - offset) / sizeof(struct map_cell);
-        uint32_t count = (uint32_t)(here < end - cell ? here : end - cell);
-        evicted += evict_cells(entry, (uint32_t)((offset - entry->bitmap_offset) / sizeof(struct map_cell)) * CELL_BLOCKS, count);
+        struct cell_run run = run_at(cell);
+        uint32_t count = (uint32_t)(run.cells < end - cell ? run.cells : end - cell);
+        if (run.entry != NULL)
+            evicted += evict_cells(run.entry, run.first, count);
         cell += count;
     }
     return evicted;
@@ -150,7 +179,7 @@ static uint32_t step(uint64_t cells_total)
 
 uint32_t cache_evict(uint32_t wanted)
 {
-    uint64_t cells_total = map == NULL ? 0 : (map->total_bytes - map->bitmaps_offset) / sizeof(struct map_cell);
+    uint64_t cells_total = map == NULL ? 0 : base_cells() + (uint64_t)atomic_load(&map->areas) * AREA_CELLS;
     uint32_t evicted = 0;
     if (cells_total == 0 || atomic_load(&impossible))
         return 0;

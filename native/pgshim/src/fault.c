@@ -15,6 +15,8 @@
 #include "agent_client.h"
 #include "cache.h"
 #include "crypt.h"
+#include "fd_table.h"
+#include "gate.h"
 #include "libc.h"
 
 /* Guards the connection and the buffer. Postgres's processes have one thread that does file calls; the lock is for the day they do not. */
@@ -24,6 +26,7 @@ static _Alignas(4096) char fetched[FETCH_BLOCKS_MAX * BLCKSZ];
 /* Which pages the buffer holds; no entry: none. Written under the lock; looked at without it to see whether it is worth taking. */
 static struct map_entry *_Atomic fetched_entry;
 static _Atomic uint32_t fetched_first, fetched_end;
+static _Atomic uint64_t fetched_epoch; /* map->fetch_epoch of before they were asked for */
 
 void fault_after_fork(void)
 {
@@ -31,8 +34,10 @@ void fault_after_fork(void)
     fetched_entry = NULL;
 }
 
-/* Rule 1: writes fetched pages into blocks that are still absent. */
-static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t count)
+/* Rule 1: writes fetched pages into blocks that are still absent. Blocks may have been written, settled and dropped since the request: then they are absent
+ * again, but what was fetched is too old for them. The epoch changed before any of them was settled, so a block that is ours and absent before at the epoch
+ * of the request was absent all the time. */
+static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t count, uint64_t epoch)
 {
     uint32_t end = first + count;
     for (uint32_t block = first; block < end;) {
@@ -43,6 +48,10 @@ static int install(struct map_entry *entry, int fd, uint32_t first, uint32_t cou
         uint32_t run_end = block + 1;
         while (run_end < end && map_swap(entry, run_end, BLOCK_ABSENT, BLOCK_BUSY))
             run_end++;
+        if (unlikely(atomic_load(&map->fetch_epoch) != epoch)) {
+            map_finish(entry, block, run_end, BLOCK_ABSENT);
+            return 0; /* whoever needs them asks again */
+        }
         int error = pwrite_all(fd, fetched + (size_t)(block - first) * BLCKSZ, (size_t)(run_end - block) * BLCKSZ, (off_t)block * BLCKSZ);
         if (error == 0)
             map_count(&map->clean_blocks, run_end - block); /* before somebody can take them off again */
@@ -90,14 +99,16 @@ static int fetch_and_install(struct map_entry *entry, int fd, uint32_t block, ui
     uint32_t index = (uint32_t)(entry - map_entries);
     pthread_mutex_lock(&fault_lock);
     atomic_store_explicit(&fetched_entry, NULL, memory_order_relaxed);
+    uint64_t epoch = atomic_load(&map->fetch_epoch);
     int error = agent_fetch(index, block, count, fetched);
     if (error == 0) {
+        atomic_store_explicit(&fetched_epoch, epoch, memory_order_relaxed);
         map_count(&map->fault_requests, 1);
         map_count(&map->blocks_fetched, count);
         atomic_store_explicit(&fetched_first, block, memory_order_relaxed);
         atomic_store_explicit(&fetched_end, block + count, memory_order_relaxed);
         atomic_store_explicit(&fetched_entry, entry, memory_order_relaxed);
-        error = install(entry, fd, block, count);
+        error = install(entry, fd, block, count, epoch);
     }
     pthread_mutex_unlock(&fault_lock);
     cache_settle();
@@ -178,7 +189,9 @@ bool fault_read_buffered(struct map_entry *entry, const struct iovec *vector, of
     sigset_t saved;
     signals_hold(&saved);
     pthread_mutex_lock(&fault_lock);
-    bool held = is_buffered(entry, range) && range.end <= map_nblocks(entry) && all_clean(entry, range);
+    /* The epoch after the states: a block that was settled since is clean too, but not what was fetched. */
+    bool held = is_buffered(entry, range) && range.end <= map_nblocks(entry) && all_clean(entry, range) &&
+                atomic_load(&map->fetch_epoch) == atomic_load_explicit(&fetched_epoch, memory_order_relaxed);
     if (held)
         scatter(vector, 0, fetched + (offset - (off_t)fetched_first * BLCKSZ), length);
     pthread_mutex_unlock(&fault_lock);
@@ -203,6 +216,7 @@ static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size
     signals_hold(&saved);
     pthread_mutex_lock(&fault_lock);
     atomic_store_explicit(&fetched_entry, NULL, memory_order_relaxed);
+    uint64_t epoch = atomic_load(&map->fetch_epoch);
     int error = agent_fetch((uint32_t)(entry - map_entries), block, 1, fetched);
     memcpy(to, fetched + from, length);
     pthread_mutex_unlock(&fault_lock);
@@ -212,7 +226,7 @@ static bool read_fetched(struct map_entry *entry, uint32_t block, char *to, size
         report_failure(entry, block, 1, error);
         errno = error;
     }
-    return map_state(entry, block) == BLOCK_ABSENT;
+    return map_state(entry, block) == BLOCK_ABSENT && atomic_load(&map->fetch_epoch) == epoch;
 }
 
 ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset)
@@ -255,7 +269,7 @@ static bool become_written(struct map_entry *entry, uint32_t block)
     return true;
 }
 
-/* Fetches what is absent, and makes all of it written: from then on nobody drops it. */
+/* Fetches what is absent, and makes all of it written: nobody drops it while the write that marked it young is under way. */
 static int fault_for_write(struct map_entry *entry, int fd, uint32_t first, uint32_t end)
 {
     int error = fault_held(entry, fd, (struct block_range){first, end});
@@ -301,10 +315,15 @@ static bool is_claimed(const struct write_claim *claim, uint32_t at)
     return (claim->claimed[at / 64] >> (at % 64) & 1) != 0;
 }
 
-int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length)
+int fault_begin_write(struct write_claim *claim, int fd, off_t offset, size_t length)
 {
-    struct block_range range = tracked_blocks(entry, offset, length);
+    gate_enter();
+    struct map_entry *entry = claim->entry = fd_table_entry(fd);
     claim->held = false;
+    if (entry == NULL)
+        return 0;
+    struct block_range range = tracked_blocks(entry, offset, length);
+    map_mark_young(entry, range.first, range.end);
     if (likely(map_all_written(entry, range.first, range.end)))
         return 0;
     int saved_errno = errno;
@@ -324,8 +343,10 @@ int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd
 
 ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
 {
-    if (!claim->held)
+    if (!claim->held) {
+        gate_leave();
         return result;
+    }
     int error = errno;
     off_t written_end = claim->offset + (result > 0 ? result : 0);
     for (uint32_t at = 0; at < claim->claimed_count; at++) {
@@ -346,6 +367,7 @@ ssize_t fault_end_write(struct write_claim *claim, ssize_t result)
             map_count(&map->blocks_written, 1);
         map_finish(claim->entry, block, block + 1, whole ? BLOCK_WRITTEN : BLOCK_ABSENT);
     }
+    gate_leave();
     signals_release(&claim->saved);
     claim->held = false;
     errno = error;
@@ -363,6 +385,8 @@ int fault_begin_truncate(struct truncate_claim *claim, struct map_entry *entry, 
     int error = map_hold(entry);
     claim->held = error == 0;
     claim->cut = length > 0 && length % BLCKSZ != 0 && length / BLCKSZ < (off_t)nblocks;
+    if (claim->cut)
+        map_mark_young(entry, first - 1, first);
     if (error == 0 && claim->cut)
         error = fault_held(entry, fd, (struct block_range){first - 1, first});
     uint32_t block = first;

@@ -1,5 +1,5 @@
-/* What has to happen before and after a file call on a tracked segment, in terms of byte ranges. All of it is for blocks below the
- * entry's nblocks; everything above is local and passes through. */
+/* What has to happen before and after a file call on a segment, in terms of byte ranges. All of it is for blocks below the entry's nblocks;
+ * everything above is local and passes through, but may be adopted by a round (settle.h): writes go through the gate, reads look again after. */
 #ifndef PGSHIM_FAULT_H
 #define PGSHIM_FAULT_H
 
@@ -33,10 +33,9 @@ static inline struct block_range tracked_blocks(struct map_entry *entry, off_t o
 /* Makes every tracked block of the range resident; 0 or an errno. The slow half of fault_before_read. */
 int fault_blocks(struct map_entry *entry, int fd, struct block_range range);
 
-/* A read in progress: whoever drops blocks of the segment meanwhile changes its generation. */
+/* A read in progress: whoever drops blocks of the segment meanwhile changes its generation. That goes for blocks that were local when the read began, too. */
 struct read_guard {
     uint32_t generation;
-    bool tracked;
 };
 
 /* Before a read: 0, or an errno the read must fail with. No system call when the blocks are resident. */
@@ -45,7 +44,6 @@ static inline int fault_before_read(struct read_guard *guard, struct map_entry *
     for (;;) {
         guard->generation = map_generation(entry);
         struct block_range range = tracked_blocks(entry, offset, length);
-        guard->tracked = range.first < range.end;
         if (likely(map_all_resident(entry, range.first, range.end))) {
             map_touch(entry, range.first, range.end);
             return 0;
@@ -59,7 +57,7 @@ static inline int fault_before_read(struct read_guard *guard, struct map_entry *
 /* After it: false when a block may have been dropped under the read, which then has to be done again. */
 static inline bool fault_read_holds(const struct read_guard *guard, struct map_entry *entry)
 {
-    return likely(!guard->tracked || map_generation(entry) == guard->generation);
+    return likely(map_generation(entry) == guard->generation);
 }
 
 /* A read of clean pages that this process was the last to fetch: true when it got them from memory. Clean pages are what storage has, whoever wrote them
@@ -69,9 +67,9 @@ bool fault_read_buffered(struct map_entry *entry, const struct iovec *vector, of
 /* A read whose blocks cannot be kept, because the disk is full of what cannot be dropped: absent blocks go from storage to the reader only. */
 ssize_t fault_read_past(struct map_entry *entry, int fd, const struct iovec *vector, int count, off_t offset);
 
-/* A write in progress. Between begin and end signals are held when `held`. */
+/* A write in progress: inside the gate, from begin to end. Signals are held when `held`. */
 struct write_claim {
-    struct map_entry *entry;
+    struct map_entry *entry; /* NULL: the file is local */
     off_t offset;
     uint32_t first;
     uint32_t claimed_count;
@@ -80,12 +78,12 @@ struct write_claim {
     sigset_t saved;
 };
 
-/* Before a write: 0, or an errno the write must fail with. */
-int fault_begin_write(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length);
+/* Before a write to a segment: 0, or an errno the write must fail with. */
+int fault_begin_write(struct write_claim *claim, int fd, off_t offset, size_t length);
 /* After it, with its result; returns the result to report (errno set when -1). */
 ssize_t fault_end_write(struct write_claim *claim, ssize_t result);
 
-/* Truncation to `length` bytes: begin, the real call, end with whether it worked. Returns 0 or an errno. */
+/* Truncation to `length` bytes, inside the gate: begin, the real call, end with whether it worked. Returns 0 or an errno. */
 struct truncate_claim {
     struct map_entry *entry;
     uint32_t first;

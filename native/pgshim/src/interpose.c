@@ -1,4 +1,4 @@
-/* The interposed read and write calls: each asks the fd table whether the descriptor is a tracked segment, does what fault.h says before and
+/* The interposed read and write calls: each asks the fd table whether the descriptor is a segment, does what fault.h says before and
  * after, and calls crypt.h, which is libc with encryption below the data directory. Calls on everything else cost two array reads. Opening,
  * renaming and truncating are in interpose_files.c. */
 #define _GNU_SOURCE
@@ -18,10 +18,10 @@
 
 #define COPY_PIECE ((size_t)16 * BLCKSZ)
 
-static struct map_entry *entry_of(int fd)
+static bool is_segment(int fd)
 {
     libc_resolve();
-    return fd_table_entry(fd);
+    return fd_table_is_segment(fd);
 }
 
 static size_t vector_length(const struct iovec *vector, int count)
@@ -84,13 +84,25 @@ static ssize_t tracked_preadv(struct map_entry *entry, int fd, const struct iove
     }
 }
 
+static ssize_t segment_preadv(int fd, const struct iovec *vector, int count, off_t offset)
+{
+    for (;;) {
+        struct map_entry *entry = fd_table_entry(fd);
+        if (entry != NULL)
+            return tracked_preadv(entry, fd, vector, count, offset);
+        ssize_t got = count == 1 ? crypt_pread(fd, vector->iov_base, vector->iov_len, offset) : crypt_preadv(fd, vector, count, offset);
+        if (fd_table_holds(fd))
+            return got; /* else it may have been adopted, and blocks of it dropped, under the read */
+    }
+}
+
 /* At the file's position, which moves once, however often the bytes are read. */
-static ssize_t tracked_readv(struct map_entry *entry, int fd, const struct iovec *vector, int count)
+static ssize_t segment_readv(int fd, const struct iovec *vector, int count)
 {
     off_t at = position_of(fd);
     if (at < 0)
         return real.readv(fd, vector, count); /* which says why */
-    ssize_t got = tracked_preadv(entry, fd, vector, count, at);
+    ssize_t got = segment_preadv(fd, vector, count, at);
     if (got > 0)
         lseek(fd, at + got, SEEK_SET);
     return got;
@@ -98,35 +110,29 @@ static ssize_t tracked_readv(struct map_entry *entry, int fd, const struct iovec
 
 EXPORT ssize_t read(int fd, void *to, size_t length)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (unlikely(entry != NULL))
-        return tracked_readv(entry, fd, &(struct iovec){to, length}, 1);
+    if (unlikely(is_segment(fd)))
+        return segment_readv(fd, &(struct iovec){to, length}, 1);
     return crypt_read(fd, to, length);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *vector, int count)
 {
-    struct map_entry *entry = entry_of(fd);
-    return unlikely(entry != NULL) ? tracked_readv(entry, fd, vector, count) : crypt_readv(fd, vector, count);
+    return unlikely(is_segment(fd)) ? segment_readv(fd, vector, count) : crypt_readv(fd, vector, count);
 }
 
 EXPORT ssize_t pread(int fd, void *to, size_t length, off_t offset)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (entry != NULL)
-        return tracked_preadv(entry, fd, &(struct iovec){to, length}, 1, offset);
-    return crypt_pread(fd, to, length, offset);
+    return is_segment(fd) ? segment_preadv(fd, &(struct iovec){to, length}, 1, offset) : crypt_pread(fd, to, length, offset);
 }
 
 EXPORT ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
 {
-    struct map_entry *entry = entry_of(fd);
-    return entry != NULL ? tracked_preadv(entry, fd, vector, count, offset) : crypt_preadv(fd, vector, count, offset);
+    return is_segment(fd) ? segment_preadv(fd, vector, count, offset) : crypt_preadv(fd, vector, count, offset);
 }
 
 EXPORT ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
 {
-    if (entry_of(fd) != NULL || fd_table_inode(fd) != 0) /* the flags are hints, or about durability, which scratch does not have */
+    if (is_segment(fd) || fd_table_inode(fd) != 0) /* the flags are hints, or about durability, which scratch does not have */
         return offset == -1 ? readv(fd, vector, count) : preadv(fd, vector, count, offset);
     return real.preadv2(fd, vector, count, offset, flags);
 }
@@ -150,9 +156,9 @@ EXPORT ssize_t __pread_chk(int fd, void *to, size_t length, off_t offset, size_t
 
 /* Writes */
 
-static bool write_fails(struct write_claim *claim, struct map_entry *entry, int fd, off_t offset, size_t length)
+static bool write_fails(struct write_claim *claim, int fd, off_t offset, size_t length)
 {
-    int error = fault_begin_write(claim, entry, fd, offset, length);
+    int error = fault_begin_write(claim, fd, offset, length);
     if (likely(error == 0))
         return false;
     errno = error;
@@ -173,65 +179,53 @@ static ssize_t end_positioned_write(struct write_claim *claim, int fd, off_t off
 
 EXPORT ssize_t write(int fd, const void *from, size_t length)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (likely(entry == NULL))
+    if (likely(!is_segment(fd)))
         return crypt_write(fd, from, length);
     struct write_claim claim;
     off_t offset = write_position_of(fd);
-    if (write_fails(&claim, entry, fd, offset, length))
+    if (write_fails(&claim, fd, offset, length))
         return -1;
     return end_positioned_write(&claim, fd, offset, crypt_write(fd, from, length));
 }
 
 EXPORT ssize_t writev(int fd, const struct iovec *vector, int count)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (likely(entry == NULL))
+    if (likely(!is_segment(fd)))
         return crypt_writev(fd, vector, count);
     struct write_claim claim;
     off_t offset = write_position_of(fd);
-    if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
+    if (write_fails(&claim, fd, offset, vector_length(vector, count)))
         return -1;
     return end_positioned_write(&claim, fd, offset, crypt_writev(fd, vector, count));
 }
 
 EXPORT ssize_t pwrite(int fd, const void *from, size_t length, off_t offset)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (entry == NULL) {
+    if (!is_segment(fd)) {
         int32_t mark = fd_table_get(fd);
         return mark < 0 ? wal_pwrite(fd, mark, from, length, offset) : crypt_pwrite(fd, from, length, offset);
     }
     struct write_claim claim;
-    if (write_fails(&claim, entry, fd, offset, length))
+    if (write_fails(&claim, fd, offset, length))
         return -1;
     return fault_end_write(&claim, crypt_pwrite(fd, from, length, offset));
 }
 
 EXPORT ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (entry == NULL)
+    if (!is_segment(fd))
         return crypt_pwritev(fd, vector, count, offset);
     struct write_claim claim;
-    if (write_fails(&claim, entry, fd, offset, vector_length(vector, count)))
+    if (write_fails(&claim, fd, offset, vector_length(vector, count)))
         return -1;
     return fault_end_write(&claim, crypt_pwritev(fd, vector, count, offset));
 }
 
 EXPORT ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t offset, int flags)
 {
-    struct map_entry *entry = entry_of(fd);
-    if (fd_table_inode(fd) != 0)
+    if (is_segment(fd) || fd_table_inode(fd) != 0) /* as for reads */
         return offset == -1 ? writev(fd, vector, count) : pwritev(fd, vector, count, offset);
-    if (entry == NULL)
-        return real.pwritev2(fd, vector, count, offset, flags);
-    struct write_claim claim;
-    off_t at = offset == -1 ? write_position_of(fd) : offset;
-    if (write_fails(&claim, entry, fd, at, vector_length(vector, count)))
-        return -1;
-    ssize_t result = real.pwritev2(fd, vector, count, offset, flags);
-    return offset == -1 ? end_positioned_write(&claim, fd, at, result) : fault_end_write(&claim, result);
+    return real.pwritev2(fd, vector, count, offset, flags);
 }
 
 /* Copies inside the kernel */
@@ -259,14 +253,14 @@ static ssize_t copy_through_memory(int in, off_t *in_offset, int out, off_t *out
 
 EXPORT ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t length, unsigned flags)
 {
-    if (entry_of(in) != NULL || entry_of(out) != NULL || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+    if (is_segment(in) || is_segment(out) || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
         return copy_through_memory(in, in_offset, out, out_offset, length);
     return real.copy_file_range(in, in_offset, out, out_offset, length, flags);
 }
 
 EXPORT ssize_t sendfile(int out, int in, off_t *offset, size_t length)
 {
-    if (entry_of(in) != NULL || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
+    if (is_segment(in) || fd_table_inode(in) != 0 || fd_table_inode(out) != 0)
         return copy_through_memory(in, offset, out, NULL, length);
     return real.sendfile(out, in, offset, length);
 }

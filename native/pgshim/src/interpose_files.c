@@ -14,6 +14,7 @@
 #include "export.h"
 #include "fault.h"
 #include "fd_table.h"
+#include "gate.h"
 #include "layout.h"
 #include "libc.h"
 #include "segment_path.h"
@@ -102,22 +103,41 @@ static int open_tracked(struct map_entry *entry, int directory, const char *path
     return fd;
 }
 
-/* `path` from `directory` is what the kernel gets, `name` says which file that is (NULL: not ours). */
-static int open_named(int directory, const char *path, const char *name, int flags, mode_t mode)
+/* Without an entry when it was looked up: one of a main fork may get one later, or has just got it. */
+static int open_local(int directory, const char *path, const char *name, int flags, mode_t mode, uint32_t looked)
 {
+    struct segment_name segment;
+    int fd = real.openat(directory, path, flags, mode);
+    fd_table_set(fd, wal_mark(name));
+    if (segment_path_name(name, &segment) && segment.fork == 0) {
+        int32_t index = map_find(&segment);
+        if (index < 0 || !map_is_dropped(&map_entries[index]))
+            fd_table_set_name(fd, &segment, looked);
+    }
+    return fd;
+}
+
+static int open_as(int directory, const char *path, const char *name, int flags, mode_t mode)
+{
+    uint32_t looked = map == NULL ? 0 : atomic_load(&map->added);
     struct map_entry *entry = tracked(name);
     enum crypt_class class = crypt_class(name);
     int with = crypt_open_flags(class, flags);
     if (with == -1)
         return -1;
-    int fd;
-    if (entry != NULL) {
-        fd = open_tracked(entry, directory, path, with, mode);
-    } else {
-        fd = real.openat(directory, path, with, mode);
-        fd_table_set(fd, wal_mark(name));
-    }
+    int fd = entry != NULL ? open_tracked(entry, directory, path, with, mode) : open_local(directory, path, name, with, mode, looked);
     return crypt_opened(fd, class, flags);
+}
+
+/* `path` from `directory` is what the kernel gets, `name` says which file that is (NULL: not ours). */
+static int open_named(int directory, const char *path, const char *name, int flags, mode_t mode)
+{
+    if ((flags & O_TRUNC) == 0)
+        return open_as(directory, path, name, flags, mode);
+    gate_enter();
+    int fd = open_as(directory, path, name, flags, mode);
+    gate_leave();
+    return fd;
 }
 
 static int open_any(int directory, const char *path, int flags, mode_t mode)
@@ -226,9 +246,8 @@ EXPORT int dup3(int fd, int to, int flags)
 
 /* Lengths */
 
-EXPORT int ftruncate(int fd, off_t length)
+static int truncate_segment(int fd, off_t length)
 {
-    libc_resolve();
     struct map_entry *entry = fd_table_entry(fd);
     if (entry == NULL)
         return crypt_ftruncate(fd, length);
@@ -240,6 +259,17 @@ EXPORT int ftruncate(int fd, off_t length)
     }
     int result = crypt_ftruncate(fd, length);
     fault_end_truncate(&claim, result == 0);
+    return result;
+}
+
+EXPORT int ftruncate(int fd, off_t length)
+{
+    libc_resolve();
+    if (!fd_table_is_segment(fd))
+        return crypt_ftruncate(fd, length);
+    gate_enter();
+    int result = truncate_segment(fd, length);
+    gate_leave();
     return result;
 }
 
@@ -311,7 +341,7 @@ EXPORT_ALIAS(posix_fadvise, posix_fadvise64);
 
 /* Names */
 
-EXPORT int unlink(const char *path)
+static int unlink_gated(const char *path)
 {
     struct map_entry *entry = tracked(path);
     bool dropped = drop(entry);
@@ -323,6 +353,14 @@ EXPORT int unlink(const char *path)
     }
     if (result != 0)
         undo_drop(entry, dropped);
+    return result;
+}
+
+EXPORT int unlink(const char *path)
+{
+    gate_enter();
+    int result = unlink_gated(path);
+    gate_leave();
     return result;
 }
 
@@ -353,10 +391,8 @@ EXPORT int link(const char *from, const char *to)
     return crosses_border(from, to) ? -1 : real.link(from, to);
 }
 
-EXPORT int rename(const char *from, const char *to)
+static int rename_gated(const char *from, const char *to)
 {
-    if (crosses_border(from, to))
-        return -1;
     struct map_entry *source = tracked(from);
     struct map_entry *target = tracked(to);
     if (source != NULL) {
@@ -378,5 +414,15 @@ EXPORT int rename(const char *from, const char *to)
     if (source != NULL)
         map_release(source);
     errno = saved;
+    return result;
+}
+
+EXPORT int rename(const char *from, const char *to)
+{
+    if (crosses_border(from, to))
+        return -1;
+    gate_enter();
+    int result = rename_gated(from, to);
+    gate_leave();
     return result;
 }

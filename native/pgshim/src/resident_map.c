@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "added.h"
 #include "libc.h"
 #include "util.h"
 
@@ -21,6 +22,7 @@
 
 struct map_header *map;
 struct map_entry *map_entries;
+struct map_cell *map_areas;
 
 static const char *check(const struct map_header *header, uint64_t size)
 {
@@ -28,19 +30,24 @@ static const char *check(const struct map_header *header, uint64_t size)
         return "wrong magic or version";
     if (header->total_bytes != size || header->entries_offset != sizeof *header)
         return "header does not fit the file";
-    uint64_t entries_end = header->entries_offset + (uint64_t)header->entry_count * sizeof(struct map_entry);
-    if (entries_end > size || header->bitmaps_offset != entries_end || header->entry_count > INT32_MAX - 1)
+    uint64_t entries_end = header->entries_offset + ((uint64_t)header->entry_count + header->added_max) * sizeof(struct map_entry);
+    if (entries_end > size || header->bitmaps_offset != entries_end || (uint64_t)header->entry_count + header->added_max > INT32_MAX - 1)
         return "entries lie outside the file";
+    uint64_t tables = (uint64_t)header->added_max * 8 + (uint64_t)header->areas_max * 4;
+    if (header->lookup_offset < header->bitmaps_offset || header->lookup_offset % 16 != 0 || header->areas_offset < header->lookup_offset ||
+        header->areas_offset - header->lookup_offset < tables || header->areas_offset % 16 != 0 || (header->added_max & (header->added_max - 1)) != 0)
+        return "tables lie outside the file";
+    if (header->areas_offset + (uint64_t)header->areas_max * AREA_CELLS * sizeof(struct map_cell) != size)
+        return "areas lie outside the file";
     const struct map_entry *entry = (const void *)((const char *)header + header->entries_offset);
-    if (header->bitmaps_offset < entries_end || header->bitmaps_offset > size || header->bitmaps_offset % 16 != 0)
-        return "bitmaps lie outside the file";
     uint64_t before = header->bitmaps_offset;
     for (uint32_t i = 0; i < header->entry_count; i++, entry++) {
-        uint64_t blocks = atomic_load_explicit(&entry->nblocks, memory_order_relaxed);
-        uint64_t bitmap = (blocks + CELL_BLOCKS - 1) / CELL_BLOCKS * sizeof(struct map_cell);
-        if (entry->bitmap_offset < before || entry->bitmap_offset > size || bitmap > size - entry->bitmap_offset ||
-            entry->bitmap_offset % 16 != 0)
+        uint64_t bitmap = (uint64_t)entry->base_blocks / CELL_BLOCKS * sizeof(struct map_cell);
+        if (entry->bitmap_offset < before || entry->bitmap_offset > header->lookup_offset || bitmap > header->lookup_offset - entry->bitmap_offset ||
+            entry->bitmap_offset % 16 != 0 || entry->base_blocks % CELL_BLOCKS != 0)
             return "a bitmap lies outside the file or out of order";
+        if (atomic_load_explicit(&entry->area, memory_order_relaxed) == 0 && map_nblocks((struct map_entry *)(uintptr_t)entry) > entry->base_blocks)
+            return "a bitmap is too short";
         before = entry->bitmap_offset;
     }
     return NULL;
@@ -69,6 +76,7 @@ const char *map_open(const char *path)
     }
     map = at;
     map_entries = (void *)((char *)at + map->entries_offset);
+    map_areas = (void *)((char *)at + map->areas_offset);
     return NULL;
 }
 
@@ -78,6 +86,7 @@ void map_close(void)
         munmap(map, map->total_bytes);
     map = NULL;
     map_entries = NULL;
+    map_areas = NULL;
 }
 
 #define ORDER(a, b)        \
@@ -111,7 +120,7 @@ int32_t map_lower_bound(const struct segment_name *name)
 int32_t map_find(const struct segment_name *name)
 {
     int32_t at = map_lower_bound(name);
-    return at < (int32_t)map->entry_count && compare(&map_entries[at], name) == 0 ? at : -1;
+    return at < (int32_t)map->entry_count && compare(&map_entries[at], name) == 0 ? at : added_find(name);
 }
 
 /* The bits of blocks [first, end) that lie in first's word. */
@@ -143,12 +152,53 @@ bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end)
     return all_set(entry, first, end, UINT32_MAX);
 }
 
+/* The bits of blocks [first, end) that lie in first's cell. */
+static uint32_t cell_mask(uint32_t first, uint32_t end, uint32_t *count)
+{
+    uint32_t low = first % CELL_BLOCKS;
+    *count = end - first < CELL_BLOCKS - low ? end - first : CELL_BLOCKS - low;
+    return (*count == CELL_BLOCKS ? UINT32_MAX : (1u << *count) - 1) << low;
+}
+
+void map_mark_young(struct map_entry *entry, uint32_t first, uint32_t end)
+{
+    for (uint32_t count; first < end; first += count) {
+        uint32_t mask = cell_mask(first, end, &count);
+        _Atomic uint32_t *young = &map_cell(entry, first)->young;
+        if ((atomic_load_explicit(young, memory_order_relaxed) & mask) != mask)
+            atomic_fetch_or(young, mask);
+    }
+}
+
+static void clear_young(struct map_cell *cells, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if (atomic_load_explicit(&cells[i].young, memory_order_relaxed) != 0)
+            atomic_store(&cells[i].young, 0);
+}
+
+void map_clear_young(void)
+{
+    clear_young((void *)((char *)map + map->bitmaps_offset), (map->lookup_offset - map->bitmaps_offset) / sizeof(struct map_cell));
+    for (uint32_t i = 0; i < map_length(); i++) {
+        struct map_entry *entry = &map_entries[i];
+        uint32_t nblocks = map_nblocks(entry);
+        if (nblocks > entry->base_blocks)
+            clear_young(map_cell(entry, entry->base_blocks), (nblocks - entry->base_blocks + CELL_BLOCKS - 1) / CELL_BLOCKS);
+    }
+}
+
+void map_make_written(struct map_entry *entry, uint32_t first, uint32_t end)
+{
+    for (; first < end; first = (first / 16 + 1) * 16)
+        atomic_fetch_or(map_word(entry, first), word_mask(first, end));
+}
+
 void map_touch(struct map_entry *entry, uint32_t first, uint32_t end)
 {
     while (first < end) {
-        uint32_t low = first % CELL_BLOCKS;
-        uint32_t count = end - first < CELL_BLOCKS - low ? end - first : CELL_BLOCKS - low;
-        uint32_t mask = (count == CELL_BLOCKS ? UINT32_MAX : (1u << count) - 1) << low;
+        uint32_t count;
+        uint32_t mask = cell_mask(first, end, &count);
         _Atomic uint32_t *accessed = &map_cell(entry, first)->accessed;
         /* Looked at first: a word that many processes share is seldom written. */
         if ((atomic_load_explicit(accessed, memory_order_relaxed) & mask) != mask)

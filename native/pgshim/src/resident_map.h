@@ -4,7 +4,9 @@
  * Invariants
  * - A block leaves ABSENT only by compare-and-swap, and only the process that made it BUSY may take it out of BUSY.
  * - RESIDENT goes back to ABSENT only through BUSY, by whoever holds ENTRY_EVICTING, who changes the generation of the entry before a byte goes.
- *   A reader that finds the same generation before it looked at the states and after its read has read what was there. WRITTEN is final.
+ *   A reader that finds the same generation before it looked at nblocks and the states, and after its read, has read what was there.
+ * - WRITTEN becomes RESIDENT, nblocks grows, and entries are added only while the gate is closed (gate.h): no write, truncation, unlinking or renaming
+ *   is under way then.
  * - Whoever stores RESIDENT or WRITTEN has finished pwrite before (release); whoever reads the state does so before its own read
  *   (acquire). The kernel's page cache does the rest.
  * - Who holds a busy block waits only for blocks of higher number in the same segment, so waits cannot form a circle. */
@@ -17,7 +19,7 @@
 #include <stdint.h>
 
 #define MAP_MAGIC 0x4C42524Du
-#define MAP_VERSION 2u
+#define MAP_VERSION 3u
 
 enum block_state { BLOCK_ABSENT = 0, BLOCK_BUSY = 1, BLOCK_RESIDENT = 2, BLOCK_WRITTEN = 3 };
 
@@ -28,12 +30,12 @@ enum block_state { BLOCK_ABSENT = 0, BLOCK_BUSY = 1, BLOCK_RESIDENT = 2, BLOCK_W
 #define ENTRY_HELD 16u    /* a truncation or renaming is under way: nothing is dropped */
 #define ENTRY_GENERATION 256u /* one in the counter of droppings, which is the rest of the word */
 
-/* 32 blocks: two bits of state each, one bit that somebody read or wrote it since the clock came by. */
+/* 32 blocks: two bits of state each, one bit that somebody read or wrote it since the clock came by, one that it was written in this round. */
 #define CELL_BLOCKS 32u
 struct map_cell {
     _Atomic uint32_t states[2];
     _Atomic uint32_t accessed;
-    uint32_t reserved;
+    _Atomic uint32_t young;
 };
 _Static_assert(sizeof(struct map_cell) == 16, "cell layout");
 
@@ -63,7 +65,21 @@ struct map_header {
     _Atomic uint64_t rooms_denied;  /* and those for which nothing could be dropped */
     _Atomic uint64_t scratch_bytes; /* by the cache worker: what lies below the data directory */
     _Atomic uint64_t blocks_prefetched;
-    uint64_t reserved[11];
+    /* Rounds. */
+    _Atomic uint64_t inside;      /* who is past the gate */
+    _Atomic uint32_t gate;        /* pid of who has closed it; 0: open */
+    _Atomic uint32_t added;       /* entries added since the start */
+    _Atomic uint64_t fetch_epoch; /* changes after the agent began to fetch at a later LSN, before the first block of a round becomes clean */
+    _Atomic uint64_t round;
+    _Atomic uint64_t blocks_settled;
+    _Atomic uint64_t blocks_adopted;
+    uint32_t added_max;
+    uint32_t areas_max;
+    uint64_t lookup_offset;
+    uint64_t areas_offset;
+    _Atomic uint32_t areas; /* taken */
+    uint32_t reserved32;
+    uint64_t reserved;
 };
 _Static_assert(sizeof(struct map_header) == 256, "header layout");
 
@@ -77,8 +93,15 @@ struct map_entry {
     _Atomic uint32_t nblocks;
     _Atomic uint32_t flags;
     uint64_t bitmap_offset;
+    uint32_t base_blocks;  /* cells of blocks below it lie at bitmap_offset, of others in the area */
+    _Atomic uint32_t area; /* number + 1; 0: none, so no tracked blocks from base_blocks on */
+    uint64_t reserved;
 };
-_Static_assert(sizeof(struct map_entry) == 32, "entry layout");
+_Static_assert(sizeof(struct map_entry) == 48, "entry layout");
+
+/* Cells for all blocks of a segment. */
+#define AREA_CELLS 4096u
+#define AREA_BLOCKS (AREA_CELLS * CELL_BLOCKS)
 
 /* What a file name under the data directory says. */
 struct segment_name {
@@ -90,15 +113,22 @@ struct segment_name {
 };
 
 extern struct map_header *map;        /* NULL: pass everything through */
-extern struct map_entry *map_entries; /* map->entry_count of them, sorted */
+extern struct map_entry *map_entries; /* map->entry_count of them, sorted; then map->added more */
+extern struct map_cell *map_areas;
 
 /* Maps and checks the file. NULL, or what is wrong with it (static text). */
 const char *map_open(const char *path);
 void map_close(void);
 
-/* Index of the entry of that name, or -1. */
+/* How many entries there are now. */
+static inline uint32_t map_length(void)
+{
+    return map->entry_count + atomic_load(&map->added);
+}
+
+/* Index of the entry of that name, added ones included, or -1. */
 int32_t map_find(const struct segment_name *name);
-/* Index of the first entry that is not before `name`. */
+/* Index of the first entry of the start that is not before `name`. */
 int32_t map_lower_bound(const struct segment_name *name);
 
 static inline uint32_t map_nblocks(struct map_entry *entry)
@@ -113,7 +143,10 @@ static inline bool map_is_dropped(struct map_entry *entry)
 
 static inline struct map_cell *map_cell(struct map_entry *entry, uint32_t block)
 {
-    return (struct map_cell *)(void *)((char *)map + entry->bitmap_offset) + block / CELL_BLOCKS;
+    if (block < entry->base_blocks)
+        return (struct map_cell *)(void *)((char *)map + entry->bitmap_offset) + block / CELL_BLOCKS;
+    uint32_t area = atomic_load_explicit(&entry->area, memory_order_relaxed); /* taken before nblocks grew beyond base_blocks */
+    return map_areas + (size_t)(area - 1) * AREA_CELLS + block / CELL_BLOCKS;
 }
 
 static inline _Atomic uint32_t *map_word(struct map_entry *entry, uint32_t block)
@@ -141,6 +174,16 @@ static inline enum block_state map_state(struct map_entry *entry, uint32_t block
 bool map_all_resident(struct map_entry *entry, uint32_t first, uint32_t end);
 /* True when every block of [first, end) is written: the check every write pays. */
 bool map_all_written(struct map_entry *entry, uint32_t first, uint32_t end);
+
+/* Inside the gate, before a write to blocks [first, end): this round leaves them alone. */
+void map_mark_young(struct map_entry *entry, uint32_t first, uint32_t end);
+/* With the gate closed: takes the marks of all blocks away; makes blocks [first, end) written ones. */
+void map_clear_young(void);
+void map_make_written(struct map_entry *entry, uint32_t first, uint32_t end);
+static inline bool map_is_young(struct map_entry *entry, uint32_t block)
+{
+    return (atomic_load(&map_cell(entry, block)->young) >> block % CELL_BLOCKS & 1) != 0;
+}
 
 /* Remembers that blocks [first, end) were used. */
 void map_touch(struct map_entry *entry, uint32_t first, uint32_t end);

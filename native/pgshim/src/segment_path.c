@@ -243,14 +243,16 @@ bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db)
     return at != NULL && *at == '\0' && (path[0] == '/' || in_datadir());
 }
 
-int32_t segment_path_entry(const char *path)
+bool segment_path_name(const char *path, struct segment_name *name)
 {
     if (map == NULL || path == NULL)
-        return -1;
+        return false;
     const char *relative = relative_to_datadir(path);
+    return relative != NULL && segment_parse(relative, name) && (path[0] == '/' || in_datadir());
+}
+
+int32_t segment_path_entry(const char *path)
+{
     struct segment_name name;
-    if (relative == NULL || !segment_parse(relative, &name))
-        return -1;
-    int32_t index = map_find(&name);
-    return index >= 0 && (path[0] == '/' || in_datadir()) ? index : -1;
+    return segment_path_name(path, &name) ? map_find(&name) : -1;
 }

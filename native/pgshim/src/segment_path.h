@@ -23,6 +23,8 @@ const char *segment_path_datadir(void);
 const char *segment_path_below(const char *path);
 /* `base/5` or `global`: the directory's tablespace and database; false for other directories. */
 bool segment_path_directory(const char *path, uint32_t *spc, uint32_t *db);
+/* The segment that `path` names; false when it names none. Relative paths count only while the working directory is the data directory. */
+bool segment_path_name(const char *path, struct segment_name *name);
 /* Index of the entry that `path` names, or -1. Relative paths count only while the working directory is the data directory. */
 int32_t segment_path_entry(const char *path);
 

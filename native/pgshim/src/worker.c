@@ -1,7 +1,7 @@
-/* The cache worker of a compute: keeps clean blocks below their bound, so that backends seldom have to, and fetches blocks the agent names.
- * It is a process with the map, the key and the agent's socket like every backend; the agent starts it with LAKEBASE_SHIM_WORKER=1.
+/* The cache worker of a compute: keeps clean blocks below their bound, so that backends seldom have to, fetches blocks the agent names, and does what rounds
+ * (settle.h) do to the map. It is a process with the map, the key and the agent's socket like every backend; the agent starts it with LAKEBASE_SHIM_WORKER=1.
  *
- * Commands, a line each, on standard input:  fetch ENTRY FIRST COUNT  →  a line on standard output: `ok`, `full` (the bound is reached) or `error ERRNO`.
+ * Commands, a line each, on standard input, answered by a line each on standard output: docs/protocols/shim-agent.md, Cache worker.
  * LAKEBASE_SHIM_CACHE_BYTES bounds everything below the data directory; what cannot be dropped counts first. Whatever it says, the file system keeps
  * a part of its space free (FREE_SHARE), as far as dropping clean blocks can do that.
  *
@@ -28,6 +28,7 @@
 #include "fd_table.h"
 #include "libc.h"
 #include "segment_path.h"
+#include "settle.h"
 
 #define TICK_MS 100
 #define MEASURE_MS 1000
@@ -120,7 +121,7 @@ static int open_entry(uint32_t index)
 static const char *fetch(unsigned index, unsigned first, unsigned count)
 {
     static char answer[32];
-    if (index >= map->entry_count || count == 0 || count > FETCH_BLOCKS_MAX)
+    if (index >= map_length() || count == 0 || count > FETCH_BLOCKS_MAX)
         return "error 22";
     struct map_entry *entry = &map_entries[index];
     uint32_t nblocks = map_nblocks(entry);
@@ -140,10 +141,78 @@ static const char *fetch(unsigned index, unsigned first, unsigned count)
     return answer;
 }
 
+/* The round this process began, and where its sweeps are. */
+static uint64_t own_round;
+static uint32_t next_entry;
+
+static const char *begin(void)
+{
+    static char answer[32];
+    own_round = settle_begin();
+    if (own_round == 0)
+        return "busy";
+    snprintf(answer, sizeof answer, "ok %llu", (unsigned long long)own_round);
+    return answer;
+}
+
+static const char *open_round(void)
+{
+    settle_open();
+    next_entry = 0;
+    return "ok";
+}
+
+static const char *next(void)
+{
+    static char answer[32];
+    while (next_entry < map_length() && !settle_covers(&map_entries[next_entry]))
+        next_entry++;
+    if (next_entry >= map_length())
+        return "end";
+    snprintf(answer, sizeof answer, "entry %u", next_entry++);
+    return answer;
+}
+
+static const char *sweep(unsigned index, unsigned limit, const struct settle_rule *rule)
+{
+    static char answer[32];
+    if (index >= map_length())
+        return "error 22";
+    struct map_entry *entry = &map_entries[index];
+    int fd = settle_covers(entry) ? open_entry(index) : -1;
+    uint32_t settled = fd >= 0 && fd_table_entry(fd) == entry ? settle_sweep(entry, fd, limit, rule) : 0;
+    snprintf(answer, sizeof answer, "done %u", settled);
+    return answer;
+}
+
+static const char *answer_to(const char *line)
+{
+    unsigned index, first, count, open_ones;
+    unsigned long long round, lsn;
+    struct settle_rule rule;
+    if (sscanf(line, "fetch %u %u %u", &index, &first, &count) == 3)
+        return fetch(index, first, count);
+    if (strcmp(line, "begin") == 0)
+        return begin();
+    const char *space = strchr(line, ' ');
+    if (space == NULL || sscanf(space, " %llu", &round) != 1)
+        return "error 22";
+    if (round == 0 || round != own_round)
+        return "error 116";
+    if (strncmp(line, "open ", 5) == 0)
+        return open_round();
+    if (strncmp(line, "next ", 5) == 0)
+        return next();
+    if (sscanf(line, "sweep %llu %u %u %llu %u %u", &round, &index, &count, &lsn, &open_ones, &rule.horizon) != 6)
+        return "error 22";
+    rule.lsn = lsn;
+    rule.open = open_ones != 0;
+    return sweep(index, count, &rule);
+}
+
 static void command(const char *line)
 {
-    unsigned index, first, count;
-    const char *answer = sscanf(line, "fetch %u %u %u", &index, &first, &count) == 3 ? fetch(index, first, count) : "error 22";
+    const char *answer = answer_to(line);
     char text[64];
     int length = snprintf(text, sizeof text, "%s\n", answer);
     if (real.write(STDOUT_FILENO, text, (size_t)length) != length)

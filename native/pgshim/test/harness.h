@@ -68,6 +68,7 @@ struct agent_knobs {
     _Atomic uint32_t hang_up;    /* close this many connections instead of answering */
     _Atomic uint32_t short_by;   /* leave out this many blocks of an answer */
     _Atomic uint32_t slow_parts; /* send answers in small parts */
+    _Atomic uint32_t late_us;    /* answers may be so much older than their arrival */
 };
 
 static struct agent_knobs *knobs;
@@ -75,6 +76,13 @@ static pid_t agent_pid;
 static char base_directory[64];
 static char socket_path[96];
 static const char *layout_mode = "1";
+
+/* What storage has now, as the agent reads it. */
+static uint64_t first_word(uint32_t entry, uint32_t block)
+{
+    return pattern(entry, block, 0);
+}
+static uint64_t (*stored_word)(uint32_t entry, uint32_t block) = first_word;
 
 __attribute__((unused)) static void *shared_memory(size_t size)
 {
@@ -114,7 +122,10 @@ static bool serve_request(int fd, char *answer)
     uint32_t head[6] = {0x4C425253u, error, request[4], request[5], sent, 0};
     memcpy(answer, head, 24);
     for (uint32_t i = 0; i < sent; i++)
-        fill_page(answer + 24 + (size_t)i * BLCKSZ, pattern(request[1], request[2] + i, 0));
+        fill_page(answer + 24 + (size_t)i * BLCKSZ, stored_word(request[1], request[2] + i));
+    uint32_t late = atomic_load(&knobs->late_us);
+    if (late > 0 && rand() % 16 == 0)
+        usleep((useconds_t)rand() % late);
     return send_all(fd, answer, 24 + (size_t)sent * BLCKSZ, atomic_load(&knobs->slow_parts) ? 1000 : SIZE_MAX);
 }
 
@@ -167,36 +178,36 @@ struct segment {
     uint32_t nblocks;
 };
 
-/* Writes a map of segments that are sorted already. */
+#define ADDED_MAX 128u
+
+/* Writes a map of segments that are sorted already, with room for as many again. */
 __attribute__((unused)) static void write_map(const char *path, const struct segment *segments, uint32_t n)
 {
-    size_t total = sizeof(struct map_header) + n * sizeof(struct map_entry);
-    for (uint32_t i = 0; i < n; i++)
-        total += (segments[i].nblocks + 31) / 32 * 16;
-    char *bytes = calloc(1, total);
-    struct map_header *header = (void *)bytes;
-    header->magic = MAP_MAGIC;
-    header->version = MAP_VERSION;
-    header->entry_count = n;
-    header->entries_offset = sizeof *header;
-    header->bitmaps_offset = sizeof *header + n * sizeof(struct map_entry);
-    header->total_bytes = total;
-    uint64_t bitmap = header->bitmaps_offset;
+    struct map_header header = {.magic = MAP_MAGIC, .version = MAP_VERSION, .entry_count = n, .added_max = ADDED_MAX, .areas_max = 2 * ADDED_MAX};
+    struct map_entry *entries = calloc(n + 1, sizeof *entries);
+    header.entries_offset = sizeof header;
+    header.bitmaps_offset = sizeof header + (n + ADDED_MAX) * sizeof(struct map_entry);
+    uint64_t bitmap = header.bitmaps_offset;
     for (uint32_t i = 0; i < n; i++) {
-        struct map_entry *entry = (struct map_entry *)(void *)(bytes + sizeof *header) + i;
+        struct map_entry *entry = &entries[i];
         entry->spc = segments[i].name.spc;
         entry->db = segments[i].name.db;
         entry->rel = segments[i].name.rel;
         entry->fork = entry->source_fork = segments[i].name.fork;
         entry->segno = segments[i].name.segno;
         atomic_store(&entry->nblocks, segments[i].nblocks);
+        entry->base_blocks = (segments[i].nblocks + 31) / 32 * 32;
         entry->bitmap_offset = bitmap;
-        bitmap += (segments[i].nblocks + 31) / 32 * 16;
+        bitmap += entry->base_blocks / 2;
     }
-    int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0600);
-    CHECK(fd >= 0 && write(fd, bytes, total) == (ssize_t)total);
+    header.lookup_offset = (bitmap + 4095) / 4096 * 4096;
+    header.areas_offset = (header.lookup_offset + header.added_max * 8 + header.areas_max * 4 + 4095) / 4096 * 4096;
+    header.total_bytes = header.areas_offset + (uint64_t)header.areas_max * AREA_CELLS * sizeof(struct map_cell);
+    int fd = open(path, O_CREAT | O_TRUNC | O_RDWR, 0600);
+    CHECK(fd >= 0 && write(fd, &header, sizeof header) == sizeof header);
+    CHECK(write(fd, entries, n * sizeof *entries) == (ssize_t)(n * sizeof *entries) && ftruncate(fd, (off_t)header.total_bytes) == 0);
     close(fd);
-    free(bytes);
+    free(entries);
 }
 
 /* As the agent does: the key through a pipe, its number in the environment. */

@@ -89,6 +89,10 @@ export interface ComputeDisk {
   /** Writes that found the disk full and went on after pages were dropped; and those for which there was nothing to drop. */
   readonly roomsMade: number;
   readonly roomsDenied: number;
+  /** Rounds of settling; changed pages that became clean in them because storage has them; new pages that came into the map in them. */
+  readonly rounds: number;
+  readonly settledBytes: number;
+  readonly adoptedBytes: number;
 }
 
 /** How far storage is behind the writer, and how much that slows it (docs/flows/backpressure.md). */

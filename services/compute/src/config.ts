@@ -24,6 +24,8 @@ export const computeHostConfig = Type.Object(
     cacheBytes: Type.Union([Type.Integer({ minimum: 64 << 20 }), Type.Null()], { default: null }),
     /** Whether the pages that the last compute of a branch used are fetched in the background after a start. */
     prefetch: Type.Boolean({ default: true }),
+    /** Whether changed pages are dropped too, once storage has them. */
+    settle: Type.Boolean({ default: true }),
     /** WAL that the pageserver may be behind a writer, who is slowed from a quarter of it on. */
     maxIngestLagBytes: Type.Integer({ minimum: 16 << 20, default: 512 << 20 }),
   },

@@ -51,7 +51,8 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
       shimPath: join(readableByOthers(dirname(config.shimPath)), basename(config.shimPath)),
       sharedBuffers: config.sharedBuffers,
       cacheBytes: bytesFrom('LAKEBASE_CACHE_BYTES') ?? config.cacheBytes,
-      prefetch: process.env['LAKEBASE_PREFETCH'] === undefined ? config.prefetch : process.env['LAKEBASE_PREFETCH'] !== '0',
+      prefetch: switchedBy('LAKEBASE_PREFETCH') ?? config.prefetch,
+      settle: switchedBy('LAKEBASE_SETTLE') ?? config.settle,
       maxIngestLagBytes: bytesFrom('LAKEBASE_MAX_INGEST_LAG_BYTES') ?? config.maxIngestLagBytes,
       trustedAccounts: [own, account?.name ?? own],
       logLevel: config.logLevel,
@@ -84,6 +85,12 @@ await runService(config.id, config.logLevel, async ({ log, teardown }) => {
   teardown.add('http', () => app.close());
   log.info({ port: config.httpPort }, 'compute host is ready');
 });
+
+/** On or off by the environment, over the configuration file. */
+function switchedBy(name: string): boolean | undefined {
+  const text = process.env[name];
+  return text === undefined ? undefined : text !== '0';
+}
 
 /** A number of bytes from the environment, over the one in the configuration file: on one machine nobody writes that file. */
 function bytesFrom(name: string): number | undefined {

@@ -2,28 +2,49 @@
  *  the preload shim (`native/pgshim`) maps it shared and changes it while Postgres runs. Layout: `docs/protocols/shim-agent.md`.
  *
  *  Invariants
- *  - Little-endian here, native in the shim: the two run on one machine and we support little-endian machines only.
- *  - Entries are sorted by (spc, db, rel, fork, segment); the index of an entry is what the shim sends in a request.
+ *  - Entries of the start are sorted by (spc, db, rel, fork, segment); those of files made since then follow in the order in which they were adopted. The
+ *    index of an entry is what the shim sends in a request; it stands for that file for good.
+ *  - What is sparse in the file is not in memory either: the lookup table, unused entries, areas beyond the blocks that are tracked.
  *  - After Postgres started only the shim writes the file, but for the delay of WAL. This side re-reads it ({@link ResidentMap.refresh}); what it sees is a snapshot. */
-import { closeSync, openSync, readSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { endianness } from 'node:os';
 import { LakebaseError } from '@lakebase/base';
-import { type ForkNumber, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+import { RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+import {
+  AREA_BYTES,
+  CELL_BLOCKS,
+  CELL_BYTES,
+  CLEAN_BLOCKS_OFFSET,
+  CLEAN_BUDGET_OFFSET,
+  ENTRY_BYTES,
+  HEADER_BYTES,
+  MAX_ENTRIES,
+  type MapLayout,
+  type ResidentEntry,
+  type ResidentSegment,
+  type ShimCounters,
+  WAL_DELAY_OFFSET,
+  cellBytes,
+  checkEntry,
+  decodeCounters,
+  decodeEntry,
+  decodeHeader,
+  encodeEntry,
+  encodeHeader,
+  entryArea,
+  entryBase,
+  entryBitmap,
+  layoutOf,
+  readU64,
+  writeU64,
+} from './resident-map-layout.ts';
 
-const MAGIC = 0x4c42524d;
-const VERSION = 2;
-const HEADER_BYTES = 256;
-const ENTRY_BYTES = 32;
-const COUNTERS_OFFSET = 40;
-const CLEAN_BLOCKS_OFFSET = 104;
-const CLEAN_BUDGET_OFFSET = 112;
-/** 32 blocks: two words of states, one of use marks, one spare. */
-const CELL_BLOCKS = 32;
-const CELL_BYTES = 16;
-const FLAG_DROPPED = 1;
-const FLAG_LAID = 4;
-/** The shim keeps entry numbers in 32-bit slots; this bound also keeps the map below 4 GiB of entries. */
-const MAX_ENTRIES = 0x400_0000;
+export type { ResidentEntry, ResidentSegment, ShimCounters } from './resident-map-layout.ts';
+
+/** What a snapshot takes at most. */
+const MAX_BYTES = 0x1_0000_0000;
+/** Words of a cell. */
+const ACCESSED = 2;
 
 export const BLOCK_ABSENT = 0;
 export const BLOCK_BUSY = 1;
@@ -31,56 +52,30 @@ export const BLOCK_CLEAN = 2;
 export const BLOCK_DIRTY = 3;
 export type BlockState = 0 | 1 | 2 | 3;
 
-/** One segment file as storage has it at the start LSN. `sourceFork` differs from the tag's fork for the main fork of an unlogged relation. */
-export interface ResidentSegment {
-  readonly tag: RelTag;
-  readonly segment: number;
-  readonly nblocks: number;
-  readonly sourceFork?: ForkNumber;
-}
-
-/** An entry as the shim has left it: `nblocks` may have shrunk, `dropped` means the file was unlinked, `laid` that the shim
- *  has made it (with lazy layout a file exists only once its name was used). */
-export interface ResidentEntry extends ResidentSegment {
-  readonly index: number;
-  readonly sourceFork: ForkNumber;
-  readonly dropped: boolean;
-  readonly laid: boolean;
-}
-
-export interface ShimCounters {
-  readonly faultRequests: number;
-  readonly blocksFetched: number;
-  readonly blocksWritten: number;
-  readonly waits: number;
-  readonly errors: number;
-  /** How far WAL is written to the local disk, rounded up to a page; 0: nothing yet. */
-  readonly walPosition: number;
-  /** How long every 8192 bytes of WAL have to take ({@link ResidentMapFile.setWalDelay}). */
-  readonly walDelayNs: number;
-  readonly walSleptNs: number;
-  readonly cleanBlocks: number;
-  /** Bound on clean blocks; 0: none set yet. */
-  readonly cleanBudget: number;
-  readonly blocksEvicted: number;
-  /** Writes that found the disk full and went on after clean blocks were dropped; and those for which there was nothing to drop. */
-  readonly roomsMade: number;
-  readonly roomsDenied: number;
-  /** Below the data directory, as last measured. */
-  readonly scratchBytes: number;
-  readonly blocksPrefetched: number;
+/** What is read of the file. */
+interface Snapshot {
+  readonly layout: MapLayout;
+  readonly header: Buffer;
+  /** Of the start, then the added ones. */
+  readonly entries: Buffer;
+  /** Cells of blocks below each entry's base. */
+  readonly bitmaps: Buffer;
+  /** Cells of the tracked blocks from the base on, by entry. */
+  readonly areas: ReadonlyMap<number, Buffer>;
 }
 
 const compareSegments = (a: ResidentSegment, b: ResidentSegment): number =>
   a.tag.spc - b.tag.spc || a.tag.db - b.tag.db || a.tag.rel - b.tag.rel || a.tag.fork - b.tag.fork || a.segment - b.segment;
 
-const bitmapBytes = (nblocks: number): number => Math.ceil(nblocks / CELL_BLOCKS) * CELL_BYTES;
+const keyOf = (t: RelTag, segment: number): string => `${t.spc}/${t.db}/${t.rel}/${t.fork}/${segment}`;
 
 export class ResidentMap {
-  #bytes: Buffer;
+  #s: Snapshot;
+  /** Indexes of the added entries by name; the last of a name counts. Made when it is needed. */
+  #addedByName: Map<string, number> | undefined;
 
-  private constructor(bytes: Buffer) {
-    this.#bytes = bytes;
+  private constructor(snapshot: Snapshot) {
+    this.#s = snapshot;
   }
 
   /** A fresh map: every block absent. The order of `segments` does not matter; see {@link find} for the index an entry got. */
@@ -89,20 +84,14 @@ export class ResidentMap {
     const sorted = [...segments].sort(compareSegments);
     if (sorted.length > MAX_ENTRIES)
       throw new LakebaseError('RESOURCE_EXHAUSTED', `${sorted.length} relation files; the limit is ${MAX_ENTRIES}`);
-    const bitmapsOffset = HEADER_BYTES + sorted.length * ENTRY_BYTES;
-    let total = bitmapsOffset;
+    let bitmapBytes = 0;
     for (const s of sorted) {
       checkSegment(s);
-      total += bitmapBytes(s.nblocks);
+      bitmapBytes += cellBytes(s.nblocks);
     }
-    const bytes = Buffer.alloc(total);
-    bytes.writeUInt32LE(MAGIC, 0);
-    bytes.writeUInt32LE(VERSION, 4);
-    bytes.writeUInt32LE(sorted.length, 8);
-    writeU64(bytes, HEADER_BYTES, 16);
-    writeU64(bytes, bitmapsOffset, 24);
-    writeU64(bytes, total, 32);
-    let bitmap = bitmapsOffset;
+    const layout = layoutOf(sorted.length, bitmapBytes);
+    const entries = Buffer.alloc(sorted.length * ENTRY_BYTES);
+    let bitmap = layout.bitmapsOffset;
     let previous: ResidentSegment | undefined;
     for (const [index, s] of sorted.entries()) {
       if (previous !== undefined && compareSegments(previous, s) === 0)
@@ -111,83 +100,54 @@ export class ResidentMap {
           `relation ${s.tag.db}/${s.tag.rel} fork ${s.tag.fork} segment ${s.segment} is listed twice`,
         );
       previous = s;
-      const at = HEADER_BYTES + index * ENTRY_BYTES;
-      bytes.writeUInt32LE(s.tag.spc, at);
-      bytes.writeUInt32LE(s.tag.db, at + 4);
-      bytes.writeUInt32LE(s.tag.rel, at + 8);
-      bytes.writeUInt8(s.tag.fork, at + 12);
-      bytes.writeUInt8(s.sourceFork ?? s.tag.fork, at + 13);
-      bytes.writeUInt16LE(s.segment, at + 14);
-      bytes.writeUInt32LE(s.nblocks, at + 16);
-      writeU64(bytes, bitmap, at + 24);
-      bitmap += bitmapBytes(s.nblocks);
+      encodeEntry(entries, index * ENTRY_BYTES, s, bitmap);
+      bitmap += cellBytes(s.nblocks);
     }
-    return new ResidentMap(bytes);
+    return new ResidentMap({ layout, header: encodeHeader(layout), entries, bitmaps: Buffer.alloc(bitmapBytes), areas: new Map() });
   }
 
-  /** Checks header, entries and offsets; a map that fails was not made by {@link build}. */
-  static decode(bytes: Buffer): ResidentMap {
-    if (bytes.length < HEADER_BYTES || bytes.readUInt32LE(0) !== MAGIC || bytes.readUInt32LE(4) !== VERSION)
-      throw new LakebaseError('CORRUPT', 'resident map: wrong magic, version or length');
-    const count = bytes.readUInt32LE(8);
-    if (
-      readU64(bytes, 16) !== HEADER_BYTES ||
-      readU64(bytes, 24) !== HEADER_BYTES + count * ENTRY_BYTES ||
-      readU64(bytes, 32) !== bytes.length
-    )
-      throw new LakebaseError('CORRUPT', 'resident map: header offsets do not fit the file');
-    const map = new ResidentMap(bytes);
-    for (let i = 0; i < count; i++) {
-      const bitmap = readU64(bytes, HEADER_BYTES + i * ENTRY_BYTES + 24);
-      if (bitmap < HEADER_BYTES + count * ENTRY_BYTES || bitmap + bitmapBytes(map.entry(i).nblocks) > bytes.length)
-        throw new LakebaseError('CORRUPT', `resident map: bitmap of entry ${i} lies outside the file`);
-    }
-    return map;
-  }
-
-  /** Reads the file the shim shares; the page cache makes what other processes stored visible here. */
+  /** Reads the file the shim shares; the page cache makes what other processes stored visible here. CORRUPT when it is no map. */
   static open(path: string): ResidentMap {
-    return ResidentMap.decode(readWhole(path));
+    const fd = openSync(path, 'r');
+    try {
+      return new ResidentMap(readSnapshot(fd));
+    } finally {
+      closeSync(fd);
+    }
   }
 
-  /** Re-reads the file into this snapshot (its layout never changes). */
+  /** Re-reads the file into this snapshot: entries only come to it. */
   refresh(path: string): void {
-    const fresh = readWhole(path);
-    if (fresh.length !== this.#bytes.length || fresh.readUInt32LE(8) !== this.length)
+    const fresh = ResidentMap.open(path).#s;
+    const { entryCount, added, totalBytes } = this.#s.layout;
+    if (fresh.layout.totalBytes !== totalBytes || fresh.layout.entryCount !== entryCount || fresh.layout.added < added)
       throw new LakebaseError('CORRUPT', `resident map ${path} is not the one this process made`);
-    this.#bytes = fresh;
+    this.#s = fresh;
+    this.#addedByName = undefined;
   }
 
-  /** Writes the map for the shim; only before Postgres starts. The file must be readable and writable for Postgres's user. */
+  /** Writes a map that was built here for the shim; only before Postgres starts. The file must be readable and writable for Postgres's user. */
   write(path: string): void {
-    writeFileSync(path, this.#bytes, { mode: 0o600 });
+    const { layout, header, entries, bitmaps } = this.#s;
+    if (layout.added > 0) throw new LakebaseError('INVALID_ARGUMENT', 'a resident map that the shim has changed is not written again');
+    const fd = openSync(path, 'w', 0o600);
+    try {
+      writeAt(fd, header, 0);
+      writeAt(fd, entries, HEADER_BYTES);
+      writeAt(fd, bitmaps, layout.bitmapsOffset);
+      ftruncateSync(fd, layout.totalBytes);
+    } finally {
+      closeSync(fd);
+    }
   }
 
-  /** The snapshot itself, as it would be written. */
-  get bytes(): Buffer {
-    return this.#bytes;
-  }
-
+  /** Number of entries, added ones included. */
   get length(): number {
-    return this.#bytes.readUInt32LE(8);
-  }
-
-  get byteLength(): number {
-    return this.#bytes.length;
+    return this.#s.layout.entryCount + this.#s.layout.added;
   }
 
   entry(index: number): ResidentEntry {
-    const at = this.#entryOffset(index);
-    const b = this.#bytes;
-    return {
-      index,
-      tag: { spc: b.readUInt32LE(at), db: b.readUInt32LE(at + 4), rel: b.readUInt32LE(at + 8), fork: b.readUInt8(at + 12) as ForkNumber },
-      sourceFork: b.readUInt8(at + 13) as ForkNumber,
-      segment: b.readUInt16LE(at + 14),
-      nblocks: b.readUInt32LE(at + 16),
-      dropped: (b.readUInt32LE(at + 20) & FLAG_DROPPED) !== 0,
-      laid: (b.readUInt32LE(at + 20) & FLAG_LAID) !== 0,
-    };
+    return decodeEntry(this.#s.entries, this.#entryOffset(index), index);
   }
 
   *entries(): Generator<ResidentEntry> {
@@ -196,8 +156,12 @@ export class ResidentMap {
 
   /** Index of the entry of that segment file, or -1. */
   find(tag: RelTag, segment: number): number {
+    return this.#findAdded(tag, segment) ?? this.#findSorted(tag, segment);
+  }
+
+  #findSorted(tag: RelTag, segment: number): number {
     let low = 0;
-    let high = this.length - 1;
+    let high = this.#s.layout.entryCount - 1;
     while (low <= high) {
       const middle = (low + high) >>> 1;
       const order = this.#compareEntry(middle, tag, segment);
@@ -208,19 +172,31 @@ export class ResidentMap {
     return -1;
   }
 
+  #findAdded(tag: RelTag, segment: number): number | undefined {
+    const { entryCount, added } = this.#s.layout;
+    if (added === 0) return undefined;
+    if (this.#addedByName === undefined) {
+      this.#addedByName = new Map();
+      for (let i = entryCount; i < this.length; i++) {
+        const entry = this.entry(i);
+        this.#addedByName.set(keyOf(entry.tag, entry.segment), i);
+      }
+    }
+    return this.#addedByName.get(keyOf(tag, segment));
+  }
+
   state(index: number, block: number): BlockState {
-    const word = this.#bytes.readUInt32LE(this.#wordOffset(index, block));
-    return ((word >>> ((block % 16) * 2)) & 3) as BlockState;
+    return ((this.#statesOf(index, block) >>> ((block % 16) * 2)) & 3) as BlockState;
   }
 
   /** Used since the clock came by last: read, or written. */
   accessed(index: number, block: number): boolean {
-    return ((this.#bytes.readUInt32LE(this.#cellOffset(index, block) + 8) >>> (block % CELL_BLOCKS)) & 1) === 1;
+    return ((this.#word(index, block, ACCESSED) >>> (block % CELL_BLOCKS)) & 1) === 1;
   }
 
   /** Bound on clean blocks until the cache worker has measured; 0: none. */
   setCleanBudget(blocks: number): void {
-    writeU64(this.#bytes, blocks, CLEAN_BUDGET_OFFSET);
+    writeU64(this.#s.header, blocks, CLEAN_BUDGET_OFFSET);
   }
 
   anyAccessed(index: number): boolean {
@@ -232,7 +208,7 @@ export class ResidentMap {
     const { nblocks, dropped } = this.entry(index);
     if (dropped) return;
     for (let first = 0; first < nblocks; first += CELL_BLOCKS) {
-      let marks = this.#bytes.readUInt32LE(this.#cellOffset(index, first) + 8);
+      let marks = this.#word(index, first, ACCESSED);
       for (let block = first; marks !== 0 && block < nblocks; block++, marks >>>= 1)
         if ((marks & 1) === 1 && this.state(index, block) >= BLOCK_CLEAN) yield block;
     }
@@ -240,12 +216,14 @@ export class ResidentMap {
 
   /** For pages the agent lays down itself before Postgres starts (boot set): the bytes must be in the file before the map is written. */
   setState(index: number, block: number, state: BlockState): void {
+    const { header } = this.#s;
     const before = this.state(index, block);
     if ((before === BLOCK_CLEAN) !== (state === BLOCK_CLEAN))
-      writeU64(this.#bytes, readU64(this.#bytes, CLEAN_BLOCKS_OFFSET) + (state === BLOCK_CLEAN ? 1 : -1), CLEAN_BLOCKS_OFFSET);
-    const at = this.#wordOffset(index, block);
+      writeU64(header, readU64(header, CLEAN_BLOCKS_OFFSET) + (state === BLOCK_CLEAN ? 1 : -1), CLEAN_BLOCKS_OFFSET);
+    const { bytes, at } = this.#cell(index, block);
+    const word = at + ((block >>> 4) & 1) * 4;
     const shift = (block % 16) * 2;
-    this.#bytes.writeUInt32LE(((this.#bytes.readUInt32LE(at) & ~(3 << shift)) | (state << shift)) >>> 0, at);
+    bytes.writeUInt32LE(((bytes.readUInt32LE(word) & ~(3 << shift)) | (state << shift)) >>> 0, word);
   }
 
   /** Blocks of one entry in any of `states`, ascending, below the entry's current length. Words without a hit cost one read. */
@@ -255,7 +233,7 @@ export class ResidentMap {
     const wanted = new Set<number>(states);
     const skipZero = !wanted.has(BLOCK_ABSENT);
     for (let first = 0; first < nblocks; first += 16) {
-      let word = this.#bytes.readUInt32LE(this.#wordOffset(index, first));
+      let word = this.#statesOf(index, first);
       if (word === 0 && skipZero) continue;
       for (let block = first; block < Math.min(first + 16, nblocks); block++, word >>>= 2) if (wanted.has(word & 3)) yield block;
     }
@@ -272,29 +250,40 @@ export class ResidentMap {
   }
 
   counters(): ShimCounters {
-    return decodeCounters(this.#bytes);
+    return decodeCounters(this.#s.header);
   }
 
   #entryOffset(index: number): number {
     if (!Number.isInteger(index) || index < 0 || index >= this.length)
       throw new LakebaseError('INVALID_ARGUMENT', `resident map has ${this.length} entries, not one numbered ${index}`);
-    return HEADER_BYTES + index * ENTRY_BYTES;
+    return index * ENTRY_BYTES;
   }
 
-  #wordOffset(index: number, block: number): number {
-    return this.#cellOffset(index, block) + ((block >>> 4) & 1) * 4;
+  #statesOf(index: number, block: number): number {
+    return this.#word(index, block, (block >>> 4) & 1);
   }
 
-  #cellOffset(index: number, block: number): number {
-    const at = this.#entryOffset(index);
-    if (!Number.isInteger(block) || block < 0 || block >= this.#bytes.readUInt32LE(at + 16))
-      throw new LakebaseError('INVALID_ARGUMENT', `entry ${index} of the resident map has no block ${block}`);
-    return readU64(this.#bytes, at + 24) + Math.floor(block / CELL_BLOCKS) * CELL_BYTES;
+  #word(index: number, block: number, word: number): number {
+    const { bytes, at } = this.#cell(index, block);
+    return bytes.readUInt32LE(at + word * 4);
+  }
+
+  #cell(index: number, block: number): { readonly bytes: Buffer; readonly at: number } {
+    const { layout, entries, bitmaps, areas } = this.#s;
+    const entry = this.#entryOffset(index);
+    const base = entryBase(entries, entry);
+    const cell = (from: number): number => ((block - from) >>> 5) * CELL_BYTES;
+    if (Number.isInteger(block) && block >= 0 && block < entries.readUInt32LE(entry + 16)) {
+      if (block < base) return { bytes: bitmaps, at: entryBitmap(entries, entry) - layout.bitmapsOffset + cell(0) };
+      const area = areas.get(index);
+      if (area !== undefined) return { bytes: area, at: cell(base) };
+    }
+    throw new LakebaseError('INVALID_ARGUMENT', `entry ${index} of the resident map has no block ${block}`);
   }
 
   #compareEntry(index: number, tag: RelTag, segment: number): number {
-    const at = HEADER_BYTES + index * ENTRY_BYTES;
-    const b = this.#bytes;
+    const at = index * ENTRY_BYTES;
+    const b = this.#s.entries;
     return (
       b.readUInt32LE(at) - tag.spc ||
       b.readUInt32LE(at + 4) - tag.db ||
@@ -305,22 +294,33 @@ export class ResidentMap {
   }
 }
 
-/** The header of a map in use: the shim's counters, and the one word that is ours to change while Postgres runs. Reads no bitmaps. */
+/** A map in use without its bitmaps: the shim's counters, entries that it added, and the one word that is ours to change while Postgres runs. */
 export class ResidentMapFile implements Disposable {
   readonly #fd: number;
   readonly #header = Buffer.alloc(HEADER_BYTES);
 
   constructor(path: string) {
     this.#fd = openSync(path, 'r+');
-    if (readSync(this.#fd, this.#header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || this.#header.readUInt32LE(0) !== MAGIC) {
+    try {
+      this.#layout();
+    } catch (error) {
       closeSync(this.#fd);
-      throw new LakebaseError('CORRUPT', `${path} is not a resident map`);
+      throw error;
     }
   }
 
   counters(): ShimCounters {
     readSync(this.#fd, this.#header, 0, HEADER_BYTES, 0);
     return decodeCounters(this.#header);
+  }
+
+  /** As it is now; undefined when there is none of that number yet. */
+  entry(index: number): ResidentEntry | undefined {
+    const layout = this.#layout();
+    if (!Number.isInteger(index) || index < 0 || index >= layout.entryCount + layout.added) return undefined;
+    const bytes = readAt(this.#fd, HEADER_BYTES + index * ENTRY_BYTES, ENTRY_BYTES);
+    checkEntry(bytes, 0, index, layout);
+    return decodeEntry(bytes, 0, index);
   }
 
   setWalDelay(ns: number): void {
@@ -332,29 +332,10 @@ export class ResidentMapFile implements Disposable {
   [Symbol.dispose](): void {
     closeSync(this.#fd);
   }
-}
 
-const WAL_DELAY_OFFSET = COUNTERS_OFFSET + 6 * 8;
-
-function decodeCounters(b: Buffer): ShimCounters {
-  const at = (i: number): number => readU64(b, COUNTERS_OFFSET + i * 8);
-  return {
-    faultRequests: at(0),
-    blocksFetched: at(1),
-    blocksWritten: at(2),
-    waits: at(3),
-    errors: at(4),
-    walPosition: at(5),
-    walDelayNs: at(6),
-    walSleptNs: at(7),
-    cleanBlocks: at(8),
-    cleanBudget: at(9),
-    blocksEvicted: at(10),
-    roomsMade: at(12),
-    roomsDenied: at(13),
-    scratchBytes: at(14),
-    blocksPrefetched: at(15),
-  };
+  #layout(): MapLayout {
+    return decodeHeader(readAt(this.#fd, 0, HEADER_BYTES), fstatSync(this.#fd).size);
+  }
 }
 
 function checkSegment(s: ResidentSegment): void {
@@ -369,29 +350,41 @@ function checkSegment(s: ResidentSegment): void {
     );
 }
 
-function readWhole(path: string): Buffer {
-  const fd = openSync(path, 'r');
-  try {
-    const header = Buffer.alloc(HEADER_BYTES);
-    if (readSync(fd, header, 0, HEADER_BYTES, 0) !== HEADER_BYTES || header.readUInt32LE(0) !== MAGIC)
-      throw new LakebaseError('CORRUPT', `${path} is not a resident map`);
-    const total = readU64(header, 32);
-    if (total < HEADER_BYTES || total > 0x1_0000_0000) throw new LakebaseError('CORRUPT', `resident map ${path} claims ${total} bytes`);
-    const bytes = Buffer.allocUnsafe(total);
-    for (let at = 0; at < total; ) {
-      const n = readSync(fd, bytes, at, total - at, at);
-      if (n === 0) throw new LakebaseError('CORRUPT', `resident map ${path} ends at byte ${at} of ${total}`);
-      at += n;
-    }
-    return bytes;
-  } finally {
-    closeSync(fd);
+/** CORRUPT when the file is no map. */
+function readSnapshot(fd: number): Snapshot {
+  const header = readAt(fd, 0, HEADER_BYTES);
+  const layout = decodeHeader(header, fstatSync(fd).size);
+  const { entryCount, added, bitmapsOffset, lookupOffset, areasOffset } = layout;
+  let left = MAX_BYTES;
+  const read = (at: number, length: number): Buffer => {
+    left -= length;
+    if (left < 0) throw new LakebaseError('CORRUPT', 'resident map: more than 4 GiB of it are in use');
+    return readAt(fd, at, length);
+  };
+  const entries = read(HEADER_BYTES, (entryCount + added) * ENTRY_BYTES);
+  const bitmaps = read(bitmapsOffset, lookupOffset - bitmapsOffset);
+  const areas = new Map<number, Buffer>();
+  for (let index = 0, at = 0; index < entryCount + added; index++, at += ENTRY_BYTES) {
+    checkEntry(entries, at, index, layout);
+    const base = entryBase(entries, at);
+    const { nblocks } = decodeEntry(entries, at, index);
+    if (nblocks <= base) continue;
+    const cells = areasOffset + (entryArea(entries, at) - 1) * AREA_BYTES + cellBytes(base);
+    areas.set(index, read(cells, cellBytes(nblocks - base)));
   }
+  return { layout, header, entries, bitmaps, areas };
 }
 
-function writeU64(b: Buffer, value: number, at: number): void {
-  b.writeUInt32LE(value % 0x1_0000_0000, at);
-  b.writeUInt32LE(Math.floor(value / 0x1_0000_0000), at + 4);
+function readAt(fd: number, from: number, length: number): Buffer {
+  const bytes = Buffer.allocUnsafe(length);
+  for (let at = 0; at < length; ) {
+    const n = readSync(fd, bytes, at, length - at, from + at);
+    if (n === 0) throw new LakebaseError('CORRUPT', `resident map: the file ends at byte ${from + at}`);
+    at += n;
+  }
+  return bytes;
 }
 
-const readU64 = (b: Buffer, at: number): number => b.readUInt32LE(at) + b.readUInt32LE(at + 4) * 0x1_0000_0000;
+function writeAt(fd: number, bytes: Buffer, from: number): void {
+  for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at, bytes.length - at, from + at);
+}

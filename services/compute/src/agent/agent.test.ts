@@ -5,7 +5,7 @@ import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { MSG, decodeRequest, encodeErrorFrame, encodeFrame } from '@lakebase/api';
+import { MSG, REL_ABSENT, decodeRequest, encodeErrorFrame, encodeFrame } from '@lakebase/api';
 import { LakebaseError, silentLogger } from '@lakebase/base';
 import { BLCKSZ, type Term, lsn, newProjectUid, newTimelineId } from '@lakebase/ids';
 import { listening, servePageFrames } from '../testing/fake-page-service.ts';
@@ -118,6 +118,12 @@ async function fakePageService(
     servePageFrames(socket, (frame) => {
       if (drop) return void socket.destroy();
       const request = decodeRequest(frame);
+      if (request.type === 'getRelSize') {
+        const size = Buffer.alloc(request.tag.rel === 1 ? 3 : 4);
+        if (size.length === 4) size.writeUInt32BE(request.tag.rel === tag.rel ? request.lsn : REL_ABSENT);
+        for (const b of encodeFrame(MSG.REL_SIZE, request.id, size)) socket.write(b);
+        return;
+      }
       if (behave.error === true || request.type !== 'getPages') {
         for (const b of encodeErrorFrame(request.id, new LakebaseError('NOT_FOUND', 'no such relation'))) socket.write(b);
         return;
@@ -157,11 +163,22 @@ describe('page client and relay', () => {
     await assert.rejects(pages.getPages(tag, 1, 1, lsn(1)), { code: 'CLOSED' });
   });
 
+  it('a relation has a size, none, or the answer is refused', async () => {
+    const service = await fakePageService();
+    const pages = client(service.port);
+    assert.equal(await pages.getRelSize(tag, lsn(77)), 77);
+    assert.equal(await pages.getRelSize({ ...tag, rel: 2 }, lsn(77)), undefined);
+    await assert.rejects(pages.getRelSize({ ...tag, rel: 1 }, lsn(77)), { code: 'CORRUPT' });
+    pages.close();
+    service.close();
+  });
+
   it('the relay answers the shim, and an error is an errno for that read only', async () => {
     const dir = mkdtempSync(join(tmpdir(), 'lb-relay-'));
     const good = await fakePageService();
     const pages = client(good.port);
     const faults: number[] = [];
+    const asked: number[] = [];
     const relay = new PageRelay({
       socketPath: join(dir, 's'),
       entries: [{ tag, source: tag, segment: 0 }],
@@ -169,6 +186,10 @@ describe('page client and relay', () => {
       lsn: lsn(5),
       log: silentLogger,
       onFault: (_t, block) => faults.push(block),
+      added: (index) => {
+        asked.push(index);
+        return index === 1 ? { tag: { ...tag, rel: 16_400 }, source: { ...tag, rel: 16_400 }, segment: 0 } : undefined;
+      },
     });
     await relay.listen();
     const socket = connect(join(dir, 's'));
@@ -197,7 +218,11 @@ describe('page client and relay', () => {
     assert.deepEqual(await ask(4, 0, 1), { errno: 5, count: 0, first: undefined });
     assert.deepEqual(await ask(0, 0, 129), { errno: 5, count: 0, first: undefined });
     assert.deepEqual(await ask(0, 8, 1), { errno: 0, count: 1, first: 8 });
-    assert.deepEqual(faults, [9, 8]);
+    // One that came since the start is looked up once.
+    for (const block of [3, 20]) assert.deepEqual(await ask(1, block, 1), { errno: 0, count: 1, first: block });
+    assert.deepEqual(await ask(2, 0, 1), { errno: 5, count: 0, first: undefined });
+    assert.deepEqual(asked, [4, 1, 2]);
+    assert.deepEqual(faults, [9, 8, 3, 20]);
     socket.destroy();
     relay.close();
     pages.close();

@@ -1,10 +1,11 @@
 /** The cache worker of a compute (native/pgshim/src/worker.c): the shim in a process of its own, which measures scratch, keeps clean blocks below their
- *  bound, and fetches the blocks it is told. Its program is Postgres's, whose main function the shim does not let begin: no other file is needed.
- *  Invariants: one command at a time; a worker that ended fails what is asked of it, and is started again unless it was stopped. */
+ *  bound, fetches the blocks it is told, and does what rounds of settling do to the resident map. Its program is Postgres's, whose main function the shim does not let begin: no other file is needed.
+ *  Invariants: one command at a time, whoever asks; a worker that ended fails what is asked of it, and is started again unless it was stopped. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { constants, setPriority } from 'node:os';
 import type { Writable } from 'node:stream';
-import { LakebaseError, type Logger } from '@lakebase/base';
+import { LakebaseError, type Logger, SerialQueue } from '@lakebase/base';
+import type { Lsn } from '@lakebase/ids';
 
 const KEY_FD = 3;
 const AGAIN_MS = 1_000;
@@ -23,11 +24,22 @@ export interface CacheWorkerOptions {
 /** `full`: there is no room below the bound for more. */
 export type FetchAnswer = 'ok' | 'full';
 
+/** What of one segment a round looks at. */
+export interface Sweep {
+  readonly entry: number;
+  /** Blocks of the segment that storage has. */
+  readonly limit: number;
+  readonly lsn: Lsn;
+  /** Transactions from there on may be open, as 32 bits; undefined: none of before the round is. */
+  readonly openFrom: number | undefined;
+}
+
 export class CacheWorker {
   readonly #o: CacheWorkerOptions;
   #child: ChildProcess | undefined;
   #waiter: { resolve: (line: string) => void; reject: (error: Error) => void } | undefined;
   #text = '';
+  readonly #commands = new SerialQueue();
   #stopped = false;
   #timer: NodeJS.Timeout | undefined;
 
@@ -99,9 +111,39 @@ export class CacheWorker {
 
   /** Brings blocks of a segment file onto the local disk, unmarked. */
   async fetch(entry: number, block: number, count: number): Promise<FetchAnswer> {
-    const answer = await this.#command(`fetch ${entry} ${block} ${count}\n`);
+    const answer = await this.#say(`fetch ${entry} ${block} ${count}`);
     if (answer === 'ok' || answer === 'full') return answer;
     throw new LakebaseError('UNAVAILABLE', `the cache worker could not fetch: ${answer}`);
+  }
+
+  /** Begins a round of settling; undefined when writes were under way for too long. */
+  async beginRound(): Promise<number | undefined> {
+    const answer = await this.#say('begin');
+    return answer === 'busy' ? undefined : numberAfter('ok', answer);
+  }
+
+  /** Before the first sweep, after pages are fetched at its LSN. */
+  async openRound(round: number): Promise<void> {
+    const answer = await this.#say(`open ${round}`);
+    if (answer !== 'ok') throw refused(answer);
+  }
+
+  /** An entry with blocks to look at, each once a round; undefined when there are no more. */
+  async nextEntry(round: number): Promise<number | undefined> {
+    const answer = await this.#say(`next ${round}`);
+    return answer === 'end' ? undefined : numberAfter('entry', answer);
+  }
+
+  /** How many blocks became clean. */
+  async sweep(round: number, { entry, limit, lsn, openFrom }: Sweep): Promise<number> {
+    return numberAfter(
+      'done',
+      await this.#say(`sweep ${round} ${entry} ${limit} ${lsn} ${openFrom === undefined ? '0 0' : `1 ${openFrom}`}`),
+    );
+  }
+
+  #say(line: string): Promise<string> {
+    return this.#commands.run(() => this.#command(`${line}\n`));
   }
 
   #command(line: string): Promise<string> {
@@ -125,4 +167,13 @@ export class CacheWorker {
     this.#waiter = undefined;
     waiter?.resolve(line);
   }
+}
+
+const refused = (answer: string): LakebaseError =>
+  new LakebaseError('UNAVAILABLE', `the cache worker could not go on with the round: ${answer}`);
+
+function numberAfter(word: string, answer: string): number {
+  const text = answer.slice(word.length + 1);
+  if (!answer.startsWith(`${word} `) || !/^[0-9]{1,15}$/.test(text)) throw refused(answer);
+  return Number(text);
 }

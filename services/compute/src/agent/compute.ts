@@ -28,7 +28,7 @@ import { type CatalogSpec, applyCatalog, readRoleSecret } from './catalog.ts';
 import { layOut, writeWal } from './data-directory.ts';
 import { type ElectionResult, elect } from './elect.ts';
 import { HOT_SET_FILE } from './hot-set.ts';
-import { LocalDisk } from './local-disk.ts';
+import { LocalDisk, type LocalDiskStart } from './local-disk.ts';
 import { PageClient } from './page-client.ts';
 import { PageRelay } from './page-relay.ts';
 import { PostgresLog } from './postgres-log.ts';
@@ -303,6 +303,7 @@ export class Compute {
       log: this.#log,
       onFault: (tag, block, count) => bootSet.record(tag, block, count, performance.now()),
       prefetched: (entry, block, count) => disk.take(entry, block, count),
+      added: (index) => disk.added(index),
     });
     await this.#relay.listen();
   }
@@ -392,7 +393,21 @@ export class Compute {
       cacheBytes: this.#setup.cacheBytes,
       prefetchFrom: this.#setup.prefetch ? relay : null,
       keep: (file) => running.replace(file),
+      settleWith: this.#setup.settle ? this.#settleWith(relay) : null,
     });
+  }
+
+  #settleWith(relay: PageRelay): LocalDiskStart['settleWith'] {
+    return {
+      row: async (text) => {
+        const sql = await must(this.#sql, 'connection to Postgres');
+        return (await sql.query<Record<string, string>>(text)).rows[0] ?? {};
+      },
+      rule: () => must(this.#walMembers, 'members').rule,
+      ingested: () => this.#storage.ingestedLsn(),
+      raise: (lsn) => relay.raise(lsn),
+      relSize: (tag, lsn) => this.#pages.getRelSize(tag, lsn),
+    };
   }
 
   #watch(): void {

@@ -23,7 +23,7 @@ import {
 import { CONTROL_FILE_PATH, decodeCheckPoint, patchControlFile, readControlFile, synthesiseStart } from '@lakebase/pg-format';
 import { BLOCK_CLEAN, ResidentMap, type ResidentSegment } from '../resident-map.ts';
 import { type ScratchCipher, ScratchFile, writeScratchFile } from '../scratch-cipher.ts';
-import type { RelayEntry } from './page-relay.ts';
+import { type RelayEntry, relayEntry } from './page-relay.ts';
 
 /** Empty directories initdb makes; Postgres expects them all. */
 const DIRECTORIES = [
@@ -87,10 +87,7 @@ export function layOut(options: LayoutOptions): Layout {
   writeScratchFile(cipher, join(pgdata, 'postgresql.auto.conf'), '');
   writeScratchFile(cipher, join(pgdata, 'pg_hba.conf'), options.conf.hba);
   writeScratchFile(cipher, join(pgdata, 'pg_ident.conf'), options.conf.ident);
-  return {
-    recordLsn,
-    entries: [...map.entries()].map((e) => ({ tag: e.tag, source: { ...e.tag, fork: e.sourceFork }, segment: e.segment })),
-  };
+  return { recordLsn, entries: [...map.entries()].map(relayEntry) };
 }
 
 /** A file of the bundle with this path stands for a directory: a user tablespace, which may have nothing in it. */

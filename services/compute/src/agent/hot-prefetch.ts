@@ -73,6 +73,11 @@ export class HotPrefetch {
     this.#stopped = true;
   }
 
+  /** From now on pages come at a later LSN: what is here or on its way is asked for again when it is needed. */
+  forget(): void {
+    for (const batch of this.#ready.keys()) this.#drop(batch);
+  }
+
   /** Part of a batch that is here or on its way, retained for the caller; or undefined. */
   take(entry: number, block: number, count: number): Promise<Buffer> | undefined {
     for (const [batch, pages] of this.#ready) {

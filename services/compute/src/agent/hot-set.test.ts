@@ -9,31 +9,31 @@ import { silentLogger } from '@lakebase/base';
 import { BLCKSZ, type RelTag } from '@lakebase/ids';
 import fc from 'fast-check';
 import { BLOCK_CLEAN, ResidentMap } from '../resident-map.ts';
+import { ShimSide } from '../testing/shim-side.ts';
 import type { FetchAnswer } from './cache-worker.ts';
 import { BATCH_BLOCKS, HotPrefetch, batchesOf } from './hot-prefetch.ts';
 import { AGE_MAX, HOT_SET_BYTES_MAX, type HotRun, collectHotSet, decodeHotSet, encodeHotSet } from './hot-set.ts';
 
 const tag = (rel: number, fork: 0 | 1 = 0): RelTag => ({ spc: 1663, db: 5, rel, fork });
-const HEADER_BYTES = 256;
 
-/** A map whose blocks of entry `index` were read, as the shim would mark them. */
-function used(map: ResidentMap, index: number, blocks: readonly number[]): ResidentMap {
+/** A map in a file, as the shim leaves it after `use`. */
+function used(map: ResidentMap, use: (shim: ShimSide) => void): ResidentMap {
   const dir = mkdtempSync(join(tmpdir(), 'hot-map-'));
   try {
-    for (const block of blocks) map.setState(index, block, BLOCK_CLEAN);
-    map.write(join(dir, 'map'));
     const path = join(dir, 'map');
-    const open = ResidentMap.open(path);
-    let bitmap = HEADER_BYTES + open.length * 32;
-    for (let i = 0; i < index; i++) bitmap += Math.ceil(open.entry(i).nblocks / 32) * 16;
-    const bytes = open.bytes;
-    for (const block of blocks) {
-      const at = bitmap + Math.floor(block / 32) * 16 + 8;
-      bytes.writeUInt32LE((bytes.readUInt32LE(at) | (1 << (block % 32))) >>> 0, at);
-    }
-    return open;
+    map.write(path);
+    using shim = new ShimSide(path);
+    use(shim);
+    return ResidentMap.open(path);
   } finally {
     rmSync(dir, { recursive: true });
+  }
+}
+
+function read(shim: ShimSide, index: number, blocks: readonly number[]): void {
+  for (const block of blocks) {
+    shim.setState(index, block, BLOCK_CLEAN);
+    shim.touch(index, block);
   }
 }
 
@@ -51,8 +51,7 @@ test('used blocks are hot, near ones are one run, unused ones are forgotten afte
         { tag: tag(1), segment: 0, nblocks: 300 },
         { tag: tag(2), segment: 0, nblocks: 40 },
       ]),
-      0,
-      [3, 4, 7, 100, 299],
+      (shim) => read(shim, 0, [3, 4, 7, 100, 299]),
     );
     let runs = collectHotSet(pgdata, map, [
       { tag: tag(2), block: 5, count: 10, age: 0 },
@@ -88,6 +87,36 @@ test('used blocks are hot, near ones are one run, unused ones are forgotten afte
       { tag: tag(1), block: 300, count: 10, age: 0 },
       { tag: tag(9), block: 0, count: 50, age: 0 },
     ]);
+  } finally {
+    rmSync(pgdata, { recursive: true });
+  }
+});
+
+test('what rounds took into the map is hot where it was used; what they have not seen yet is hot whole', () => {
+  const pgdata = dataDirectory();
+  try {
+    const file = (name: string, blocks: number): void => {
+      writeFileSync(join(pgdata, 'base/5', name), '');
+      truncateSync(join(pgdata, 'base/5', name), blocks * BLCKSZ);
+    };
+    file('1', 900); // grown to 800 in the map
+    file('2', 60); // new, all of it in the map
+    file('3', 20); // new, dropped and made again
+    const map = used(ResidentMap.build([{ tag: tag(1), segment: 0, nblocks: 40 }]), (shim) => {
+      shim.grow(0, 800);
+      read(shim, 0, [39, 700]);
+      read(shim, shim.adopt(tag(2), 0, 60), [5]);
+      shim.drop(shim.adopt(tag(3), 0, 30));
+    });
+    const runs = collectHotSet(pgdata, map, []).sort((a, b) => a.tag.rel - b.tag.rel || a.block - b.block);
+    assert.deepEqual(runs, [
+      { tag: tag(1), block: 39, count: 1, age: 0 },
+      { tag: tag(1), block: 700, count: 1, age: 0 },
+      { tag: tag(1), block: 800, count: 100, age: 0 },
+      { tag: tag(2), block: 5, count: 1, age: 0 },
+      { tag: tag(3), block: 0, count: 20, age: 0 },
+    ]);
+    assert.deepEqual(decodeHotSet(encodeHotSet(runs)), runs);
   } finally {
     rmSync(pgdata, { recursive: true });
   }

@@ -7,7 +7,8 @@ import { ResidentMap, ResidentMapFile, type ShimCounters } from '../resident-map
 import { CacheWorker, type CacheWorkerOptions } from './cache-worker.ts';
 import { HotPrefetch, batchesOf } from './hot-prefetch.ts';
 import { HOT_SET_FILE, type HotRun, collectHotSet, decodeHotSet, encodeHotSet } from './hot-set.ts';
-import type { PageRelay } from './page-relay.ts';
+import { type PageRelay, type RelayEntry, relayEntry } from './page-relay.ts';
+import { Settling, type SettlingOptions } from './settling.ts';
 
 /** The hot set is also kept while Postgres runs, for a start after a crash. */
 const KEEP_HOT_MS = 5 * 60_000;
@@ -26,6 +27,8 @@ export interface LocalDiskStart extends Omit<CacheWorkerOptions, 'log'> {
   readonly prefetchFrom: Pick<PageRelay, 'fetch' | 'busy' | 'memory'> | null;
   /** Gets the hot set from time to time. */
   readonly keep: (file: BundleFile) => void;
+  /** What rounds of settling ask; null: changed pages stay, as on a compute that writes no WAL. */
+  readonly settleWith: Pick<SettlingOptions, 'row' | 'rule' | 'ingested' | 'raise' | 'relSize'> | null;
 }
 
 export class LocalDisk {
@@ -34,6 +37,7 @@ export class LocalDisk {
   readonly #previous: readonly HotRun[];
   #worker: CacheWorker | undefined;
   #prefetch: HotPrefetch | undefined;
+  #settling: Settling | undefined;
   #timer: NodeJS.Timeout | undefined;
   #keptAt = 0;
   #stopped = false;
@@ -48,8 +52,10 @@ export class LocalDisk {
   start(options: LocalDiskStart): void {
     if (this.#stopped) return;
     const { log } = this.#o;
-    this.#worker = new CacheWorker({ ...options, log });
-    this.#worker.start();
+    const worker = new CacheWorker({ ...options, log });
+    this.#worker = worker;
+    worker.start();
+    if (options.settleWith !== null) this.#settle(worker, options.settleWith);
     this.#timer = setInterval(() => this.#keep(options.keep), KEEP_HOT_MS);
     this.#timer.unref();
     const from = options.prefetchFrom;
@@ -60,7 +66,7 @@ export class LocalDisk {
       busy: () => from.busy,
       memory: from.memory,
       batches,
-      worker: this.#worker,
+      worker,
       log,
     });
     void this.#prefetch.run();
@@ -69,6 +75,12 @@ export class LocalDisk {
   /** Pages of the hot set that are here already, retained for the caller. */
   take(entry: number, block: number, count: number): Promise<Buffer> | undefined {
     return this.#prefetch?.take(entry, block, count);
+  }
+
+  /** An entry that came to the map since the start. */
+  added(index: number): RelayEntry | undefined {
+    const entry = this.file.entry(index);
+    return entry === undefined ? undefined : relayEntry(entry);
   }
 
   counters(): ShimCounters | undefined {
@@ -87,6 +99,9 @@ export class LocalDisk {
       prefetch: this.#prefetch?.done ?? null,
       roomsMade: c.roomsMade,
       roomsDenied: c.roomsDenied,
+      rounds: c.rounds,
+      settledBytes: c.blocksSettled * BLCKSZ,
+      adoptedBytes: c.blocksAdopted * BLCKSZ,
     };
   }
 
@@ -105,6 +120,7 @@ export class LocalDisk {
   quiet(): void {
     clearInterval(this.#timer);
     this.#prefetch?.stop();
+    this.#settling?.stop();
     this.#worker?.stop();
   }
 
@@ -114,6 +130,22 @@ export class LocalDisk {
     this.#worker?.kill();
     this.#stopped = true;
     this.file[Symbol.dispose]();
+  }
+
+  #settle(worker: CacheWorker, { raise, ...storage }: NonNullable<LocalDiskStart['settleWith']>): void {
+    this.#settling = new Settling({
+      ...storage,
+      counters: () => this.counters(),
+      entry: (index) => this.file.entry(index),
+      worker,
+      // In one step: nobody may ask in between.
+      raise: (lsn) => {
+        raise(lsn);
+        this.#prefetch?.forget();
+      },
+      log: this.#o.log,
+    });
+    this.#settling.start();
   }
 
   #keep(keep: (file: BundleFile) => void): void {

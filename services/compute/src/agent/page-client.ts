@@ -9,6 +9,7 @@ import {
   FrameReceiver,
   MSG,
   type PageRequest,
+  REL_ABSENT,
   type StartBundle,
   decodeErrorFrame,
   decodeStartBundle,
@@ -82,6 +83,14 @@ export class PageClient {
     const pages = frame.payload.subarray(2);
     if (pages.length !== frame.payload.readUInt16BE(0) * BLCKSZ) throw new LakebaseError('CORRUPT', 'page answer of a wrong length');
     return pages;
+  }
+
+  /** Blocks of a fork at `lsn`, which is waited for; undefined when it does not exist then. */
+  async getRelSize(tag: RelTag, lsn: Lsn): Promise<number | undefined> {
+    const { payload } = await this.#send({ type: 'getRelSize', id: this.#nextId++, tag, lsn });
+    if (payload.length !== 4) throw new LakebaseError('CORRUPT', 'relation size of a wrong length');
+    const blocks = payload.readUInt32BE(0);
+    return blocks === REL_ABSENT ? undefined : blocks;
   }
 
   async getStartBundle(lsn: Lsn, waitMs: number): Promise<StartBundle> {

@@ -1,10 +1,13 @@
 /** The agent's side of the shim protocol (docs/protocols/shim-agent.md): Postgres processes ask for blocks of a segment file, we ask the
- *  page service at the start LSN. A page this compute never changed is the same at every LSN from the start on, so one LSN serves for good.
+ *  page service at one LSN. A page this compute never changed is the same at every LSN from the start on, and one that was changed is asked for only
+ *  after a round has settled it (docs/protocols/shim-agent.md): the LSN is the start's at first, then the last round's.
  *  Invariants: answers on one connection keep the order of its requests' arrival (the shim has one in flight); an error is an errno for
- *  that read only; nothing is cached here beyond what is read ahead of a scan: the file is the cache. */
+ *  that read only; nothing is cached here beyond what is read ahead of a scan: the file is the cache; a request that comes after {@link PageRelay.raise}
+ *  gets nothing that was asked for before. */
 import { type Server, type Socket, createServer } from 'node:net';
 import { LakebaseError, type Logger, errorMessage, isCode } from '@lakebase/base';
 import { BLCKSZ, type Lsn, RELSEG_BLOCKS, type RelTag } from '@lakebase/ids';
+import type { ResidentEntry } from '../resident-map.ts';
 import type { PageClient } from './page-client.ts';
 import { ReadAhead } from './read-ahead.ts';
 
@@ -25,10 +28,20 @@ export interface RelayEntry {
   readonly segment: number;
 }
 
+export const relayEntry = ({ tag, sourceFork, segment }: ResidentEntry): RelayEntry => ({
+  tag,
+  source: { ...tag, fork: sourceFork },
+  segment,
+});
+
 export interface PageRelayOptions {
   readonly socketPath: string;
+  /** Of the start. */
   readonly entries: readonly RelayEntry[];
+  /** One that came to the map since then; undefined while there is none of that number. */
+  readonly added?: (index: number) => RelayEntry | undefined;
   readonly pages: Pick<PageClient, 'getPages' | 'memory'>;
+  /** Of the start. */
   readonly lsn: Lsn;
   readonly log: Logger;
   /** Called for each run of blocks fetched: input of the boot set. */
@@ -42,11 +55,15 @@ export class PageRelay {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #ahead: ReadAhead;
+  /** An index stands for its file for good. */
+  readonly #added = new Map<number, RelayEntry>();
   #waiting = 0;
+  #lsn: Lsn;
 
   constructor(options: PageRelayOptions) {
     this.#options = options;
-    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, options.lsn), options.pages.memory);
+    this.#lsn = options.lsn;
+    this.#ahead = new ReadAhead((tag, block, count) => options.pages.getPages(tag, block, count, this.#lsn), options.pages.memory);
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
@@ -67,12 +84,17 @@ export class PageRelay {
     });
   }
 
-  /** Blocks of a segment file, at the start LSN. The caller releases them. */
+  /** Every page that is asked for from now on is of `lsn`, which storage has. */
+  raise(lsn: Lsn): void {
+    if (lsn < this.#lsn) throw new LakebaseError('INVALID_ARGUMENT', 'pages are fetched at a later LSN already');
+    this.#lsn = lsn;
+    this.#ahead.forget();
+  }
+
+  /** Blocks of a segment file, at the LSN of now. The caller releases them. */
   async fetch({ entry, block, count }: { readonly entry: number; readonly block: number; readonly count: number }): Promise<Buffer> {
-    const { entries, pages, lsn } = this.#options;
-    const of = entries[entry];
-    if (of === undefined) throw new LakebaseError('INVALID_ARGUMENT', `no entry ${entry} in the resident map`);
-    return pages.getPages(of.source, of.segment * RELSEG_BLOCKS + block, count, lsn);
+    const of = this.#entry(entry);
+    return this.#options.pages.getPages(of.source, of.segment * RELSEG_BLOCKS + block, count, this.#lsn);
   }
 
   close(): void {
@@ -109,10 +131,11 @@ export class PageRelay {
     head.writeUInt32LE(ANSWER_MAGIC, 0);
     request.copy(head, 8, 16, 24);
     let body: Buffer | undefined;
+    let entry: RelayEntry | undefined;
     if (!background) this.#waiting++;
     try {
-      const entry = this.#options.entries[index];
-      if (entry === undefined || count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
+      entry = this.#entry(index);
+      if (count < 1 || count > BLOCKS_MAX || block + count > RELSEG_BLOCKS)
         throw new Error(`bad request for entry ${index}, block ${block}+${count}`);
       const first = entry.segment * RELSEG_BLOCKS + block;
       body = await this.#prefetched(index, block, count);
@@ -123,7 +146,7 @@ export class PageRelay {
       head.writeUInt32LE(EIO, 4);
       if (!isCode(error, 'CLOSED'))
         this.#options.log.error(
-          { entry: this.#options.entries[index]?.tag, block, count, err: errorMessage(error) },
+          { entry: entry?.tag, block, count, err: errorMessage(error) },
           'cannot fetch pages: the read fails with an I/O error',
         );
     }
@@ -133,6 +156,15 @@ export class PageRelay {
     // What could not be sent is garbage: the socket may still look at it.
     if (body !== undefined) socket.write(body, (error) => error ?? this.#options.pages.memory.release(body));
     socket.uncork();
+  }
+
+  #entry(index: number): RelayEntry {
+    const known = this.#options.entries[index] ?? this.#added.get(index);
+    if (known !== undefined) return known;
+    const entry = this.#options.added?.(index);
+    if (entry === undefined) throw new LakebaseError('INVALID_ARGUMENT', `no entry ${index} in the resident map`);
+    this.#added.set(index, entry);
+    return entry;
   }
 
   async #prefetched(entry: number, block: number, count: number): Promise<Buffer | undefined> {

@@ -8,6 +8,8 @@ export interface AgentSetup {
   /** Null: bounded by free space alone. */
   readonly cacheBytes: number | null;
   readonly prefetch: boolean;
+  /** Rounds of settling. */
+  readonly settle: boolean;
   readonly maxIngestLagBytes: number;
   /** OS accounts that may connect as any role: the services' and the agent's own. */
   readonly trustedAccounts: readonly string[];

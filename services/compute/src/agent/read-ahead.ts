@@ -1,5 +1,5 @@
 /** Reads ahead of a sequential scan: while Postgres works on one run of blocks, the next ones are already on their way from the page service.
- *  A page is asked for at one LSN only, so bytes read ahead can never be stale.
+ *  When pages are asked for at a later LSN from now on, what was read ahead is forgotten ({@link ReadAhead.forget}): who asks after that gets none of it.
  *
  *  Invariants: at most {@link RUNS_MAX} runs of {@link RUN_BLOCKS} blocks are held, for the relations scanned last; what is not taken within
  *  {@link KEEP_MS} is dropped; a run that fails is forgotten and its blocks are asked for again when they are needed. */
@@ -53,6 +53,11 @@ export class ReadAhead {
     const pages = this.#collect(key, tag, first, first + count);
     if (sequential) this.#startRuns(key, tag, first + count);
     return pages;
+  }
+
+  /** Whoever takes part of a run already asked before now. */
+  forget(): void {
+    this.#keep(() => false);
   }
 
   /** From the runs that hold some of it; what none holds is asked for. */
