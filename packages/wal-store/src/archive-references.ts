@@ -44,6 +44,11 @@ export class ArchiveReferences {
     return this.known(objectId);
   }
 
+  /** Throws CORRUPT for what is damaged in the store, NOT_FOUND when there is nothing. What is known here stays. */
+  async check(): Promise<void> {
+    decode((await this.#options.store.get(this.name)).bytes);
+  }
+
   async #read(): Promise<string | undefined> {
     const { store } = this.#options;
     try {

@@ -149,6 +149,23 @@ describe('WAL objects', () => {
     assert.ok((await readBack(late, START, lsn(START + 700_000), 1 << 20)).equals(slice(START, START + 700_000)));
   });
 
+  test('a damaged tail is replaced whatever it says it holds, unless somebody was faster', async () => {
+    const { archive, store, ciphers } = setUp();
+    const end = lsn(START + 500_000);
+    await archive.putTail(START, end, source);
+    const there = store.objects.get(walTailObject(project, timeline));
+    assert.ok(there !== undefined);
+    const bytes = Buffer.from(there.bytes);
+    bytes[1_000] = (bytes[1_000] as number) ^ 1;
+    store.objects.set(walTailObject(project, timeline), { bytes, tag: 'damaged' });
+    const other = setUp(store, ciphers).archive;
+    assert.equal((await other.putTail(START, end, source)).put, false);
+    await assert.rejects(other.putTail(START, end, source, { tag: 'another' }), { code: 'CONFLICT' });
+    await assert.rejects(other.putTail(START, end, source, { tag: undefined }), { code: 'ALREADY_EXISTS' });
+    assert.equal((await other.putTail(START, end, source, { tag: 'damaged' })).put, true);
+    assert.ok((await readBack(other, START, end, 1 << 20)).equals(slice(START, end)));
+  });
+
   test('after a new KEK the old one is not needed any more, whoever re-wraps first', async () => {
     const { archive, store, ciphers } = setUp();
     await offload(archive, lsn(5 * SEG));
@@ -159,6 +176,15 @@ describe('WAL objects', () => {
     const counts = await Promise.all(both.map((x) => x.rewrap(lsn(5 * SEG), 2, isOld, (r) => ciphers.rewrap(r))));
     assert.equal(Math.max(...counts), 3);
     assert.equal(await archive.rewrap(lsn(5 * SEG), 2, isOld, (r) => ciphers.rewrap(r)), 0);
+    const { name } = archive.references;
+    const references = store.objects.get(name);
+    assert.ok(references !== undefined);
+    await archive.references.check();
+    const bytes = Buffer.from(references.bytes);
+    bytes[20] = (bytes[20] as number) ^ 1;
+    store.objects.set(name, { bytes, tag: 'damaged' });
+    await assert.rejects(archive.references.check(), { code: 'CORRUPT' });
+    store.objects.set(name, references);
     (ciphers.keks[0] as Buffer).fill(0);
     for (const x of [...both, setUp(store, ciphers).archive])
       assert.ok((await readBack(x, START, wal.end, 1 << 20)).equals(slice(START, wal.end)));

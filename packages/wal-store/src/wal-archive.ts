@@ -63,10 +63,10 @@ export class WalArchive {
   readonly options: WalArchiveOptions;
   readonly references: ArchiveReferences;
   /** WAL before startLsn. */
-  readonly #older: WalArchive | undefined;
-  readonly #lineage: number;
+  readonly older: WalArchive | undefined;
+  readonly lineage: number;
   /** Where the next lineage begins; nothing there or beyond is WAL of the timeline. */
-  readonly #end: number;
+  readonly end: number;
   /** One object is written at a time; a re-wrap waits for it, so that no key of an old KEK slips through. */
   readonly #writes = new SerialQueue();
   #tailTag: string | undefined;
@@ -74,25 +74,25 @@ export class WalArchive {
   constructor(options: WalArchiveOptions, end: number = Number.POSITIVE_INFINITY) {
     this.options = options;
     this.references = new ArchiveReferences(options);
-    this.#lineage = options.lineages?.at(-1)?.number ?? 0;
-    this.#end = end;
+    this.lineage = options.lineages?.at(-1)?.number ?? 0;
+    this.end = end;
     const older = options.lineages?.slice(0, -1) ?? [];
     const last = older.at(-1);
-    if (last !== undefined) this.#older = new WalArchive({ ...options, startLsn: last.startLsn, lineages: older }, options.startLsn);
+    if (last !== undefined) this.older = new WalArchive({ ...options, startLsn: last.startLsn, lineages: older }, options.startLsn);
   }
 
   /** First byte of the first lineage. */
   get firstLsn(): Lsn {
-    return this.#older?.firstLsn ?? this.options.startLsn;
+    return this.older?.firstLsn ?? this.options.startLsn;
   }
   /** An object that {@link find} gives for `at` holds the timeline's WAL up to here at most. */
   endAt(at: Lsn): number {
-    return at < this.options.startLsn && this.#older !== undefined ? this.#older.endAt(at) : this.#end;
+    return at < this.options.startLsn && this.older !== undefined ? this.older.endAt(at) : this.end;
   }
 
   /** The object that holds the byte at `at`; `undefined` when there is none. */
   async find(at: Lsn): Promise<WalObjectReader | undefined> {
-    if (at < this.options.startLsn && this.#older !== undefined) return this.#older.find(at);
+    if (at < this.options.startLsn && this.older !== undefined) return this.older.find(at);
     const trailer = await this.#trailer(at);
     return trailer === undefined ? undefined : this.#open(trailer);
   }
@@ -105,14 +105,20 @@ export class WalArchive {
       const found = await readTrailer(store, {
         project,
         timeline,
-        name: walObject(project, timeline, lsn(aligned), segments, this.#lineage),
+        name: walObject(project, timeline, lsn(aligned), segments, this.lineage),
       });
       if (found === undefined) continue;
       checkRange(found, Math.max(aligned, startLsn), aligned + size);
       return found;
     }
-    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline, this.#lineage) });
+    const tail = await this.tail();
     return tail !== undefined && at >= tail.header.start && at < tail.header.end ? tail : undefined;
+  }
+
+  /** The tail of this lineage. Throws CORRUPT for one that cannot be one. */
+  tail(): Promise<FoundTrailer | undefined> {
+    const { store, project, timeline } = this.options;
+    return readTrailer(store, { project, timeline, name: walTailObject(project, timeline, this.lineage) });
   }
 
   /** Its key may have been wrapped anew since it was written. */
@@ -143,7 +149,7 @@ export class WalArchive {
   put(from: Lsn, object: { readonly aligned: Lsn; readonly segments: number; readonly end: Lsn }, source: WalSource): Promise<PutResult> {
     return this.#writes.run(async () => {
       const { store, project, timeline, log } = this.options;
-      const name = walObject(project, timeline, object.aligned, object.segments, this.#lineage);
+      const name = walObject(project, timeline, object.aligned, object.segments, this.lineage);
       const range = { start: from, end: object.end };
       // Somebody may have put it whose word did not arrive; a look costs less than writing it for nothing.
       let damagedTag: string | undefined;
@@ -168,13 +174,14 @@ export class WalArchive {
     });
   }
 
-  /** Replaces the tail by [from, to). Never by less WAL than it holds. */
-  putTail(from: Lsn, to: Lsn, source: WalSource): Promise<PutResult> {
+  /** Replaces the tail by [from, to). Never by less WAL than it holds. `damaged`: the one that was found to be no good (its tag; undefined: there was none)
+   *  and is replaced whatever it says; CONFLICT or ALREADY_EXISTS when somebody else has done so. */
+  putTail(from: Lsn, to: Lsn, source: WalSource, damaged?: { readonly tag: string | undefined }): Promise<PutResult> {
     return this.#writes.run(async () => {
       const { store, project, timeline } = this.options;
-      const name = walTailObject(project, timeline, this.#lineage);
-      if (this.#tailTag === undefined) {
-        const there = await readTrailer(store, { project, timeline, name }).catch((error: unknown) => {
+      const name = walTailObject(project, timeline, this.lineage);
+      if (this.#tailTag === undefined && damaged === undefined) {
+        const there = await this.tail().catch((error: unknown) => {
           if (isCode(error, 'CORRUPT')) return undefined;
           throw error;
         });
@@ -182,7 +189,8 @@ export class WalArchive {
           return { name, start: there.header.start, end: there.header.end, put: false, storedBytes: there.size };
       }
       return this.#write('tail.tmp', name, { start: from, end: to }, source, async (path, size) => {
-        this.#tailTag = await store.put(name, { path, size });
+        const only = damaged === undefined ? {} : damaged.tag === undefined ? { ifAbsent: true } : { ifMatch: damaged.tag };
+        this.#tailTag = await store.put(name, { path, size }, only);
         return { name, start: from, end: to, put: true, storedBytes: size };
       });
     });
@@ -222,20 +230,19 @@ export class WalArchive {
     return trailer.size;
   }
 
-  /** Every object of the newest lineage with WAL of [startLsn, through), and the tail, in order. For re-wrapping, scrubbing and removal. */
+  /** Every object of the newest lineage with WAL of [startLsn, through), and the tail, in order. For re-wrapping and re-encryption. */
   async *trailers(through: Lsn, from: Lsn = this.options.startLsn): AsyncGenerator<FoundTrailer> {
     for (let at: number = from; at < through; ) {
       const found = await this.#trailer(lsn(at));
       // How far an older lineage got is not known exactly.
-      if (found === undefined && this.#end < Number.POSITIVE_INFINITY) break;
+      if (found === undefined && this.end < Number.POSITIVE_INFINITY) break;
       if (found === undefined)
         throw new LakebaseError('CORRUPT', `the object store lacks WAL at ${formatLsn(lsn(at))}, although it was put there`);
       at = found.header.end;
       if (found.name.endsWith('/tail')) return yield found;
       yield found;
     }
-    const { store, project, timeline } = this.options;
-    const tail = await readTrailer(store, { project, timeline, name: walTailObject(project, timeline, this.#lineage) });
+    const tail = await this.tail();
     if (tail !== undefined) yield tail;
   }
 
@@ -252,7 +259,7 @@ export class WalArchive {
     rewrap: (references: readonly Buffer[]) => Promise<readonly Buffer[]>,
   ): Promise<number> {
     return this.#writes.run(async () => {
-      const older = await this.#older?.rewrap(this.options.startLsn, kekVersion, isOld, rewrap);
+      const older = await this.older?.rewrap(this.options.startLsn, kekVersion, isOld, rewrap);
       return (older ?? 0) + (await this.references.rewrap(this, through, kekVersion, isOld, rewrap));
     });
   }
@@ -264,7 +271,7 @@ export class WalArchive {
     isOld: (reference: Buffer) => boolean,
     wrote: (bytes: number, left: number) => Promise<void>,
   ): Promise<void> {
-    await this.#older?.reEncrypt(this.options.startLsn, isOld, wrote);
+    await this.older?.reEncrypt(this.options.startLsn, isOld, wrote);
     const old: FoundTrailer[] = [];
     for await (const t of this.trailers(through)) if (t.header.keyReference.length > 0 && isOld(t.header.keyReference)) old.push(t);
     for (const [i, trailer] of old.entries()) {
@@ -303,16 +310,16 @@ export class WalArchive {
 
   async #remove(through: Lsn): Promise<void> {
     const { store, project, timeline, startLsn } = this.options;
-    await this.#older?.remove(startLsn);
+    await this.older?.remove(startLsn);
     const first = Math.floor(startLsn / WAL_OBJECT_BYTES);
     for (let group = first; group * WAL_OBJECT_BYTES <= through; group++) {
       const names: string[] = [];
       for (const segments of WAL_OBJECT_SEGMENTS)
         for (let at = group * WAL_OBJECT_BYTES; at < (group + 1) * WAL_OBJECT_BYTES; at += segments * WAL_SEGMENT_BYTES)
-          names.push(walObject(project, timeline, lsn(at), segments, this.#lineage));
+          names.push(walObject(project, timeline, lsn(at), segments, this.lineage));
       await store.delete(names);
     }
-    await store.delete([walTailObject(project, timeline, this.#lineage), this.references.name]);
+    await store.delete([walTailObject(project, timeline, this.lineage), this.references.name]);
   }
 }
 

@@ -4,14 +4,32 @@ import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { ScrubClient, type InspectReport, type ScrubStatus } from '@lakebase/api';
-import { WAL_SEGMENT_BYTES } from '@lakebase/ids';
+import { WAL_SEGMENT_BYTES, formatLsn } from '@lakebase/ids';
 import type { PgConnection } from '@lakebase/pg-wire';
-import { type Quorum, until } from './testing/rig.ts';
+import { memberIdOf } from '@lakebase/wal-quorum';
+import { type Member, type Quorum, until } from './testing/rig.ts';
 import { Running } from './testing/running.ts';
 
 /** Also on a machine with thirty others at work. */
 const DEADLINE_MS = 120_000;
 let scrubs = 0;
+
+const flip = (path: string, at: number): void => {
+  const bytes = readFileSync(path);
+  bytes[at] = (bytes[at] as number) ^ 0x08;
+  writeFileSync(path, bytes);
+};
+async function scrubOf({ client: { http } }: Member, repair: boolean): Promise<ScrubStatus> {
+  const client = new ScrubClient(http);
+  const id = `test-${++scrubs}`;
+  await client.start({ id, project: null, repair, knownProjects: null, bytesPerSecond: null });
+  let status = await client.status(id);
+  await until('the scrub ended', async () => (status = await client.status(id)).state !== 'RUNNING', DEADLINE_MS);
+  assert.equal(status.state, 'DONE', status.error ?? '');
+  return status;
+}
+/** Objects that a takeover made twice come by themselves. */
+const shape = (s: ScrubStatus): string[] => s.findings.filter((f) => f.kind !== 'orphan').map((f) => `${f.kind} ${f.where} ${f.outcome}`);
 
 describe('scrubbing WAL', () => {
   let running: Running | undefined;
@@ -49,23 +67,7 @@ describe('scrubbing WAL', () => {
   };
   const walDir = (i: number): string => join(timeline(i).dir, 'wal');
   const objectDir = (): string => join(objects, 'projects', quorum.project, 'timelines', quorum.timeline, 'wal');
-  const flip = (path: string, at: number): void => {
-    const bytes = readFileSync(path);
-    bytes[at] = (bytes[at] as number) ^ 0x08;
-    writeFileSync(path, bytes);
-  };
-
-  async function scrub(i: number, repair = false): Promise<ScrubStatus> {
-    const client = new ScrubClient(quorum.member(i).client.http);
-    const id = `test-${++scrubs}`;
-    await client.start({ id, project: null, repair, knownProjects: null, bytesPerSecond: null });
-    let status = await client.status(id);
-    await until('the scrub ended', async () => (status = await client.status(id)).state !== 'RUNNING', DEADLINE_MS);
-    assert.equal(status.state, 'DONE', status.error ?? '');
-    return status;
-  }
-  /** Objects that a takeover made twice come by themselves. */
-  const shape = (s: ScrubStatus): string[] => s.findings.filter((f) => f.kind !== 'orphan').map((f) => `${f.kind} ${f.where} ${f.outcome}`);
+  const scrub = (i: number, repair = false): Promise<ScrubStatus> => scrubOf(quorum.member(i), repair);
   const show = (i: number, name: string, more: object = {}): Promise<InspectReport> =>
     quorum.member(i).client.http.call('POST', '/v1/inspect', { project: quorum.project, timeline: quorum.timeline, name, ...more });
 
@@ -177,4 +179,124 @@ describe('scrubbing WAL', () => {
     await assert.rejects(show(0, 'wal/..'), { code: 'INVALID_ARGUMENT' });
     await assert.rejects(show(0, 'nothing'), { code: 'NOT_FOUND' });
   });
+});
+
+describe('scrubbing the tail, and WAL of before a recovery', () => {
+  let running: Running | undefined;
+  let quorum: Quorum;
+  let walDir = '';
+  const scrub = (repair = false): Promise<ScrubStatus> => scrubOf(quorum.member(0), repair);
+  const orphans = (s: ScrubStatus): string[] =>
+    s.findings
+      .filter((f) => f.kind === 'orphan')
+      .map((f) => `${basename(f.name)} ${f.outcome}`)
+      .sort();
+  const complete = (): string[] =>
+    readdirSync(walDir)
+      .filter((name) => /^[0-9a-f]{16}-[1248]$/.test(name))
+      .sort();
+
+  before(async () => {
+    let objects = '';
+    running = await Running.start({
+      sql: 'CREATE TABLE t (id int, pad text)',
+      all: (root) => {
+        objects = join(root, 'objects');
+        return { objectStore: { kind: 'directory', path: objects } };
+      },
+    });
+    quorum = running.quorum;
+    walDir = join(objects, 'projects', quorum.project, 'timelines', quorum.timeline, 'wal');
+    const first = quorum.running(0);
+    const segment = Math.floor(first.control.startLsn / WAL_SEGMENT_BYTES);
+    for (let i = 1; i <= 3; i++) {
+      await running.sql.query('INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 2000) i');
+      await running.sql.query('SELECT pg_switch_wal()');
+      await running.sql.query('INSERT INTO t VALUES (0)');
+      // One object for each segment.
+      await until('it is offloaded', () => first.offloadedLsn >= (segment + i) * WAL_SEGMENT_BYTES, DEADLINE_MS);
+    }
+    running.sql.destroy();
+    // Nothing more is written from here on.
+    await running.server.stop('SIGQUIT');
+    await until('the rest is in the tail', () => first.tailLsn >= first.readableLsn, DEADLINE_MS);
+    assert.equal(complete().length, 3);
+  });
+  after(() => running?.[Symbol.asyncDispose]());
+
+  test('a damaged tail and a lost one are found, and put again from WAL on the disk', async () => {
+    const tail = join(walDir, 'tail');
+    assert.deepEqual(shape(await scrub()), []);
+    flip(tail, Math.floor(readFileSync(tail).length / 2));
+    const found = await scrub();
+    assert.deepEqual(shape(found), ['damaged store left']);
+    assert.match(found.findings[0]?.name ?? '', /\/wal\/tail$/);
+    assert.deepEqual(shape(await scrub(true)), ['damaged store repaired']);
+    assert.deepEqual(shape(await scrub()), []);
+    rmSync(tail);
+    assert.deepEqual(shape(await scrub(true)), ['missing store repaired']);
+    assert.deepEqual(shape(await scrub()), []);
+  });
+
+  test('an older lineage is read up to where the next one begins; what is behind that is an orphan', async () => {
+    const [first, second, last] = complete().map((name) => join(walDir, name)) as [string, string, string];
+    const tail = join(walDir, 'tail');
+    await quorumOfTheNextLineage([last, tail]);
+    const whole = await scrub();
+    assert.deepEqual(shape(whole), [], JSON.stringify(whole.findings));
+    assert.deepEqual(orphans(whole), [`${basename(last)} left`, 'tail left']);
+
+    for (const path of [first, second]) {
+      const at = Math.floor(readFileSync(path).length / 2);
+      flip(path, at);
+      for (const repair of [false, true]) {
+        const damaged = await scrub(repair);
+        assert.deepEqual(shape(damaged), ['damaged store left']);
+        const [finding] = damaged.findings.filter((f) => f.kind === 'damaged');
+        assert.equal(basename(finding?.name ?? ''), basename(path));
+        assert.match(finding?.detail ?? '', /no safekeeper has a copy/);
+      }
+      flip(path, at);
+    }
+    // The repairs took the orphans, and nothing else.
+    assert.deepEqual(readdirSync(walDir).sort(), [basename(first), basename(second)]);
+    assert.deepEqual(shape(await scrub()), []);
+
+    const bytes = readFileSync(first);
+    rmSync(first);
+    assert.deepEqual(shape(await scrub(true)), ['missing store left']);
+    writeFileSync(first, bytes);
+    const healed = await scrub();
+    assert.deepEqual([healed.findings, healed.objects >= 2], [[], true], JSON.stringify(healed));
+  });
+
+  /** All disks are lost; the WAL that comes back ends before what is in `lost`, which turns up again afterwards. */
+  async function quorumOfTheNextLineage(lost: readonly string[]): Promise<void> {
+    const { control } = quorum.running(0);
+    const { systemId, pgVersion, startLsn, prevRecordLsn } = control;
+    const kept = lost.map((path) => [path, readFileSync(path)] as const);
+    for (const path of lost) rmSync(path);
+    const before = [{ number: 0, startLsn: formatLsn(startLsn) }];
+    const asked = { systemId: String(systemId), pgVersion, lineages: before, from: before[0]?.startLsn as string };
+    const { endLsn, lastRecordLsn } = await quorum
+      .member(0)
+      .client.archiveEnd(quorum.project, quorum.timeline, { ...asked, prevRecordLsn: formatLsn(prevRecordLsn) }, DEADLINE_MS);
+    for (const [path, bytes] of kept) writeFileSync(path, bytes);
+    for (const member of quorum.members) await member.stop();
+    const member = quorum.member(0);
+    rmSync(member.config.dataDir, { recursive: true });
+    await member.start();
+    const { incarnation } = await member.client.node();
+    const members = quorum.members.map((m) => memberIdOf(m.config.id, 1));
+    const lineages = [...before, { number: 1, startLsn: endLsn }];
+    await member.client.configure(quorum.project, quorum.timeline, {
+      configuration: { generation: 1, members, newMembers: null },
+      nodes: quorum.members.map((m) => m.address),
+      make: {
+        member: members[0] as string,
+        incarnation,
+        timeline: { systemId: asked.systemId, pgVersion, startLsn: endLsn, prevRecordLsn: lastRecordLsn, lineages },
+      },
+    });
+  }
 });

@@ -1,34 +1,20 @@
-/** A scrub of this safekeeper: control files, every WAL segment on its disk, and, by the first member that is there, the WAL objects in the store.
+/** A scrub of this safekeeper: control files, every WAL segment on its disk, and, by the first member that is there, the WAL objects in the store (scrub-objects.ts).
  *  It reads files itself and not through the log: finding damage that nobody has read yet must not make the member lose its vote.
- *  Invariants: the segment that is being written is called damaged only when it looks so again and again; an object is replaced only by WAL that was
- *  read and verified here; no WAL is ever deleted but a second copy of what was just found good. */
+ *  Invariants: the segment that is being written is called damaged only when it looks so again and again; no WAL on this disk is deleted. */
 import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ScrubFindingKind } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode, sleep } from '@lakebase/base';
 import { wipeAndGiveBack } from '@lakebase/bytes';
-import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
+import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
 import { type SegmentKeys, checkSegment, fileSource } from '@lakebase/inspect';
-import { WAL_OBJECT_SEGMENTS, walObject, walPrefix } from '@lakebase/object-store';
 import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
 import { decodeControlFile } from '@lakebase/wal-quorum';
-import { type WalArchive, decodeReferences, nextWalObject } from '@lakebase/wal-store';
+import { decodeReferences } from '@lakebase/wal-store';
 import { controlPath } from './control-store.ts';
-import { sourceOf } from './offload.ts';
+import { scrubObjects } from './scrub-objects.ts';
 import type { Timelines } from './timelines.ts';
 import { WAL_DIR, type WalTimeline } from './wal-timeline.ts';
-
-const OBJECT = /^([0-9a-f]{16})-([1248])$/;
-
-/** Names of the objects that would hold the WAL of this one and more. */
-function largerOf(name: string, project: ProjectUid, timeline: TimelineId, lineage: number): string[] {
-  const [, start, segments] = OBJECT.exec(name) ?? [];
-  if (start === undefined) return [];
-  return WAL_OBJECT_SEGMENTS.filter((n) => n > Number(segments)).map((n) => {
-    const size = n * WAL_SEGMENT_BYTES;
-    return walObject(project, timeline, lsn(Math.floor(Number.parseInt(start, 16) / size) * size), n, lineage);
-  });
-}
 
 export interface WalScrubHost {
   readonly orphans: OrphanMemory;
@@ -86,7 +72,7 @@ class WalScrub {
     await this.#control();
     for (const name of this.#segmentNames()) await this.#segment(name);
     const { archive } = this.#t;
-    if (archive !== undefined && this.#host.first(this.#t)) await this.#objects(archive);
+    if (archive !== undefined && this.#host.first(this.#t)) await scrubObjects(this.#t, archive, this.#host.orphans, this.#job);
   }
 
   #found(kind: ScrubFindingKind, where: 'disk' | 'store', name: string, detail: string, outcome: 'left' | 'repaired' = 'left'): void {
@@ -189,112 +175,6 @@ class WalScrub {
     const path = join(t.dir, WAL_DIR, name);
     const again = this.#segmentNames().includes(name) ? await this.#look(path, this.#openWith) : undefined;
     return again ?? true;
-  }
-
-  /** Every byte up to `offloadedLsn` must come out of some object. */
-  async #objects(archive: WalArchive): Promise<void> {
-    const good = new Set<string>();
-    for (let at: Lsn = archive.options.startLsn; at < this.#t.offloadedLsn; ) {
-      this.#job.signal.throwIfAborted();
-      const { end, name, problem, kind } = await this.#object(archive, at);
-      if (problem === undefined) good.add(name);
-      if (problem !== undefined && kind !== undefined) {
-        const repaired = this.#job.repair && kind !== 'unreadable' ? await this.#putAgain(archive, at, end) : undefined;
-        const then = typeof repaired === 'string' ? `; not repaired: ${repaired}` : '';
-        this.#found(kind, 'store', name, `${problem}${then}`, repaired === true ? 'repaired' : 'left');
-      }
-      at = end;
-    }
-    await this.#superseded(archive, good);
-  }
-
-  /** Two members that did the same work at different times may have left an object inside of a larger one, which everybody reads instead. It goes when the
-   *  larger one was just found good. */
-  async #superseded(archive: WalArchive, good: ReadonlySet<string>): Promise<void> {
-    const { store, project, timeline } = archive.options;
-    const { lineage } = this.#t;
-    const prefix = walPrefix(project, timeline, lineage);
-    const found: string[] = [];
-    for (let after: string | undefined; ; ) {
-      const page = await store.list(prefix, { signal: this.#job.signal, ...(after === undefined ? {} : { after }) });
-      for (const { key } of page.objects)
-        if (!good.has(key) && largerOf(key.slice(prefix.length), project, timeline, lineage).some((name) => good.has(name)))
-          found.push(key);
-      after = page.next;
-      if (after === undefined) break;
-    }
-    const old = this.#host.orphans.seen(prefix, found, this.#job.orphanAgeMs);
-    if (this.#job.deleteOrphans && old.length > 0) await store.delete(old, { signal: this.#job.signal });
-    for (const name of old)
-      this.#job.found({
-        kind: 'orphan',
-        name,
-        where: 'store',
-        project,
-        timeline,
-        detail: 'a larger object has the same WAL',
-        outcome: this.#job.deleteOrphans ? 'deleted' : 'left',
-      });
-  }
-
-  async #object(archive: WalArchive, at: Lsn): Promise<{ end: Lsn; name: string; problem?: string; kind?: ScrubFindingKind }> {
-    const named = await this.#nameAt(archive, at);
-    this.#job.object();
-    try {
-      const reader = await archive.find(at);
-      if (reader === undefined) return { ...named, kind: 'missing', problem: `WAL at ${formatLsn(at)} was put there and is in no object` };
-      for (let p: Lsn = at; p < reader.header.end; ) {
-        const bytes = await reader.read(p, WAL_SEGMENT_BYTES);
-        p = lsn(p + bytes.length);
-        const { length } = bytes;
-        wipeAndGiveBack(bytes);
-        await this.#job.spent(length);
-      }
-      reader.wipe();
-      return { end: reader.header.end, name: reader.name };
-    } catch (error) {
-      this.#job.signal.throwIfAborted();
-      if (isCode(error, 'KEY_REVOKED') || isCode(error, 'CLOSED')) throw error;
-      const damaged = isCode(error, 'CORRUPT') || isCode(error, 'UNSUPPORTED');
-      return { ...named, kind: damaged ? 'damaged' : isCode(error, 'NOT_FOUND') ? 'missing' : 'unreadable', problem: errorMessage(error) };
-    }
-  }
-
-  /** The object that is there for `at`, whatever is in it, or the one that should be. */
-  async #nameAt(archive: WalArchive, at: Lsn): Promise<{ name: string; end: Lsn }> {
-    const { store, project, timeline } = archive.options;
-    for (const segments of WAL_OBJECT_SEGMENTS) {
-      const size = segments * WAL_SEGMENT_BYTES;
-      const aligned = Math.floor(at / size) * size;
-      const name = walObject(project, timeline, lsn(aligned), segments, this.#t.lineage);
-      const there = await store.head(name).then(
-        () => true,
-        () => false,
-      );
-      if (there) return { name, end: lsn(aligned + size) };
-    }
-    const next = nextWalObject(at, this.#t.offloadedLsn);
-    const end = next?.end ?? lsn((Math.floor(at / WAL_SEGMENT_BYTES) + 1) * WAL_SEGMENT_BYTES);
-    return {
-      name: next === undefined ? `WAL at ${formatLsn(at)}` : walObject(project, timeline, next.aligned, next.segments, this.#t.lineage),
-      end,
-    };
-  }
-
-  /** From this member's own WAL, which is verified as it is read. */
-  async #putAgain(archive: WalArchive, from: Lsn, to: Lsn): Promise<true | string> {
-    try {
-      for (let at = from; at < to; ) {
-        const next = nextWalObject(at, to);
-        if (next === undefined) throw new LakebaseError('INTERNAL', `no object ends at or before ${formatLsn(to)}`);
-        await archive.put(at, next, sourceOf(this.#t));
-        at = next.end;
-      }
-      return true;
-    } catch (error) {
-      this.#job.signal.throwIfAborted();
-      return errorMessage(error);
-    }
   }
 }
 
