@@ -1,8 +1,9 @@
-/** Which pageserver has a project, and under which generation it may write (docs/protocols/generations.md). The Manager serves the first three,
+/** Which pageserver has a project, and under which generation it may write (docs/protocols/generations.md). The Manager serves the first four,
  *  a pageserver the others. Token: `service`.
  *
  *    POST /internal/v1/pageservers/:id/attach      AttachRequest -> AttachAnswer
  *    POST /internal/v1/pageservers/:id/validate    ValidateRequest -> ValidateAnswer
+ *    GET  /internal/v1/projects/:project/published -> PublishedAnswer
  *    POST /internal/v1/projects/:project/place     PlaceRequest -> Placement                  moves the project; answers when the target serves it
  *
  *    PUT    /v1/projects/:project                  AttachedProject -> ProjectReadiness        take it over: attach, catch up
@@ -17,10 +18,23 @@ export interface AttachRequest {
   /** `seen`: the highest generation of the project that this pageserver knows of, wherever from; the Manager never gives out one that is not above it. */
   readonly projects: readonly { readonly project: ProjectUid; readonly seen: number }[];
 }
-export interface AttachedTimeline {
+/** Where an index is in the history of its timeline: by generation, then by version. Zeros: none was put. */
+export interface IndexPlace {
+  readonly generation: number;
+  readonly version: number;
+}
+export const NO_INDEX: IndexPlace = { generation: 0, version: 0 };
+export const compareIndexPlaces = (a: IndexPlace, b: IndexPlace): number => a.generation - b.generation || a.version - b.version;
+
+export interface PublishedTimeline {
   readonly timeline: TimelineId;
-  /** The highest generation whose index is known to have been put; 0: none. */
-  readonly published: number;
+  /** Of the newest index that is known to have been put: the store has this one or a newer one. */
+  readonly published: IndexPlace;
+}
+export interface PublishedAnswer {
+  readonly timelines: readonly PublishedTimeline[];
+}
+export interface AttachedTimeline extends PublishedTimeline {
   readonly safekeepers: readonly PeerAddress[];
   /** Somebody uses it now. */
   readonly active?: boolean;
@@ -43,11 +57,16 @@ export interface TimelineSize {
   /** Of all layers that its index names, as they are stored: compressed and sealed, history included. */
   readonly layerBytes: number;
 }
+/** The index of a timeline that was put last, under the generation that is asked about. */
+export interface PublishedVersion {
+  readonly timeline: TimelineId;
+  readonly version: number;
+}
 export interface ValidateRequest {
   readonly projects: readonly {
     readonly project: ProjectUid;
     readonly generation: number;
-    readonly published: readonly TimelineId[];
+    readonly published: readonly PublishedVersion[];
     /** Of the project's timelines in memory; of the others, and without this, what was told last holds. */
     readonly sizes?: readonly TimelineSize[];
   }[];
@@ -81,6 +100,9 @@ export class PlacementClient {
   }
   attach(body: AttachRequest): Promise<AttachAnswer> {
     return this.http.call('POST', `/internal/v1/pageservers/${this.#id}/attach`, body);
+  }
+  published(project: ProjectUid): Promise<PublishedAnswer> {
+    return this.http.call('GET', `/internal/v1/projects/${project}/published`);
   }
   validate(body: ValidateRequest): Promise<ValidateAnswer> {
     return this.http.call('POST', `/internal/v1/pageservers/${this.#id}/validate`, body);

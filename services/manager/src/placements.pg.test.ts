@@ -1,8 +1,9 @@
-/** Where new projects go, over a real metadata database: to the pageserver with the least bytes for its disk, never to one that does not answer or is full. */
+/** Where new projects go, over a real metadata database: to the pageserver with the least bytes for its disk, never to one that does not answer or is full; and
+ *  what was published is known. */
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
-import { PlacementClient, internalToken } from '@lakebase/api';
-import type { ProjectUid } from '@lakebase/ids';
+import { type PublishedAnswer, PlacementClient, internalToken } from '@lakebase/api';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { PROJECT_BYTES_MIN } from './model/least-loaded.ts';
 import { type RunningManager, TestBed, eventually } from './testing/test-manager.ts';
 
@@ -111,4 +112,39 @@ test('one that does not answer gets no new project', async () => {
   const ids = ['default', 'one', 'two'];
   for (const id of ids.slice(1)) await create(m, id);
   assert.deepEqual(await ownedBy(m, 'pageserver', ids), ids);
+});
+
+test('the newest index that was put is known until an administrator accepts an older store', async () => {
+  await using m = await bed.manager(bed.config(await bed.newDatabase()));
+  await m.branchReady();
+  const project = await uidOf(m, 'default');
+  const client = new PlacementClient('pageserver', { baseUrl: m.baseUrl, token: internalToken(bed.secret, 'service') });
+  const attach = async () => (await client.attach({ projects: [{ project, seen: 0 }] })).attached[0];
+  const first = await attach();
+  assert.ok(first !== undefined);
+  const timeline = first.timelines[0]?.timeline as TimelineId;
+  assert.deepEqual(first.timelines[0]?.published, { generation: 0, version: 0 });
+  const put = (generation: number, version: number) =>
+    client.validate({ projects: [{ project, generation, published: [{ timeline, version }] }] });
+  const places = (answer: PublishedAnswer | undefined) => answer?.timelines.map((t) => t.published);
+  const { generation } = first;
+  assert.deepEqual((await put(generation, 7)).valid, [project]);
+  // Of a call that was on its way for long.
+  await put(generation, 6);
+  assert.deepEqual(places(await client.published(project)), [{ generation, version: 7 }]);
+  const second = await attach();
+  assert.deepEqual(places(second), [{ generation, version: 7 }]);
+  // A lower version of a higher generation is newer; what one that was superseded still put is not.
+  await put(generation + 1, 3);
+  assert.deepEqual((await put(generation, 9)).valid, []);
+  assert.deepEqual(places(await client.published(project)), [{ generation: generation + 1, version: 3 }]);
+
+  const accept = (token?: string) => m.call('POST', 'lakebase/projects/default/accept-older-store', {}, token);
+  assert.equal((await accept('nobody')).status, 401);
+  const accepted = await accept();
+  assert.equal(accepted.status, 200);
+  assert.deepEqual(accepted.body['branches'], [{ branch: 'production', generation: generation + 1, version: 3 }]);
+  assert.deepEqual(places(await client.published(project)), [{ generation: 1, version: 0 }]);
+  await put(generation + 1, 4);
+  assert.deepEqual(places(await attach()), [{ generation: generation + 1, version: 4 }]);
 });

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createHash } from 'node:crypto';
-import { type AttachedProject, type PageTimelineStatus, type PeerAddress, decodeBootSet, internalToken } from '@lakebase/api';
+import { type AttachedProject, NO_INDEX, type PageTimelineStatus, type PeerAddress, decodeBootSet, internalToken } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, failpoint } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type TimelineId, formatLsn } from '@lakebase/ids';
 import {
@@ -22,7 +22,7 @@ import type { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
 import type { DiskSpace } from './disk-space.ts';
 import type { CacheBudget } from './page-cache.ts';
-import { findIndex } from './remote-index.ts';
+import { checkNotPutBack, findIndex } from './remote-index.ts';
 import { type TimelineFiles, TimelineStorage } from './storage.ts';
 import { INDEX_FILE, ensureDirectory } from './storage-directory.ts';
 import { Timeline } from './timeline.ts';
@@ -142,7 +142,9 @@ export async function fetchTimeline(c: AttachContext, files: TimelineFiles, atta
   const { generation } = attached;
   await files.keys.ready();
   await failpoint('pageserver.attach.before-index');
-  const found = await findIndex(store, files, { below: generation + 1, floor: Math.max(1, given?.published ?? 1), list: true });
+  const published = given?.published ?? NO_INDEX;
+  const found = await findIndex(store, files, { below: generation + 1, floor: Math.max(1, published.generation), list: true });
+  await checkNotPutBack(generations, files, found, published);
   if (found === undefined) return false;
   const { index } = found;
   if (index.generation >= generation && !generations.hasPublished(project, timeline)) {

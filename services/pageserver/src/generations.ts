@@ -2,7 +2,17 @@
  *  (docs/protocols/generations.md). Calls of many projects travel together.
  *  Invariants: a validation that {@link Generations.validate} waits for began after it was called; a generation of another process of this
  *  pageserver is never taken up again; without an answer of the Manager nothing becomes allowed and nothing is taken away. */
-import type { AttachAnswer, AttachRequest, AttachedProject, TimelineSize, ValidateAnswer, ValidateRequest } from '@lakebase/api';
+import {
+  type AttachAnswer,
+  type AttachRequest,
+  type AttachedProject,
+  type IndexPlace,
+  NO_INDEX,
+  type PublishedAnswer,
+  type TimelineSize,
+  type ValidateAnswer,
+  type ValidateRequest,
+} from '@lakebase/api';
 import { LakebaseError, type Logger, backoffDelay, errorMessage, sleep } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 
@@ -10,6 +20,7 @@ import type { ProjectUid, TimelineId } from '@lakebase/ids';
 export interface PlacementCalls {
   attach(body: AttachRequest): Promise<AttachAnswer>;
   validate(body: ValidateRequest): Promise<ValidateAnswer>;
+  published(project: ProjectUid): Promise<PublishedAnswer>;
 }
 
 /** `waiting`: the Manager has not answered yet; `superseded`: another pageserver has a newer generation, reads stay here; `moved`: it serves them. */
@@ -20,8 +31,8 @@ interface Project {
   attached: AttachedProject | undefined;
   seen: number;
   attaching: Promise<AttachedProject> | undefined;
-  /** Timelines whose index was put since the last validation. */
-  readonly published: Set<TimelineId>;
+  /** Indexes that were put since the last validation. */
+  readonly published: Map<TimelineId, IndexPlace>;
   /** Timelines whose index this process has put. */
   readonly ever: Set<TimelineId>;
 }
@@ -131,10 +142,16 @@ export class Generations {
     this.#set(project, 'waiting');
   }
 
-  published(project: ProjectUid, timeline: TimelineId): void {
+  /** The index is in the store. */
+  published(project: ProjectUid, timeline: TimelineId, place: IndexPlace): void {
     const known = this.#project(project);
-    known.published.add(timeline);
+    known.published.set(timeline, place);
     known.ever.add(timeline);
+  }
+  /** Of the newest index that the Manager knows to have been put, asked now. */
+  async newestIndex(project: ProjectUid, timeline: TimelineId): Promise<IndexPlace> {
+    const { timelines } = await this.#calls.published(project);
+    return timelines.find((t) => t.timeline === timeline)?.published ?? NO_INDEX;
   }
   /** An index of the timeline under a generation of this process is our own. */
   hasPublished(project: ProjectUid, timeline: TimelineId): boolean {
@@ -150,7 +167,7 @@ export class Generations {
   #project(project: ProjectUid): Project {
     let known = this.#projects.get(project);
     if (known === undefined) {
-      known = { standing: 'waiting', attached: undefined, seen: 0, attaching: undefined, published: new Set(), ever: new Set() };
+      known = { standing: 'waiting', attached: undefined, seen: 0, attaching: undefined, published: new Map(), ever: new Set() };
       this.#projects.set(project, known);
     }
     return known;
@@ -240,10 +257,13 @@ export class Generations {
   async #ask(projects: readonly ProjectUid[], sizes?: ReadonlyMap<ProjectUid, readonly TimelineSize[]>): Promise<void> {
     const asked = projects.flatMap((project) => {
       const { attached, published } = this.#project(project);
+      if (attached === undefined) return [];
+      const { generation } = attached;
+      // What was put under another one is not of this one's history.
+      const put = [...published].filter(([, place]) => place.generation === generation);
       const known = sizes?.get(project);
-      return attached === undefined
-        ? []
-        : [{ project, generation: attached.generation, published: [...published], ...(known === undefined ? {} : { sizes: known }) }];
+      const told = put.map(([timeline, { version }]) => ({ timeline, version }));
+      return [{ project, generation, published: told, ...(known === undefined ? {} : { sizes: known }) }];
     });
     for (let i = 0; i < asked.length; i += PROJECTS_PER_CALL) {
       const some = asked.slice(i, i + PROJECTS_PER_CALL);
@@ -255,7 +275,11 @@ export class Generations {
         const known = this.#project(project);
         // Another generation came meanwhile: the answer is not about it.
         if (known.attached?.generation !== generation) continue;
-        if (valid.has(project)) for (const timeline of published) known.published.delete(timeline);
+        // A later one may have been put while this was on its way.
+        if (valid.has(project))
+          for (const { timeline, version } of published) {
+            if (known.published.get(timeline)?.version === version) known.published.delete(timeline);
+          }
         else {
           // An unknown project keeps its generation: an old metadata database must not stop what runs. It confirms nothing, though.
           known.attached = undefined;

@@ -34,7 +34,7 @@ const attachedSchema = Type.Object({
   timelines: Type.Array(
     Type.Object({
       timeline: Type.String({ pattern: '^[0-9a-f]{32}$' }),
-      published: Type.Integer({ minimum: 0 }),
+      published: Type.Object({ generation: Type.Integer({ minimum: 0 }), version: Type.Integer({ minimum: 0 }) }),
       safekeepers: peerSchema,
       active: Type.Optional(Type.Boolean()),
     }),

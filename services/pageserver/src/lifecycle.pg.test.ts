@@ -5,11 +5,11 @@ import { cpSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { PageserverClient, internalToken, timelineScope } from '@lakebase/api';
-import { isCode, silentLogger, sleep } from '@lakebase/base';
+import { NO_INDEX, PageserverClient, internalToken, timelineScope } from '@lakebase/api';
+import { isCode, must, silentLogger, sleep } from '@lakebase/base';
 import { type Lsn, type ProjectUid, type TimelineId, parseLsn, parseTimelineId } from '@lakebase/ids';
 import { layerBytesOf } from '@lakebase/layers';
-import { indexObject, timelinePrefix } from '@lakebase/object-store';
+import { DirectoryStore, type ObjectStore, indexObject, timelinePrefix } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
 import { readControlFile } from '@lakebase/pg-format';
 import { StockPostgres, freePort } from '@lakebase/testkit';
@@ -25,6 +25,8 @@ const QUICK: Partial<PageserverConfig> = { validateMs: 50, uploadMs: 50, waitLsn
 
 /** Without a printed difference of megabytes. */
 const same = (a: Buffer, b: Buffer): void => assert.ok(a.equals(b), 'the pages are others');
+
+const filesBelow = (path: string): Set<string> => new Set(readdirSync(path, { recursive: true, encoding: 'utf8' }));
 
 /** For states that have no event. What it throws meanwhile is no answer. */
 async function until(reached: () => boolean, ms = 10_000): Promise<void> {
@@ -89,9 +91,9 @@ describe('life of a timeline', () => {
     servers.clear();
     rmSync(directory, { recursive: true, force: true });
   }
-  async function start(id = 'ps', overrides: Partial<PageserverConfig> = {}): Promise<Pageserver> {
+  async function start(id = 'ps', overrides: Partial<PageserverConfig> = {}, objects: ObjectStore = store): Promise<Pageserver> {
     const config = testConfig(join(directory, id), { id, ...QUICK, ...overrides });
-    const server = await startPageserver(config, SECRET, silentLogger, testServiceKeys, { store, calls: placements.of(id) });
+    const server = await startPageserver(config, SECRET, silentLogger, testServiceKeys, { store: objects, calls: placements.of(id) });
     servers.add(server);
     return server;
   }
@@ -296,12 +298,13 @@ describe('life of a timeline', () => {
       await create(a);
       const first = await write(3_000);
       let before = await pagesOf(a, first);
-      const project = placements.projects.get(PROJECT) as { owner: string; serving: string; generation: number };
+      const project = must(placements.projects.get(PROJECT), 'the project');
       const move = async (from: Pageserver, to: Pageserver, id: string): Promise<void> => {
         await client(from).upload(PROJECT, 10_000);
         project.owner = id;
         project.generation++;
-        const timelines = [{ timeline: TIMELINE as TimelineId, published: project.generation - 1, safekeepers: [peer], active: true }];
+        const published = project.timelines.get(TIMELINE) ?? NO_INDEX;
+        const timelines = [{ timeline: TIMELINE as TimelineId, published, safekeepers: [peer], active: true }];
         let { lagBytes } = await client(to).takeOver({ project: PROJECT as ProjectUid, generation: project.generation, timelines }, 10_000);
         // Both read until the new one serves.
         same(await pagesOf(from, first), before);
@@ -352,6 +355,96 @@ describe('life of a timeline', () => {
       await server.store.moves.upload(PROJECT).catch(() => {});
       await until(() => (server.store.get(PROJECT, TIMELINE).storage.index.remote?.generation ?? 0) >= 2);
       same(await pagesOf(server, later), before);
+    } finally {
+      await clean();
+    }
+  });
+
+  test('a store that was put back to an earlier state is not served from after a loss of the disk, until the right one is back or an operator accepts it', async () => {
+    await fresh();
+    try {
+      const [objects, older, newer] = ['objects', 'older', 'newer'].map((name) => join(directory, name)) as [string, string, string];
+      const startThere = (): Promise<Pageserver> => start('ps', {}, new DirectoryStore(objects));
+      const becomes = (state: string): void => {
+        rmSync(objects, { recursive: true });
+        cpSync(state, objects, { recursive: true });
+      };
+      const loseDisk = (): void => rmSync(join(directory, 'ps'), { recursive: true });
+      const known = () => must(placements.projects.get(PROJECT)?.timelines.get(TIMELINE), 'its newest index');
+      const putBack = (e: unknown): boolean => isCode(e, 'CONFLICT') && /put back to an earlier state.*accept-older-store/.test(e.message);
+      let server = await startThere();
+      await create(server);
+      await write(1_000);
+      await uploaded(server);
+      cpSync(objects, older, { recursive: true });
+      const first = known();
+      const at = await write(1_000);
+      const before = await pagesOf(server, at);
+      await uploaded(server);
+      // One process: it is the version that tells.
+      assert.ok(known().generation === first.generation && known().version > first.version);
+      await stop(server);
+      cpSync(objects, newer, { recursive: true });
+
+      becomes(older);
+      loseDisk();
+      server = await startThere();
+      await assert.rejects(pagesOf(server, at), putBack);
+      await assert.rejects(client(server).create(PROJECT, TIMELINE, { pgVersion: 18, systemId, safekeepers: [peer] }), putBack);
+      assert.deepEqual(filesBelow(objects), filesBelow(older));
+      assert.ok(!existsSync(join(directory, 'ps', 'timelines', PROJECT, TIMELINE)));
+      becomes(newer);
+      same(await pagesOf(server, at), before);
+      await stop(server);
+
+      // The same with an empty one, of which nothing can be accepted.
+      rmSync(objects, { recursive: true });
+      loseDisk();
+      server = await startThere();
+      await assert.rejects(pagesOf(server, at), putBack);
+      await stop(server);
+
+      cpSync(older, objects, { recursive: true });
+      server = await startThere();
+      await assert.rejects(pagesOf(server, at), putBack);
+      placements.projects.get(PROJECT)?.timelines.set(TIMELINE, { generation: 1, version: 0 });
+      // The WAL behind it is still there.
+      same(await pagesOf(server, at), before);
+      const later = await write(1_000);
+      const all = await pagesOf(server, later);
+      await uploaded(server);
+      assert.ok(known().generation > first.generation);
+      await stop(server);
+      loseDisk();
+      server = await startThere();
+      same(await pagesOf(server, later), all);
+    } finally {
+      await clean();
+    }
+  });
+
+  test('a timeline that is on the disk outlives a store that was put back: what that lacks is put again', async () => {
+    await fresh();
+    try {
+      const [objects, older] = ['objects', 'older'].map((name) => join(directory, name)) as [string, string];
+      let server = await start('ps', {}, new DirectoryStore(objects));
+      await create(server);
+      await write(1_000);
+      await uploaded(server);
+      cpSync(objects, older, { recursive: true });
+      await write(1_000);
+      await uploaded(server);
+      await stop(server);
+      rmSync(objects, { recursive: true });
+      cpSync(older, objects, { recursive: true });
+      server = await start('ps', {}, new DirectoryStore(objects));
+      const at = await write(1_000);
+      const before = await pagesOf(server, at);
+      await uploaded(server);
+      await stop(server);
+      rmSync(join(directory, 'ps'), { recursive: true });
+      server = await start('ps', {}, new DirectoryStore(objects));
+      same(await pagesOf(server, at), before);
     } finally {
       await clean();
     }

@@ -5,7 +5,7 @@ import type { AttachedProject } from '@lakebase/api';
 import { LakebaseError, type Logger, errorMessage, withDeadline } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { detach } from './attachment.ts';
-import { findIndex } from './remote-index.ts';
+import { checkNotPutBack, findIndex } from './remote-index.ts';
 import { isAttached, isDamaged } from './timeline-entry.ts';
 import type { TimelineTable } from './timeline-table.ts';
 import type { UploadTarget } from './uploader.ts';
@@ -90,12 +90,15 @@ export class ProjectMoves {
   async restoreDamaged(project: ProjectUid, timeline: TimelineId): Promise<boolean> {
     const isSuch = (): boolean => isDamaged(this.#table.entry(project, timeline));
     if (this.#table.context.remote === undefined || !isSuch()) return false;
-    const { generation } = await this.#table.context.remote.generations.attach(project);
+    const { generations } = this.#table.context.remote;
+    const { generation } = await generations.attach(project);
     const found = await findIndex(this.#table.context.remote.store, this.#table.files(project, timeline), {
       below: generation + 1,
       floor: 1,
       list: true,
     });
+    // What is here, damaged as it is, may be newer then.
+    await checkNotPutBack(generations, { project, timeline }, found, await generations.newestIndex(project, timeline));
     if (found === undefined || !isSuch()) return false;
     this.#log.warn({ project, timeline, version: found.index.version }, 'a damaged timeline is laid out from the object store again');
     await this.#table.refetch(project, timeline);

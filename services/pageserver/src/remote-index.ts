@@ -1,10 +1,11 @@
 /** Finds the newest index of a timeline in the object store. By arithmetic: generations are tried downwards. A list, where one is asked for,
  *  only adds to what is found: after a loss of the Manager's newest rows its numbers may be too low. */
-import { isCode } from '@lakebase/base';
+import { type IndexPlace, NO_INDEX, compareIndexPlaces } from '@lakebase/api';
+import { LakebaseError, isCode } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type ObjectKeys, type TimelineIndex, openIndex } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
-import { LakebaseError } from '@lakebase/base';
+import type { Generations } from './generations.ts';
 
 export interface IndexSearch {
   readonly below: number;
@@ -18,6 +19,31 @@ export interface FoundIndex {
 }
 
 const PROBES_AT_ONCE = 8;
+
+/** What was found in the store is below an index that was put there. */
+export const isOlder = (found: FoundIndex | undefined, known: IndexPlace): boolean =>
+  compareIndexPlaces(found?.index ?? NO_INDEX, known) < 0;
+
+/** Throws CONFLICT when the store was put back to a state before an index that was put there (docs/protocols/generations.md). `known` may be of before an
+ *  operator accepted that: then it is asked for again. */
+export async function checkNotPutBack(
+  generations: Generations,
+  { project, timeline }: { readonly project: string; readonly timeline: string },
+  found: FoundIndex | undefined,
+  known: IndexPlace,
+): Promise<void> {
+  if (!isOlder(found, known)) return;
+  const newest = await generations.newestIndex(project as ProjectUid, timeline as TimelineId);
+  if (!isOlder(found, newest)) return;
+  throw new LakebaseError(
+    'CONFLICT',
+    `the object store has ${found === undefined ? 'no index' : `index ${placeText(found.index)}`} of timeline ${timeline}, and index ${placeText(newest)} was put there: ` +
+      'it was put back to an earlier state, or is another store. Put the newest state back; ' +
+      'or have what is there served, with `lakebase storage accept-older-store PROJECT`',
+  );
+}
+
+const placeText = ({ generation, version }: IndexPlace): string => `${generation}/${version}`;
 
 export async function findIndex(
   store: ObjectStore,

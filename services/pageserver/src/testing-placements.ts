@@ -1,11 +1,22 @@
 /** The Manager's part of generations, in memory, for tests: what services/manager/src/store/placements.ts does in its database. */
-import type { AttachAnswer, AttachRequest, AttachedTimeline, PeerAddress, ValidateAnswer, ValidateRequest } from '@lakebase/api';
+import {
+  type AttachAnswer,
+  type AttachRequest,
+  type AttachedTimeline,
+  type IndexPlace,
+  NO_INDEX,
+  type PeerAddress,
+  type PublishedAnswer,
+  type ValidateAnswer,
+  type ValidateRequest,
+  compareIndexPlaces,
+} from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import type { PlacementCalls } from './generations.ts';
 
 export class FakePlacements {
-  readonly projects = new Map<string, { owner: string; serving: string; generation: number; timelines: Map<string, number> }>();
+  readonly projects = new Map<string, { owner: string; serving: string; generation: number; timelines: Map<string, IndexPlace> }>();
   safekeepers: readonly PeerAddress[] = [];
   /** As told last, by timeline. */
   readonly sizes = new Map<string, number>();
@@ -13,7 +24,7 @@ export class FakePlacements {
   readonly calls = { attach: 0, validate: 0 };
 
   add(project: string, timelines: readonly string[], owner = 'ps'): void {
-    this.projects.set(project, { owner, serving: owner, generation: 0, timelines: new Map(timelines.map((t) => [t, 0])) });
+    this.projects.set(project, { owner, serving: owner, generation: 0, timelines: new Map(timelines.map((t) => [t, NO_INDEX])) });
   }
 
   /** As the pageserver `id` calls it. */
@@ -21,6 +32,7 @@ export class FakePlacements {
     return {
       attach: async (body) => this.#attach(id, body),
       validate: async (body) => this.#validate(id, body),
+      published: async (project) => this.#published(project),
     };
   }
 
@@ -57,6 +69,12 @@ export class FakePlacements {
     return answer;
   }
 
+  #published(project: ProjectUid): PublishedAnswer {
+    this.#check();
+    const timelines = [...(this.projects.get(project)?.timelines ?? [])];
+    return { timelines: timelines.map(([timeline, published]) => ({ timeline: timeline as TimelineId, published })) };
+  }
+
   #validate(id: string, body: ValidateRequest): ValidateAnswer {
     this.#check();
     this.calls.validate++;
@@ -68,7 +86,10 @@ export class FakePlacements {
         answer.unknown.push(project);
         continue;
       }
-      for (const t of published) known.timelines.set(t, Math.max(known.timelines.get(t) ?? 0, generation));
+      for (const { timeline, version } of published) {
+        const put = { generation, version };
+        if (compareIndexPlaces(put, known.timelines.get(timeline) ?? NO_INDEX) > 0) known.timelines.set(timeline, put);
+      }
       known.generation = Math.max(known.generation, generation);
       if (known.owner === id && known.generation === generation) answer.valid.push(project);
       else (known.serving === id ? answer.superseded : answer.moved).push(project);

@@ -245,7 +245,7 @@ export class TimelineTable {
     if (this.context.remote === undefined) return here;
     try {
       const { timelines } = await this.context.remote.generations.attach(project);
-      return [...new Set([...here, ...timelines.filter((t) => t.published > 0).map((t) => t.timeline)])];
+      return [...new Set([...here, ...timelines.filter((t) => t.published.generation > 0).map((t) => t.timeline)])];
     } catch (error) {
       // Whoever has it wraps its keys; a project that nobody knows has none.
       if (isCode(error, 'NOT_FOUND')) return here;

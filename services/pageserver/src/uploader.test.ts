@@ -11,7 +11,7 @@ import { FrameCache, namesOf } from '@lakebase/layers';
 import { type ObjectStore, indexObject, timelineObject } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
 import { runCompaction } from './compaction-job.ts';
-import { Generations } from './generations.ts';
+import { Generations, type PlacementCalls } from './generations.ts';
 import { findIndex } from './remote-index.ts';
 import { TimelineStorage } from './storage.ts';
 import { FakePlacements } from './testing-placements.ts';
@@ -102,7 +102,8 @@ test('files, then the index, then the confirmation, then deletions', async () =>
   assert.equal(rig.store.calls.put, 5);
   assert.equal(uploader.remoteConsistentLsn, storage.diskConsistentLsn);
   assert.ok(storage.index.layers.every((d) => storage.isRemote(d.name)));
-  assert.equal(rig.placements.projects.get(PROJECT)?.timelines.get(TIMELINE), 1);
+  const published = (): unknown => rig.placements.projects.get(PROJECT)?.timelines.get(TIMELINE);
+  assert.deepEqual(published(), { generation: 1, version: storage.index.remote?.version });
   const before = storage.index.layers.map((d) => d.name);
   await storage.compact();
   assert.ok(storage.index.layers.every((d) => !storage.isRemote(d.name)));
@@ -112,6 +113,7 @@ test('files, then the index, then the confirmation, then deletions', async () =>
   await rig.complete();
   for (const name of before) assert.ok(!rig.store.objects.has(timelineObject(PROJECT, TIMELINE, name)), `${name} is gone`);
   assert.ok(uploader.clean);
+  assert.deepEqual(published(), { generation: 1, version: storage.index.remote?.version });
 });
 
 test('without the Manager nothing is put; without a confirmation nothing may be trimmed or deleted', async () => {
@@ -160,7 +162,7 @@ test('F25: one that was paused while another attached can neither publish for re
   const other = rig.generations('other');
   const taken = await other.attach(PROJECT);
   assert.equal(taken.generation, 2);
-  assert.equal(taken.timelines[0]?.published, 1);
+  assert.equal(taken.timelines[0]?.published.generation, 1);
   // The old one wakes up and goes on.
   await grow(storage);
   await storage.compact();
@@ -243,6 +245,40 @@ test('a generation that was in use already is refused: the Manager has gone back
   await new Promise((resolve) => setTimeout(resolve, 600));
   assert.ok(stale);
   assert.equal(generations.attached(PROJECT)?.generation, 2);
+});
+
+test('what is put while a confirmation is on its way is told with the next one', async () => {
+  await using rig = new Rig();
+  const calls = rig.placements.of('ps');
+  const asked = Promise.withResolvers<void>();
+  const answer = Promise.withResolvers<void>();
+  const validate: PlacementCalls['validate'] = async (body) => {
+    const said = await calls.validate(body);
+    asked.resolve();
+    await answer.promise;
+    return said;
+  };
+  const generations = new Generations({ ...calls, validate }, silentLogger, 3_600_000);
+  await generations.attach(PROJECT);
+  generations.published(PROJECT, TIMELINE, { generation: 1, version: 1 });
+  const first = generations.validate(PROJECT);
+  await asked.promise;
+  generations.published(PROJECT, TIMELINE, { generation: 1, version: 2 });
+  answer.resolve();
+  await first;
+  await generations.validate(PROJECT);
+  const newest = () => generations.newestIndex(PROJECT, TIMELINE);
+  assert.deepEqual(await newest(), { generation: 1, version: 2 });
+  // What was put under a generation that is gone is not told as an index of the next one: the store has none.
+  generations.published(PROJECT, TIMELINE, { generation: 1, version: 3 });
+  generations.refuse(PROJECT, 1);
+  assert.equal((await generations.attach(PROJECT)).generation, 2);
+  await generations.validate(PROJECT);
+  assert.deepEqual(await newest(), { generation: 1, version: 2 });
+  generations.published(PROJECT, TIMELINE, { generation: 2, version: 1 });
+  await generations.validate(PROJECT);
+  assert.deepEqual(await newest(), { generation: 2, version: 1 });
+  await generations.stop();
 });
 
 test('changes gather until they are many or old', async () => {

@@ -10,7 +10,7 @@ import type { Lsn, ProjectUid, TimelineId } from '@lakebase/ids';
 import { type TimelineIndex, namesOf, sealIndex, sealedObjectsOf } from '@lakebase/layers';
 import { type ObjectStore, ReplacedObject, indexObject, timelineObject } from '@lakebase/object-store';
 import type { Generations } from './generations.ts';
-import { findIndex } from './remote-index.ts';
+import { findIndex, isOlder } from './remote-index.ts';
 import type { TimelineStorage } from './storage.ts';
 
 export interface UploadPolicy {
@@ -242,7 +242,7 @@ export class Uploader {
       { walBytes: before.pending, urgent: before.urgent, puts: counters.puts - before.puts, unmerged: before.unmerged },
       'uploaded',
     );
-    generations.published(this.#project, this.#timeline);
+    generations.published(this.#project, this.#timeline, { generation, version: index.version });
     await generations.validate(this.#project);
     const names = namesOf(index);
     const named = new Set(names);
@@ -267,9 +267,21 @@ export class Uploader {
     const { generation } = attached;
     if (generation === this.#generation) return generation;
     const { index, files } = this.#storage;
-    const published = attached.timelines.find((t) => t.timeline === this.#timeline)?.published ?? 0;
-    const floor = Math.max(1, index.remote?.generation ?? 1, Math.min(published, generation));
-    const found = await findIndex(store, files, { below: generation + 1, floor, list: false });
+    const published = attached.timelines.find((t) => t.timeline === this.#timeline)?.published.generation ?? 0;
+    // What this disk comes from is the lowest that is of interest, and after a store was put back it may be below what was published since.
+    const floor = Math.max(1, index.remote?.generation ?? Math.min(published, generation));
+    let found = await findIndex(store, files, { below: generation + 1, floor, list: false });
+    if (index.remote !== null && index.remote !== undefined && isOlder(found, index.remote)) {
+      // What was put once need not be there: what is, an index below says, however old it is.
+      this.#there.clear();
+      found ??= await findIndex(store, files, { below: floor, floor, list: true });
+      this.#uploadedChanges = -1;
+      this.#dirtySince ??= performance.now();
+      this.#log.error(
+        { there: found?.index.generation ?? null, put: index.remote.generation },
+        'the object store has an older state of this timeline than was put there: it was put back to an earlier state; what it lacks is put again',
+      );
+    }
     if (found !== undefined && found.index.generation >= generation && index.generation < generation) {
       // Nobody but us may have this generation: the Manager has forgotten some.
       generations.refuse(this.#project, found.index.generation);

@@ -44,6 +44,13 @@ const RECOVERY_COLUMNS: readonly Column[] = [
   ['BY', (item) => item['by']],
 ];
 
+/** The newest index that was known. */
+const ACCEPTED_COLUMNS: readonly Column[] = [
+  ['BRANCH', (item) => item['branch']],
+  ['GENERATION', (item) => item['generation']],
+  ['VERSION', (item) => item['version']],
+];
+
 /** What a recovery would bring back, or has. */
 function showRecovery(c: Context, report: Json): void {
   const { members, ...rest } = report;
@@ -96,6 +103,16 @@ export function addStorageCommands(program: Command, c: Context): void {
     const answer = await c.api().call('POST', path, body, RECOVERY_MS_MAX);
     if (o.json === true) return c.out(JSON.stringify(answer, null, 2));
     for (const report of answer['branches'] as Json[]) showRecovery(c, report);
+  });
+  withJson(
+    storage
+      .command('accept-older-store <project>')
+      .description(
+        'serve what the object store has of a project although newer pages were put there once: after the store was put back to an earlier state',
+      ),
+  ).action(async (project: string, o: { json?: boolean }) => {
+    const { branches } = await c.api().call('POST', `lakebase/projects/${encodeURIComponent(project)}/accept-older-store`, {});
+    showList(c, o.json, branches as Json[], ACCEPTED_COLUMNS);
   });
   withJson(storage.command('recoveries').description('branches whose WAL was brought back from the object store, and up to where')).action(
     async (o: { json?: boolean }) => {

@@ -5,7 +5,9 @@ import { LakebaseError, armFailpoint, disarmFailpoints, failpointReached, releas
 import { CATALOG_HEAD_OBJECT, catalogLinkObject } from '@lakebase/object-store';
 import { MemoryStore } from '@lakebase/object-store/testing';
 import fc from 'fast-check';
+import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import type { Database } from '../metadata/database.ts';
+import { attach, timelinesOf, validate } from '../store/placements.ts';
 import { CopiedDatabase, FakeRootKeys } from '../testing/copied-database.ts';
 import { TestBed, eventually } from '../testing/test-manager.ts';
 import { OWN_RELATIONS, RELATIONS } from './change-log.ts';
@@ -25,6 +27,20 @@ const addToken = (db: Pick<Database, 'query'>, hash: string): Promise<unknown> =
   db.query(`INSERT INTO tokens (hash, kind, identity, expire_time) VALUES (decode($1, 'hex'), 'CREDENTIAL', 'x', now())`, [hash]);
 const users = async (db: Pick<Database, 'query'>): Promise<string[]> =>
   (await db.query<{ user_name: string }>('SELECT user_name FROM users ORDER BY id')).map((r) => r.user_name);
+
+async function addBranch(db: Pick<Database, 'query'>, project: string, timeline: string): Promise<void> {
+  await db.query(`INSERT INTO workspaces (id) VALUES ('default') ON CONFLICT DO NOTHING`);
+  await db.query(
+    `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, state)
+     VALUES ($1, 'default', 'p', 'p', 'o', 18, '1', 0, '{}', 'READY')`,
+    [project],
+  );
+  await db.query(
+    `INSERT INTO branches (timeline_id, project_uid, branch_id, uid, is_default, state, start_lsn) VALUES ($1, $2, 'b', 'u', true, 'READY', '0/8')`,
+    [timeline, project],
+  );
+  await db.query(`INSERT INTO placements (project_uid, owner, serving, generation) VALUES ($1, 'ps', 'ps', 1)`, [project]);
+}
 
 /** Store whose puts a test can refuse, before or after they were applied. */
 class FlakyStore extends MemoryStore {
@@ -109,6 +125,38 @@ describe('what is copied', () => {
     disarmFailpoints();
     assert.ok(store.calls.put - before <= 3, `${store.calls.put - before} puts`);
     assert.equal(store.calls.list, 0);
+  });
+
+  it('uploads cost no put of the catalog: the version of an index is no change of the branch', async () => {
+    const store = new MemoryStore();
+    await using c = await CopiedDatabase.start(await bed.newDatabase(), store);
+    const project = 'a'.repeat(32) as ProjectUid;
+    const timeline = 'b'.repeat(32) as TimelineId;
+    await addBranch(c.db, project, timeline);
+    const put = (version: number) =>
+      c.db.transaction((tx) => validate(tx, [{ project, generation: 1, published: [{ timeline, version }] }]));
+    let before = store.calls.put;
+    await put(1);
+    assert.equal(store.calls.put - before, 1, 'the first index of a generation is a change');
+    before = store.calls.put;
+    for (const version of [2, 3, 4]) await put(version);
+    assert.equal(store.calls.put - before, 0);
+    const [branch] = await timelinesOf(c.db, [project]);
+    assert.deepEqual([branch?.published_generation, branch?.published_version], [1, 4]);
+  });
+
+  it('a generation above all that were given out is known to be so: the catalog, or the store it came from, was put back', async () => {
+    await using c = await CopiedDatabase.start(await bed.newDatabase(), new MemoryStore());
+    const project = 'a'.repeat(32) as ProjectUid;
+    await addBranch(c.db, project, 'b'.repeat(32));
+    const confirm = (generation: number) => c.db.transaction((tx) => validate(tx, [{ project, generation, published: [] }]));
+    assert.deepEqual((await confirm(1)).raised, []);
+    assert.deepEqual((await confirm(5)).raised, [project]);
+    assert.deepEqual((await confirm(5)).raised, []);
+    const seen = (number: number) => c.db.transaction((tx) => attach(tx, 'ps', [{ project, seen: number }], 'ps'));
+    const [same, higher] = [await seen(5), await seen(9)];
+    assert.deepEqual([same.raised, same.rows[0]?.generation], [[], 6]);
+    assert.deepEqual([higher.raised, higher.rows[0]?.generation], [[project], 10]);
   });
 });
 

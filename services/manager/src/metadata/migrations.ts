@@ -344,4 +344,13 @@ ALTER TABLE branches ADD COLUMN layer_bytes bigint;
 CREATE OR REPLACE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON branches
   FOR EACH ROW EXECUTE FUNCTION catalog_changed('{timeline_id}', '{layer_bytes}');`,
   },
+  {
+    number: 9,
+    name: 'versions of published indexes',
+    sql: `
+-- Version of the newest index of published_generation. It watches the object store, so a copy there would be of no use, and every upload would cost one.
+ALTER TABLE branches ADD COLUMN published_version bigint NOT NULL DEFAULT 0;
+CREATE OR REPLACE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON branches
+  FOR EACH ROW EXECUTE FUNCTION catalog_changed('{timeline_id}', '{layer_bytes,published_version}');`,
+  },
 ];

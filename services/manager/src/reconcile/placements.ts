@@ -2,7 +2,16 @@
  *  A move: what the old one has goes up → the new one gets the next generation, lays the project out and catches up, while the old one goes on
  *  serving → the new one serves, running computes are told → the old one lets go. Every step can be repeated; a move that was cut short is
  *  finished at the next start. */
-import type { AttachAnswer, AttachRequest, AttachedProject, Placement, ValidateAnswer, ValidateRequest } from '@lakebase/api';
+import type {
+  AttachAnswer,
+  AttachRequest,
+  AttachedProject,
+  IndexPlace,
+  Placement,
+  PublishedAnswer,
+  ValidateAnswer,
+  ValidateRequest,
+} from '@lakebase/api';
 import { LakebaseError, type Logger, SerialQueue, errorMessage, sleep } from '@lakebase/base';
 import type { ProjectUid } from '@lakebase/ids';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
@@ -16,6 +25,7 @@ export interface PlacementContext {
   readonly log: Logger;
 }
 
+const placeOf = (row: store.PublishedRow): IndexPlace => ({ generation: row.published_generation, version: row.published_version });
 /** Upload of what the old one has not put yet; longer, and the new one ingests it itself. */
 const UPLOAD_MS = 60_000;
 const CATCH_UP_MS = 120_000;
@@ -75,7 +85,8 @@ export class Placements {
   async attach(pageserver: string, body: AttachRequest): Promise<AttachAnswer> {
     const { db, far } = this.#c;
     return db.transaction(async (tx) => {
-      const { rows, given } = await store.attach(tx, pageserver, body.projects, first(far).id);
+      const { rows, given, raised } = await store.attach(tx, pageserver, body.projects, first(far).id);
+      this.#tellRaised(pageserver, raised);
       const timelines = await store.timelinesOf(tx, [...given]);
       const attached = rows.filter((r) => given.has(r.project_uid)).map((r) => this.#project(r, timelines));
       return { attached, ...standings(pageserver, body.projects, rows, () => false) };
@@ -83,7 +94,8 @@ export class Placements {
   }
 
   async validate(pageserver: string, body: ValidateRequest): Promise<ValidateAnswer> {
-    const rows = await this.#c.db.transaction((tx) => store.validate(tx, body.projects));
+    const { rows, raised } = await this.#c.db.transaction((tx) => store.validate(tx, body.projects));
+    this.#tellRaised(pageserver, raised);
     const sizes = body.projects.flatMap((p) => p.sizes ?? []);
     if (sizes.length > 0) await store.setSizes(this.#c.db.local, pageserver, sizes);
     // A Manager that was replaced elsewhere and does not know it must not call an old generation valid.
@@ -91,6 +103,19 @@ export class Placements {
     const generations = new Map(body.projects.map((p) => [p.project, p.generation]));
     const isValid = (r: store.PlacementRow): boolean => r.owner === pageserver && r.generation === generations.get(r.project_uid);
     return { valid: rows.filter(isValid).map((r) => r.project_uid), ...standings(pageserver, body.projects, rows, isValid) };
+  }
+
+  async published(project: ProjectUid): Promise<PublishedAnswer> {
+    const timelines = await store.timelinesOf(this.#c.db, [project]);
+    return { timelines: timelines.map((t) => ({ timeline: t.timeline_id, published: placeOf(t) })) };
+  }
+
+  #tellRaised(pageserver: string, projects: readonly ProjectUid[]): void {
+    if (projects.length === 0) return;
+    const message =
+      `this catalog is older than what pageserver ${pageserver} has seen: the metadata database, or the object store that it was restored from, ` +
+      'was put back to an earlier day. Generations go on above what was seen';
+    this.#c.log.error({ pageserver, projects }, message);
   }
 
   #project(row: store.PlacementRow, timelines: readonly store.PublishedRow[]): AttachedProject {
@@ -101,7 +126,7 @@ export class Placements {
         .filter((t) => t.project_uid === row.project_uid)
         .map((t) => ({
           timeline: t.timeline_id,
-          published: t.published_generation,
+          published: placeOf(t),
           safekeepers: this.#c.far.safekeepers,
           active: t.active,
         })),

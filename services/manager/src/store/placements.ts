@@ -16,7 +16,9 @@ export interface PlacementRow {
 export interface PublishedRow {
   readonly project_uid: ProjectUid;
   readonly timeline_id: TimelineId;
+  /** Of the newest index that is known to be in the object store. */
   readonly published_generation: number;
+  readonly published_version: number;
   readonly active: boolean;
 }
 
@@ -62,46 +64,78 @@ export async function attach(
   pageserver: string,
   wanted: AttachRequest['projects'],
   first: string,
-): Promise<{ rows: PlacementRow[]; given: Set<ProjectUid> }> {
+): Promise<{ rows: PlacementRow[]; given: Set<ProjectUid>; raised: ProjectUid[] }> {
   const projects = wanted.map((w) => w.project);
-  const seen = wanted.map((w) => w.seen);
   await q.query(
     `INSERT INTO placements (project_uid, owner, serving)
      SELECT uid, $2, $2 FROM projects WHERE uid = ANY ($1) AND state <> 'CREATING' ON CONFLICT DO NOTHING`,
     [projects, first],
   );
-  const rows = await q.query<PlacementRow>(
-    `UPDATE placements p SET generation = greatest(p.generation, a.number) + CASE WHEN p.owner = $3 THEN 1 ELSE 0 END
-     FROM ${NUMBERED} WHERE p.project_uid = a.project_uid RETURNING p.*`,
-    [projects, seen, pageserver],
+  const raised = await raise(
+    q,
+    projects,
+    wanted.map((w) => w.seen),
   );
-  return { rows, given: new Set(rows.filter((r) => r.owner === pageserver).map((r) => r.project_uid)) };
+  const rows = await q.query<PlacementRow>(
+    `UPDATE placements SET generation = generation + CASE WHEN owner = $2 THEN 1 ELSE 0 END WHERE project_uid = ANY ($1) RETURNING *`,
+    [projects, pageserver],
+  );
+  return { rows, given: new Set(rows.filter((r) => r.owner === pageserver).map((r) => r.project_uid)), raised };
 }
 
-/** Rows as they are after this; a generation above the one we know of was given out before this database was put back. */
-export async function validate(q: Queryable, asked: ValidateRequest['projects']): Promise<PlacementRow[]> {
+/** Rows as they are after this. */
+export async function validate(q: Queryable, asked: ValidateRequest['projects']): Promise<{ rows: PlacementRow[]; raised: ProjectUid[] }> {
   const projects = asked.map((a) => a.project);
-  await q.query(
-    `UPDATE placements p SET generation = a.number FROM ${NUMBERED} WHERE p.project_uid = a.project_uid AND a.number > p.generation`,
-    [projects, asked.map((a) => a.generation)],
+  const raised = await raise(
+    q,
+    projects,
+    asked.map((a) => a.generation),
   );
-  const published = asked.flatMap((a) => a.published.map((timeline) => ({ timeline, project: a.project, generation: a.generation })));
+  const published = asked.flatMap((a) => a.published.map((p) => ({ ...p, project: a.project, generation: a.generation })));
   if (published.length > 0)
     await q.query(
-      `UPDATE branches b SET published_generation = p.generation
-       FROM unnest($1::text[], $2::text[], $3::bigint[]) AS p (timeline_id, project_uid, generation)
-       WHERE b.timeline_id = p.timeline_id AND b.project_uid = p.project_uid AND p.generation > b.published_generation`,
-      [published.map((p) => p.timeline), published.map((p) => p.project), published.map((p) => p.generation)],
+      `UPDATE branches b SET published_generation = p.generation, published_version = p.version
+       FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS p (timeline_id, project_uid, generation, version)
+       WHERE b.timeline_id = p.timeline_id AND b.project_uid = p.project_uid
+         AND (p.generation, p.version) > (b.published_generation, b.published_version)`,
+      [
+        published.map((p) => p.timeline),
+        published.map((p) => p.project),
+        published.map((p) => p.generation),
+        published.map((p) => p.version),
+      ],
     );
-  return q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = ANY ($1)', [projects]);
+  return { rows: await q.query<PlacementRow>('SELECT * FROM placements WHERE project_uid = ANY ($1)', [projects]), raised };
 }
+
+/** A generation above the one we know of was given out before this database was put back: the projects of which that is so. */
+const raise = async (q: Queryable, projects: readonly ProjectUid[], seen: readonly number[]): Promise<ProjectUid[]> =>
+  (
+    await q.query<{ project_uid: ProjectUid }>(
+      `UPDATE placements p SET generation = a.number FROM ${NUMBERED}
+       WHERE p.project_uid = a.project_uid AND a.number > p.generation RETURNING p.project_uid`,
+      [projects, seen],
+    )
+  ).map((r) => r.project_uid);
 
 export const timelinesOf = (q: Queryable, projects: readonly string[]): Promise<PublishedRow[]> =>
   q.query<PublishedRow>(
-    `SELECT b.project_uid, b.timeline_id, b.published_generation,
+    `SELECT b.project_uid, b.timeline_id, b.published_generation, b.published_version,
             EXISTS (SELECT FROM endpoints e WHERE e.timeline_id = b.timeline_id AND e.compute_id IS NOT NULL) AS active
      FROM branches b WHERE b.project_uid = ANY ($1) AND b.start_lsn IS NOT NULL`,
     [projects],
+  );
+
+/** Whatever index the store has of the project's timelines is new enough from now on. The places that were known before. */
+export const acceptOlderStore = (
+  q: Queryable,
+  project: ProjectUid,
+): Promise<{ branch_id: string; published_generation: number; published_version: number }[]> =>
+  q.query(
+    `UPDATE branches b SET published_generation = 1, published_version = 0
+     FROM (SELECT * FROM branches WHERE project_uid = $1 AND published_generation > 0 FOR UPDATE) AS old
+     WHERE b.timeline_id = old.timeline_id RETURNING old.branch_id, old.published_generation, old.published_version`,
+    [project],
   );
 
 /** The newest generation goes to another owner. */
