@@ -6,6 +6,7 @@
 #include "cache.h"
 #include "fd_table.h"
 #include "gate.h"
+#include "libc.h"
 #include "settle.h"
 
 #define N 100
@@ -152,6 +153,86 @@ static void no_more_room(void)
     end();
 }
 
+/* What happens right before the bytes of a read, or of a write, move. */
+static void (*meanwhile)(void);
+static ssize_t (*libc_pread)(int, void *, size_t, off_t);
+static ssize_t (*libc_pwrite)(int, const void *, size_t, off_t);
+
+static void happen(void)
+{
+    void (*what)(void) = meanwhile;
+    meanwhile = NULL;
+    if (what != NULL)
+        what();
+}
+
+static ssize_t late_pread(int from, void *bytes, size_t length, off_t offset)
+{
+    happen();
+    return libc_pread(from, bytes, length, offset);
+}
+
+static ssize_t late_pwrite(int to, const void *bytes, size_t length, off_t offset)
+{
+    happen();
+    return libc_pwrite(to, bytes, length, offset);
+}
+
+static int swept_fd;
+static struct segment_name swept;
+
+static void whole_round(void)
+{
+    CHECK(settle_begin() != 0);
+    settle_open();
+    int32_t index = map_find(&swept);
+    CHECK(index >= 0 && sweep(&map_entries[index], swept_fd, UINT32_MAX) > 0);
+    while (atomic_load(&map->clean_blocks) > 0)
+        CHECK(cache_evict(UINT32_MAX) > 0);
+}
+
+static void no_round(void)
+{
+    CHECK(settle_begin() == 0);
+}
+
+/* A whole round, with adoption and dropping, between a look at the map and the read that follows; and none between a look and a write. */
+static void beside_reads_and_writes(void)
+{
+    begin();
+    int fresh = create("base/5/7", 7, 40), grown = open("base/5/1", O_RDWR), fresh_too = create("base/5/8", 8, 40);
+    write_blocks(grown, 1, N, 2 * N);
+    libc_pread = real.pread;
+    libc_pwrite = real.pwrite;
+    real.pread = late_pread;
+    real.pwrite = late_pwrite;
+    swept = (struct segment_name){1663, 5, 7, 0, 0};
+    swept_fd = fresh;
+    meanwhile = no_round;
+    write_blocks(fresh, 7, 5, 6);
+    CHECK(meanwhile == NULL && atomic_load(&map->added) == 0 && map_nblocks(entry_of(1, 0)) == N);
+    meanwhile = whole_round;
+    check_blocks(fresh, 7, 5, 6);
+    CHECK(meanwhile == NULL && atomic_load(&map->added) == 2);
+    write_blocks(grown, 1, 2 * N, 3 * N);
+    swept = (struct segment_name){1663, 5, 1, 0, 0};
+    swept_fd = grown;
+    meanwhile = whole_round;
+    check_blocks(grown, 1, 2 * N + 7, 2 * N + 8);
+    CHECK(meanwhile == NULL && map_nblocks(entry_of(1, 0)) == 3 * N);
+    meanwhile = no_round;
+    write_blocks(grown, 1, 2 * N + 7, 2 * N + 8);
+    meanwhile = no_round;
+    write_blocks(grown, 1, 3 * N, 3 * N + 20);
+    CHECK(meanwhile == NULL && map_nblocks(entry_of(1, 0)) == 3 * N);
+    real.pread = libc_pread;
+    real.pwrite = libc_pwrite;
+    check_blocks(fresh, 7, 0, 40);
+    check_blocks(fresh_too, 8, 0, 40);
+    check_blocks(grown, 1, N, 3 * N + 20);
+    end();
+}
+
 static pid_t child(void (*work)(void))
 {
     pid_t pid = fork();
@@ -216,6 +297,7 @@ int main(void)
     adopts();
     names_come_and_go();
     no_more_room();
+    beside_reads_and_writes();
     the_gate();
     return 0;
 }
