@@ -160,10 +160,36 @@ describe('WAL objects', () => {
     store.objects.set(walTailObject(project, timeline), { bytes, tag: 'damaged' });
     const other = setUp(store, ciphers).archive;
     assert.equal((await other.putTail(START, end, source)).put, false);
-    await assert.rejects(other.putTail(START, end, source, { tag: 'another' }), { code: 'CONFLICT' });
-    await assert.rejects(other.putTail(START, end, source, { tag: undefined }), { code: 'ALREADY_EXISTS' });
-    assert.equal((await other.putTail(START, end, source, { tag: 'damaged' })).put, true);
+    await assert.rejects(other.replaceTail(START, end, source, 'another'), { code: 'CONFLICT' });
+    await assert.rejects(other.replaceTail(START, end, source, undefined), { code: 'ALREADY_EXISTS' });
+    assert.equal((await other.replaceTail(START, end, source, 'damaged')).put, true);
     assert.ok((await readBack(other, START, end, 1 << 20)).equals(slice(START, end)));
+  });
+
+  test('of members that put the tail at the same time the one with more wins, whoever is last', async () => {
+    for (const first of ['less', 'more'] as const) {
+      const less = setUp();
+      const more = setUp(less.store, less.ciphers).archive;
+      // Both have looked, and seen nothing, when the first one puts.
+      let waiting = 0;
+      let go = (): void => {};
+      const bothLooked = new Promise<void>((resolve) => (go = resolve));
+      const behind: Record<'less' | 'more', Promise<unknown>> = { less: bothLooked, more: bothLooked };
+      const held = (who: 'less' | 'more') => async (from: Lsn, max: number) => {
+        if (++waiting === 2) go();
+        await behind[who];
+        return source(from, max);
+      };
+      const puts = {
+        less: (): Promise<unknown> => less.archive.putTail(START, lsn(START + 100_000), held('less')),
+        more: (): Promise<unknown> => more.putTail(START, lsn(START + 120_000), held('more')),
+      };
+      const second = first === 'less' ? 'more' : 'less';
+      const done = puts[first]();
+      behind[second] = Promise.all([bothLooked, done]);
+      await Promise.all([done, puts[second]()]);
+      assert.ok((await readBack(more, START, lsn(START + 120_000), 1 << 20)).equals(slice(START, START + 120_000)), first);
+    }
   });
 
   test('after a new KEK the old one is not needed any more, whoever re-wraps first', async () => {

@@ -9,7 +9,7 @@ import { LakebaseError, type Logger, SerialQueue, isCode } from '@lakebase/base'
 import { wipeAndGiveBack } from '@lakebase/bytes';
 import type { CipherProvider } from '@lakebase/envelope';
 import { type Lsn, type ProjectUid, type TimelineId, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
-import { type ObjectStore, WAL_OBJECT_SEGMENTS, walObject, walTailObject } from '@lakebase/object-store';
+import { type ObjectStore, type ObjectTag, WAL_OBJECT_SEGMENTS, walObject, walTailObject } from '@lakebase/object-store';
 import { ArchiveReferences } from './archive-references.ts';
 import { type FoundTrailer, WalObjectReader, readTrailer } from './wal-object-reader.ts';
 import { type WalSource, writeWalObject } from './wal-object-writer.ts';
@@ -43,6 +43,8 @@ export interface PutResult {
   readonly storedBytes: number;
 }
 
+/** Of a tail that others replace at the same time. */
+const TAIL_TRIES = 3;
 export const WAL_OBJECT_BYTES: number = WAL_OBJECT_SEGMENTS[0] * WAL_SEGMENT_BYTES;
 
 /** The largest object that begins at `from`, a multiple of a segment (or the timeline's start in it), and ends at or before `to`. */
@@ -69,7 +71,8 @@ export class WalArchive {
   readonly end: number;
   /** One object is written at a time; a re-wrap waits for it, so that no key of an old KEK slips through. */
   readonly #writes = new SerialQueue();
-  #tailTag: string | undefined;
+  /** Of the tail as this member put or saw it last. */
+  #tailTag: ObjectTag | undefined;
 
   constructor(options: WalArchiveOptions, end: number = Number.POSITIVE_INFINITY) {
     this.options = options;
@@ -174,26 +177,56 @@ export class WalArchive {
     });
   }
 
-  /** Replaces the tail by [from, to). Never by less WAL than it holds. `damaged`: the one that was found to be no good (its tag; undefined: there was none)
-   *  and is replaced whatever it says; CONFLICT or ALREADY_EXISTS when somebody else has done so. */
-  putTail(from: Lsn, to: Lsn, source: WalSource, damaged?: { readonly tag: string | undefined }): Promise<PutResult> {
+  /** Replaces the tail by [from, to). Never by less WAL than it holds, whoever else puts it at the same time. */
+  putTail(from: Lsn, to: Lsn, source: WalSource): Promise<PutResult> {
     return this.#writes.run(async () => {
-      const { store, project, timeline } = this.options;
+      const { project, timeline } = this.options;
       const name = walTailObject(project, timeline, this.lineage);
-      if (this.#tailTag === undefined && damaged === undefined) {
-        const there = await this.tail().catch((error: unknown) => {
-          if (isCode(error, 'CORRUPT')) return undefined;
-          throw error;
-        });
-        if (there !== undefined && there.header.end >= to && there.header.start <= from)
-          return { name, start: there.header.start, end: there.header.end, put: false, storedBytes: there.size };
+      for (let tries = 1; ; tries++) {
+        if (this.#tailTag === undefined) {
+          const there = await this.#tailThere(name);
+          if (there.end >= to) return { name, start: there.start, end: there.end, put: false, storedBytes: there.size };
+          this.#tailTag = there.tag;
+        }
+        try {
+          return await this.#putTailOver(this.#tailTag, from, to, source);
+        } catch (error) {
+          const replaced = isCode(error, 'CONFLICT') || isCode(error, 'ALREADY_EXISTS');
+          // What is there now is looked at before it is replaced.
+          if (replaced) this.#tailTag = undefined;
+          if (!replaced || tries === TAIL_TRIES) throw error;
+        }
       }
-      return this.#write('tail.tmp', name, { start: from, end: to }, source, async (path, size) => {
-        const only = damaged === undefined ? {} : damaged.tag === undefined ? { ifAbsent: true } : { ifMatch: damaged.tag };
-        this.#tailTag = await store.put(name, { path, size }, only);
-        return { name, start: from, end: to, put: true, storedBytes: size };
-      });
     });
+  }
+
+  /** Puts the tail anew, whatever the one that was found to be no good says it holds (`tag`: its; undefined: there was none). CONFLICT or ALREADY_EXISTS when
+   *  somebody else was faster. */
+  replaceTail(from: Lsn, to: Lsn, source: WalSource, tag: ObjectTag | undefined): Promise<PutResult> {
+    return this.#writes.run(() => this.#putTailOver(tag, from, to, source));
+  }
+
+  #putTailOver(tag: ObjectTag | undefined, from: Lsn, to: Lsn, source: WalSource): Promise<PutResult> {
+    const { store, project, timeline } = this.options;
+    const name = walTailObject(project, timeline, this.lineage);
+    const condition = tag === undefined ? { ifAbsent: true } : { ifMatch: tag };
+    return this.#write('tail.tmp', name, { start: from, end: to }, source, async (path, size) => {
+      this.#tailTag = await store.put(name, { path, size }, condition);
+      return { name, start: from, end: to, put: true, storedBytes: size };
+    });
+  }
+
+  /** What the tail holds; nothing when it is not there or cannot be read. */
+  async #tailThere(name: string): Promise<{ start: Lsn; end: Lsn; size: number; tag: ObjectTag | undefined }> {
+    const { store, project, timeline } = this.options;
+    const nothing = { start: lsn(0), end: lsn(0), size: 0 };
+    try {
+      const found = await readTrailer(store, { project, timeline, name });
+      return found === undefined ? { ...nothing, tag: undefined } : { ...found.header, size: found.size, tag: found.tag };
+    } catch (error) {
+      if (!isCode(error, 'CORRUPT')) throw error;
+      return { ...nothing, tag: (await store.head(name)).tag };
+    }
   }
 
   async #write(

@@ -1,10 +1,11 @@
 /** Carries WAL into the object store: eight segments at a time while it flows fast, what is complete when it rests or has waited long, and the rest as
  *  the tail then. One member of each timeline does it: the first by id of those that are there and have the WAL or nearly so; the next one when
- *  nothing comes of it for a while.
+ *  nothing comes of it for a while. Before a stop all that is committed goes there at once ({@link Offloader.drain}).
  *  Invariants: only committed WAL leaves this member; `offloadedLsn` rises only after the object is there and was checked; two members that do the same
- *  work do no harm (ifAbsent); a store that is down costs nothing but disk. */
-import { LakebaseError, type Logger, backoffDelay, errorMessage, failpoint, isCode } from '@lakebase/base';
+ *  work do no harm (conditional puts); a store that is down costs nothing but disk. */
+import { LakebaseError, type Logger, Slots, backoffDelay, errorMessage, failpoint, isCode, withDeadline } from '@lakebase/base';
 import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
+import type { MemberPosition } from '@lakebase/wal-quorum';
 import { type PutResult, WAL_OBJECT_BYTES, type WalArchive, nextWalObject } from '@lakebase/wal-store';
 import type { WalTimeline } from './wal-timeline.ts';
 
@@ -46,8 +47,16 @@ interface Work {
   running: boolean;
 }
 
+/** Complete WAL up to `to`, then perhaps the tail. */
+interface Task {
+  readonly to: Lsn;
+  readonly tail: boolean;
+}
+
 const TICK_MS = 1_000;
 const RUNNING_MAX = 2;
+/** While stopping nobody's commits compete with it. */
+const DRAINING_MAX = 8;
 const SEEN_MAX = 256;
 /** How long a member that is a little behind is waited for. */
 const BEHIND_MS = 5_000;
@@ -59,6 +68,7 @@ export class Offloader {
   readonly #work = new Map<WalTimeline, Work>();
   readonly #running = new Set<Promise<void>>();
   #timer: NodeJS.Timeout | undefined;
+  #draining = false;
   #closed = false;
 
   constructor(options: OffloaderOptions) {
@@ -88,7 +98,11 @@ export class Offloader {
       work.commitLsn = commitLsn;
       work.movedAt = now;
     }
-    this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
+    this.#arm(Math.min(TICK_MS, this.#options.times.idleMs));
+  }
+
+  #arm(ms: number): void {
+    if (!this.#draining && !this.#closed) this.#timer ??= setTimeout(() => this.#tick(), ms).unref();
   }
 
   /** How long the oldest committed WAL here has waited, in seconds. */
@@ -102,10 +116,51 @@ export class Offloader {
     return (now - oldest) / 1_000;
   }
 
+  /** Puts what is committed here and not in the object store yet, the tail included, for at most `ms`. Nobody is waited for: what a member before this
+   *  one has is that member's to put, also when it stops at the same moment. What could not be put stays on the disk, as after a kill. */
+  async drain(ms: number): Promise<void> {
+    this.#draining = true;
+    clearTimeout(this.#timer);
+    const failures = new Map<WalTimeline | undefined, unknown>();
+    const started = performance.now();
+    await withDeadline(this.#putAll(failures), ms, 'object store').catch((error: unknown) => failures.set(undefined, error));
+    this.#closed = true;
+    const left = [...this.#work.keys()].filter((timeline) => this.#isOurs(timeline));
+    if (left.length === 0) return;
+    const [reason] = failures.values();
+    const about = { timelines: left.length, ms: Math.round(performance.now() - started), err: errorMessage(reason) };
+    this.#options.log.warn(
+      about,
+      'stopping although not all committed WAL is in the object store: it stays on the disk until the next start',
+    );
+  }
+
+  /** Every timeline until there is nothing left of it or it failed. */
+  async #putAll(failures: Map<WalTimeline | undefined, unknown>): Promise<void> {
+    await Promise.allSettled(this.#running);
+    const slots = new Slots(DRAINING_MAX);
+    for (;;) {
+      const todo = [...this.#work].filter(([timeline]) => this.#isOurs(timeline) && !failures.has(timeline));
+      if (todo.length === 0 || this.#closed) return;
+      const puts = todo.map(([timeline, work]) => slots.use(() => this.#offload(timeline, work, { to: completeOf(timeline), tail: true })));
+      for (const [i, put] of (await Promise.allSettled(puts)).entries())
+        if (put.status === 'rejected') failures.set(todo[i]?.[0], put.reason);
+    }
+  }
+
+  /** There is something to put, this member can, and nobody before it has it. */
+  #isOurs(timeline: WalTimeline): boolean {
+    if (timeline.closed || !isPending(timeline) || !isCarrier(timeline)) return false;
+    return !this.#before(timeline).some((peer) => peer.flushRecordLsn >= timeline.readableLsn);
+  }
+
+  /** Waits for what is being put. */
   async close(): Promise<void> {
+    // What a drain gave up may hang for as long as the store does.
+    const abandoned = this.#draining;
     this.#closed = true;
     clearTimeout(this.#timer);
-    await Promise.allSettled(this.#running);
+    if (!abandoned) await Promise.allSettled(this.#running);
   }
 
   #tick(): void {
@@ -118,8 +173,7 @@ export class Offloader {
         this.#work.delete(timeline);
         continue;
       }
-      // What a member does not hold it cannot carry: a new one begins where its donor did.
-      if (timeline.firstLsn > timeline.offloadedLsn) continue;
+      if (!isCarrier(timeline)) continue;
       look(timeline, work, now);
       if (this.#running.size >= RUNNING_MAX || now < work.retryAt) continue;
       const task = this.#due(timeline, work, now);
@@ -128,15 +182,15 @@ export class Offloader {
       if (now - work.dueSince < this.#patienceMs(timeline, task)) continue;
       this.#start(timeline, work, task);
     }
-    if (this.#work.size > 0) this.#timer ??= setTimeout(() => this.#tick(), Math.min(TICK_MS, this.#options.times.idleMs)).unref();
+    if (this.#work.size > 0) this.#arm(Math.min(TICK_MS, this.#options.times.idleMs));
   }
 
-  /** What is to be done now: complete WAL up to `to`, then perhaps the tail. */
-  #due(timeline: WalTimeline, work: Work, now: number): { to: Lsn; tail: boolean } | undefined {
+  /** What is to be done now. */
+  #due(timeline: WalTimeline, work: Work, now: number): Task | undefined {
     const { idleMs, ageMs, tailMs } = this.#options.times;
     const { readableLsn: commit, offloadedLsn } = timeline;
     const rests = now - work.movedAt >= idleMs;
-    const complete = Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES;
+    const complete = completeOf(timeline);
     const full = Math.floor(commit / WAL_OBJECT_BYTES) * WAL_OBJECT_BYTES;
     const old = now - (work.seen[0]?.at ?? now) >= ageMs;
     const to = rests || old || this.#options.pressure() >= 0.5 ? complete : full;
@@ -146,21 +200,28 @@ export class Offloader {
   }
 
   /** How long this member leaves `task` to those that come before it. What is heard of a member is a moment old: who lacks the WAL may have it by now. */
-  #patienceMs(timeline: WalTimeline, task: { readonly to: Lsn; readonly tail: boolean }): number {
+  #patienceMs(timeline: WalTimeline, task: Task): number {
     // Under load everybody is a little behind; what counts is the WAL that is to go.
     const { takeoverMs } = this.#options.times;
     const needed = task.tail ? timeline.readableLsn : task.to;
     let patience = 0;
-    for (const id of this.#options.livePeers()) {
-      const peer = timeline.peerAt(id);
-      if (id >= this.#options.memberId || peer === undefined) continue;
+    for (const peer of this.#before(timeline)) {
       if (peer.flushRecordLsn >= needed) patience += takeoverMs;
       else if (peer.flushRecordLsn + WAL_OBJECT_BYTES >= needed) patience += Math.min(BEHIND_MS, takeoverMs);
     }
     return patience;
   }
 
-  #start(timeline: WalTimeline, work: Work, task: { to: Lsn; tail: boolean }): void {
+  /** Positions of the members that can be heard and come before this one. */
+  #before(timeline: WalTimeline): MemberPosition[] {
+    const { livePeers, memberId } = this.#options;
+    return livePeers()
+      .filter((id) => id < memberId)
+      .map((id) => timeline.peerAt(id))
+      .filter((peer) => peer !== undefined);
+  }
+
+  #start(timeline: WalTimeline, work: Work, task: Task): void {
     work.running = true;
     const run = this.#offload(timeline, work, task)
       .then(
@@ -173,7 +234,7 @@ export class Offloader {
       .finally(() => {
         work.running = false;
         this.#running.delete(run);
-        if (!this.#closed) this.#timer ??= setTimeout(() => this.#tick(), 0).unref();
+        this.#arm(0);
       });
     this.#running.add(run);
   }
@@ -190,7 +251,7 @@ export class Offloader {
     );
   }
 
-  async #offload(timeline: WalTimeline, work: Work, task: { to: Lsn; tail: boolean }): Promise<void> {
+  async #offload(timeline: WalTimeline, work: Work, task: Task): Promise<void> {
     const archive = timeline.archive as WalArchive;
     const source = sourceOf(timeline);
     while (!this.#closed && !timeline.closed) {
@@ -252,11 +313,15 @@ function look(timeline: WalTimeline, work: Work, now: number): void {
   work.seen.push({ lsn: commit, at: last !== undefined && work.seen.length >= SEEN_MAX - 1 ? last.at : now });
 }
 
+/** End of the last complete segment of committed WAL. */
+const completeOf = ({ readableLsn }: WalTimeline): Lsn => lsn(Math.floor(readableLsn / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES);
+
 /** Committed WAL that is in no object and no tail. */
-function isPending(timeline: WalTimeline): boolean {
-  const { readableLsn: commit, offloadedLsn } = timeline;
-  return commit > storedLsn(timeline) || Math.floor(commit / WAL_SEGMENT_BYTES) * WAL_SEGMENT_BYTES > offloadedLsn;
-}
+const isPending = (timeline: WalTimeline): boolean =>
+  timeline.readableLsn > storedLsn(timeline) || completeOf(timeline) > timeline.offloadedLsn;
+
+/** What a member does not hold it cannot carry: a new one begins where its donor did. */
+const isCarrier = ({ firstLsn, offloadedLsn }: WalTimeline): boolean => firstLsn <= offloadedLsn;
 
 /** Committed WAL of this member. Reading and decrypting runs in the event loop: commits get a turn after every piece. */
 export function sourceOf(timeline: WalTimeline): (from: Lsn, max: number) => Promise<Buffer> {

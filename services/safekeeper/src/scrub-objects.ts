@@ -6,7 +6,7 @@ import type { ScrubFindingKind } from '@lakebase/api';
 import { LakebaseError, errorMessage, isCode } from '@lakebase/base';
 import { wipeAndGiveBack } from '@lakebase/bytes';
 import { type Lsn, WAL_SEGMENT_BYTES, formatLsn, lsn } from '@lakebase/ids';
-import { type ObjectStore, walObject, walPrefix, walTailObject } from '@lakebase/object-store';
+import { type ObjectStore, type ObjectTag, walObject, walPrefix, walTailObject } from '@lakebase/object-store';
 import type { OrphanMemory, ScrubJob } from '@lakebase/service-kit';
 import { type FoundTrailer, type WalArchive, type WalObjectReader, nextWalObject } from '@lakebase/wal-store';
 import { sourceOf } from './offload.ts';
@@ -283,12 +283,12 @@ class ObjectScrub {
   }
 
   /** `tag`: of the one that is no good; undefined: there is none. */
-  async #putTailAgain(tag: string | undefined, tailLsn: Lsn): Promise<true | string> {
+  async #putTailAgain(tag: ObjectTag | undefined, tailLsn: Lsn): Promise<true | string> {
     const { offloadedLsn: from, readableLsn: to } = this.#t;
     if (to < tailLsn) return `this member knows WAL as committed up to ${formatLsn(to)} only`;
     if (to <= from || to - from > WAL_SEGMENT_BYTES) return 'its WAL goes into a complete object, and the next tail takes its place';
     try {
-      await this.#archive.putTail(from, to, sourceOf(this.#t), { tag });
+      await this.#archive.replaceTail(from, to, sourceOf(this.#t), tag);
       return true;
     } catch (error) {
       this.#job.signal.throwIfAborted();

@@ -39,6 +39,8 @@ export interface Safekeeper {
 /** Timelines named one by one in /metrics. */
 const LABELLED_TIMELINES_MAX = 200;
 const BODY_BYTES_MAX = 16 * 1024 * 1024;
+/** What a stop may take to put committed WAL into the object store. */
+const DRAIN_MS = 5_000;
 
 export async function startSafekeeper(
   config: SafekeeperConfig,
@@ -203,6 +205,11 @@ export async function startSafekeeper(
     for (const { address } of nodes.peers) follow(address);
     const httpPort = (app.server.address() as AddressInfo).port;
     nodes.listening(httpPort, pgPort);
+    // First of all, while the others can still be heard: WAL ends, and what is committed of it gets into the object store.
+    steps.push(async () => {
+      await timelines.endStreams();
+      await offloader.drain(DRAIN_MS);
+    });
     log.info({ httpPort, pgPort, timelines: timelines.size }, 'safekeeper is ready');
     return { timelines, httpPort, pgPort, stop };
   } catch (error) {

@@ -87,6 +87,8 @@ export class Timelines {
   /** Who fed them: subscribed again when they are open again. */
   readonly #interrupted = new Map<string, SubscribeRequest>();
   readonly #keys: TimelineKeys;
+  /** No compute is followed any more, and no WAL removed. */
+  #stopping = false;
   #closed = false;
   /** Timelines that are noted and not there yet. */
   readonly #making = new Set<string>();
@@ -396,6 +398,7 @@ export class Timelines {
     if (running !== undefined && !running.stopped && JSON.stringify(running.request) === JSON.stringify(request)) return timeline.status();
     await running?.stop();
     if (timeline.term > term) throw new LakebaseError('FENCED', `term ${timeline.term} is newer than ${term}`);
+    if (this.#stopping) throw new LakebaseError('CLOSED', 'the safekeeper is stopping');
     const receiver = new ComputeReceiver(timeline, request, {
       secret: this.#options.secret,
       peers: () => this.#nodes.addressesOf(timeline.configuration),
@@ -443,7 +446,7 @@ export class Timelines {
   /** WAL that the pageserver has done with may go once it is in the object store; without one, once every peer has it too. */
   #trim(timeline: WalTimeline): void {
     const { trimAfterBytes } = this.#options.config;
-    if (trimAfterBytes === 0) return;
+    if (trimAfterBytes === 0 || this.#stopping) return;
     let kept: number;
     // The segment before stays as well, so that whoever copies from here finds a record to begin at that the object store has.
     if (timeline.archive !== undefined) kept = timeline.offloadedLsn - WAL_SEGMENT_BYTES;
@@ -464,10 +467,16 @@ export class Timelines {
       .map((name) => join(dir, name));
   }
 
+  /** No WAL comes from computes any more. */
+  async endStreams(): Promise<void> {
+    this.#stopping = true;
+    await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     await this.#keys.close();
-    await Promise.all([...this.#receivers.values()].map((receiver) => receiver.stop()));
+    await this.endStreams();
     await Promise.all([...this.#open.values()].map((timeline) => timeline.close()));
     this.#open.clear();
   }
