@@ -74,11 +74,14 @@ async function removeIdleNote(files: TimelineFiles): Promise<void> {
   await syncDirectory(files.directory);
 }
 
-/** Whose WAL is followed (docs/protocols/wal-recovery.md). */
-export const lineageOf = ({ extra }: Pick<TimelineIndex, 'extra'>): number => {
-  const number = extra['walLineage'];
+const numberIn = ({ extra }: Pick<TimelineIndex, 'extra'>, name: string): number => {
+  const number = extra[name];
   return typeof number === 'number' ? number : 0;
 };
+/** Whose WAL is followed (docs/protocols/wal-recovery.md). */
+export const lineageOf = (index: Pick<TimelineIndex, 'extra'>): number => numberIn(index, 'walLineage');
+/** The newest lineage that is known to have begun: not only ingest was sealed for it. */
+export const begunLineageOf = (index: Pick<TimelineIndex, 'extra'>): number => numberIn(index, 'walLineageBegun');
 
 export const statusOf = ({ timeline, uploader }: Attached): PageTimelineStatus => ({
   ...timeline.status(),

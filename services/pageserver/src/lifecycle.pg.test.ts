@@ -177,6 +177,34 @@ describe('life of a timeline', () => {
     }
   });
 
+  test('a recovery of the WAL that is given up is undone; after one that was made its older lineages are over', async () => {
+    await fresh();
+    try {
+      const server = await start();
+      await create(server);
+      const body = { pgVersion: 18, systemId, safekeepers: [] };
+      const lineage = async (number: number, start?: string): Promise<number | undefined> => {
+        const more = start === undefined ? {} : { walLineageStart: start };
+        return (await client(server).create(PROJECT, TIMELINE, { ...body, walLineage: number, ...more })).walLineage;
+      };
+      assert.equal(await lineage(3), 3);
+      assert.equal(await lineage(0), 0);
+      assert.equal(await lineage(4), 4);
+      const { lastRecordLsn } = await client(server).status(PROJECT, TIMELINE);
+      assert.equal(await lineage(4, lastRecordLsn), 4);
+      // Of a Manager that has not heard of it.
+      for (const late of [0, 3]) await assert.rejects(lineage(late), (e: unknown) => isCode(e, 'CONFLICT'));
+      assert.equal(await lineage(9), 9);
+      assert.equal(await lineage(4, lastRecordLsn), 4);
+      await stop(server);
+      const again = await start();
+      await assert.rejects(client(again).create(PROJECT, TIMELINE, { ...body, walLineage: 0 }), (e: unknown) => isCode(e, 'CONFLICT'));
+      assert.equal((await client(again).status(PROJECT, TIMELINE)).walLineage, 4);
+    } finally {
+      await clean();
+    }
+  });
+
   test('without the Manager what is on disk is served and ingested; uploads wait', async () => {
     await fresh();
     try {

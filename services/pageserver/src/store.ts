@@ -9,7 +9,7 @@ import type { CreatePageTimeline, PageTimelineStatus } from '@lakebase/api';
 import { type ProjectUid, type TimelineId, parseLsn, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { FrameCache, type LayerCache, syncDirectory } from '@lakebase/layers';
 import type { ServiceKeys } from '@lakebase/service-kit';
-import { type AttachContext, detach, lineageOf, readIdleNote, statusOf } from './attachment.ts';
+import { type AttachContext, begunLineageOf, detach, lineageOf, readIdleNote, statusOf } from './attachment.ts';
 import { BundleCache } from './bundle-cache.ts';
 import { Compactor } from './compactor.ts';
 import type { PageserverConfig } from './config.ts';
@@ -183,11 +183,15 @@ export class TimelineStore {
     });
   }
 
-  /** Durable before anything of that lineage is ingested. What is here of another lineage beyond its start never was, as far as the timeline goes. */
+  /** Durable before anything of that lineage is ingested. What is here of another lineage beyond its start never was, as far as the timeline goes. Back
+   *  to an older one only from one that never began: a request of before a recovery that comes late would have the pages of after it thrown away. */
   async #followLineage({ timeline, receiver }: Attached, { walLineage, walLineageStart }: CreatePageTimeline): Promise<void> {
     const { storage } = timeline;
-    const known = lineageOf(storage.index);
-    if (walLineage === undefined || walLineage === known) return;
+    const [known, begun] = [lineageOf(storage.index), begunLineageOf(storage.index)];
+    if (walLineage === undefined) return;
+    if (walLineage < begun) throw new LakebaseError('CONFLICT', `lineage ${begun} of the WAL has begun: ${walLineage} is over`);
+    const walLineageBegun = walLineageStart === undefined ? begun : walLineage;
+    if (walLineage === known && walLineageBegun === begun) return;
     if (walLineageStart !== undefined && walLineage > known && timeline.lastRecordLsn > parseLsn(walLineageStart)) {
       void this.#table
         .refetch(timeline.project, timeline.id)
@@ -196,7 +200,7 @@ export class TimelineStore {
         );
       throw new LakebaseError('UNAVAILABLE', 'what is here is of before a recovery of the WAL: it is fetched anew from the object store');
     }
-    await storage.update({ extra: { ...storage.index.extra, walLineage } });
+    await storage.update({ extra: { ...storage.index.extra, walLineage, walLineageBegun } });
     await receiver.changeLineage(walLineage);
   }
 
