@@ -285,6 +285,8 @@ export class Agent implements Process {
     switch (message.kind) {
       case 'registerValue':
         return this.#heardOf(message.value.configuration);
+      case 'stopCompute':
+        return compute === null ? undefined : this.#lost();
       case 'newerConfiguration':
         return this.#heardOf(message.configuration);
       case 'status':

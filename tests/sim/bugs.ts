@@ -44,7 +44,31 @@ export const BUGS = [
   'no-joint',
   /** Two drivers write the configuration without comparing. */
   'no-compare-and-swap',
+  /** A recovery is done unasked though one disk is there. */
+  'recovers-when-most-are-lost',
+  /** A recovery takes a member that does not answer for one whose disk is lost. */
+  'silent-is-lost',
+  /** The pageserver goes on ingesting while a recovery looks how far the WAL goes. */
+  'recovers-without-sealing',
+  /** The new WAL begins where the WAL in the object store ends, though the pages are ahead of it. */
+  'recovers-behind-the-pages',
+  /** The members of a new lineage begin at term 0. */
+  'terms-begin-anew',
+  /** Lineages have no names of their own in the object store. */
+  'lineages-share-names',
+  /** A recovery reads on in an older lineage's WAL where a newer one begins. */
+  'archive-without-lineages',
+  /** A member takes it for its own WAL what one of another lineage has in the object store. */
+  'offloaded-across-lineages',
+  /** A member serves the pageserver whichever lineage that one follows. */
+  'pages-of-any-lineage',
+  /** The pageserver follows an older lineage again when it is told late. */
+  'pages-go-back-a-lineage',
 ] as const;
 /** Those that need a change of membership to do harm. */
-export const MEMBERSHIP_BUGS: ReadonlySet<Bug> = new Set(BUGS.slice(BUGS.indexOf('commit-by-new-majority')));
+export const MEMBERSHIP_BUGS: ReadonlySet<Bug> = new Set(
+  BUGS.slice(BUGS.indexOf('commit-by-new-majority'), BUGS.indexOf('recovers-when-most-are-lost')),
+);
+/** Those that need a recovery. */
+export const RECOVERY_BUGS: ReadonlySet<Bug> = new Set(BUGS.slice(BUGS.indexOf('recovers-when-most-are-lost')));
 export type Bug = (typeof BUGS)[number];

@@ -3,7 +3,7 @@
  *  `committed` is the union of all claims: what a client was told, what a member or reader computed as committed. All claims must be prefixes
  *  of one log. Record ids stand for whole prefixes (log.ts), so comparing one record compares everything before it. */
 import { type Configuration, describeConfiguration, sameConfiguration } from '@lakebase/wal-quorum';
-import { type SimRecord, countUpTo } from './log.ts';
+import { GENESIS_LSN, type SimRecord, countUpTo } from './log.ts';
 
 export class InvariantBroken extends Error {
   override readonly name = 'InvariantBroken';
@@ -27,6 +27,12 @@ export class Checker {
   /** Term -> number of records acknowledged in it. A leader owes what lower terms committed; one elected late owes nothing to higher ones. */
   readonly #claims = new Map<number, number>();
   readonly #configurations = new Map<number, Configuration>();
+  /** Ids of records that were committed once, and perhaps lost in a recovery. */
+  readonly #everCommitted = new Set<number>();
+  /** Each recovery: terms from `firstTerm` on are of its lineage, which begins behind `records` records. What anybody had told of before it ends at
+   *  `toldLsn`: a client may still hear of that, and nobody of more. */
+  readonly #forks: { readonly firstTerm: number; readonly records: number; readonly toldLsn: number }[] = [];
+  #toldLsn = 0;
   readonly counts = {
     acknowledged: 0,
     leaders: 0,
@@ -39,6 +45,11 @@ export class Checker {
     crashes: 0,
     replacements: 0,
     aborts: 0,
+    puts: 0,
+    recoveries: 0,
+    accepted: 0,
+    pagesAhead: 0,
+    lost: 0,
   };
 
   get committedEnd(): number {
@@ -63,11 +74,53 @@ export class Checker {
       this.#broken(`${who}: configuration ${describeConfiguration(configuration)}, and there is ${describeConfiguration(known)}`);
   }
 
+  /** Somebody tells that its log is durable up to here. */
+  told(lsn: number): void {
+    this.#toldLsn = Math.max(this.#toldLsn, lsn);
+  }
+
+  /** A recovery: a lineage whose terms begin at `firstTerm` goes on behind `before`. The object store has pages up to `pages`, and whole records up to
+   *  `store` when it was asked, up to `storeNow` by now. What was committed beyond it is lost, which is said. */
+  recovered(
+    before: readonly SimRecord[],
+    firstTerm: number,
+    known: { readonly pages: number; readonly store: number; readonly storeNow: number },
+  ): void {
+    const end = before.at(-1)?.end ?? GENESIS_LSN;
+    if (known.pages > end) this.#broken(`recovery at ${end}: pages have WAL up to ${known.pages}`);
+    if (known.store > end) this.#broken(`recovery at ${end}: the object store has WAL up to ${known.store}`);
+    if (end > Math.max(known.pages, known.storeNow, GENESIS_LSN))
+      this.#broken(`recovery at ${end}: nothing in the object store goes so far`);
+    for (const [i, record] of before.entries())
+      if (this.committed[i]?.id !== record.id)
+        this.#broken(`recovery: record ${record.id} at ${record.start} where ${this.committed[i]?.id} is committed`);
+    this.counts.recoveries++;
+    if (known.pages > known.store) this.counts.pagesAhead++;
+    this.counts.lost += this.committed.length - before.length;
+    this.#forks.push({ firstTerm, records: before.length, toldLsn: this.#toldLsn });
+    this.committed.length = before.length;
+    for (const [term, n] of this.#claims) this.#claims.set(term, Math.min(n, before.length));
+  }
+
+  /** How many records of a log of `term` are WAL of the timeline: a later recovery went on without the rest. */
+  #kept(term: number, n: number, position: number, who: string): number {
+    for (const fork of this.#forks) {
+      if (term >= fork.firstTerm || n <= fork.records) continue;
+      if (position > fork.toldLsn)
+        this.#broken(`${who}: commit ${position} in term ${term}, after a recovery began term ${fork.firstTerm}`);
+      return fork.records;
+    }
+    return n;
+  }
+
   /** Everything in `log` that ends at or before `position` is committed, says `who`, by what was acknowledged in `term`. */
   claim(log: readonly SimRecord[], position: number, term: number, who: string): void {
-    const n = countUpTo(log, position);
+    const n = this.#kept(term, countUpTo(log, position), position, who);
     this.#same(log, n, who);
-    for (let i = this.committed.length; i < n; i++) this.committed.push(log[i] as SimRecord);
+    for (let i = this.committed.length; i < n; i++) {
+      this.committed.push(log[i] as SimRecord);
+      this.#everCommitted.add((log[i] as SimRecord).id);
+    }
     if (n <= (this.#claims.get(term) ?? 0)) return;
     this.#claims.set(term, n);
     for (const leader of this.leaders.values()) {
@@ -100,15 +153,15 @@ export class Checker {
       const named = history[entry];
       if (named === undefined) this.#broken(`${who}: no history for record ${record.id}`);
       // Below the first entry the history was pruned: that part must be committed.
-      else if (named.startLsn > record.start) this.#pruned(who, record, i);
+      else if (named.startLsn > record.start) this.#pruned(who, record);
       else if (named.term !== record.term) {
         this.#broken(`${who}: history says term ${named.term} for record ${record.id} of term ${record.term} at ${record.start}`);
       }
     }
   }
 
-  #pruned(who: string, record: SimRecord, index: number): void {
-    if (this.committed[index]?.id !== record.id) this.#broken(`${who}: history pruned at record ${record.id}, which is not committed`);
+  #pruned(who: string, record: SimRecord): void {
+    if (!this.#everCommitted.has(record.id)) this.#broken(`${who}: history pruned at record ${record.id}, which is not committed`);
   }
 
   #same(log: readonly SimRecord[], n: number, who: string): void {

@@ -40,6 +40,19 @@ export class SimLog {
   records: SimRecord[] = [];
   end: number = GENESIS_LSN;
   flushed: number = GENESIS_LSN;
+  /** Records before the first of the lineage that this log holds: they stand for what the object store has of older ones. */
+  inherited = 0;
+
+  /** Begins anew behind `records`. */
+  restartBehind(records: readonly SimRecord[]): void {
+    this.records = records.slice();
+    this.inherited = records.length;
+    this.end = this.flushed = this.start;
+  }
+  /** Where this log begins. */
+  get start(): number {
+    return this.records[this.inherited - 1]?.end ?? GENESIS_LSN;
+  }
 
   /** End of the last complete record at or before `position`. */
   recordEnd(position: number): number {
@@ -72,6 +85,7 @@ export class SimLog {
   /** Cuts at a record boundary; returns the complete records that went. */
   truncate(to: number): SimRecord[] {
     const { end } = this;
+    if (to < this.start) throw new InvariantBroken(`cut at ${to}, below the start of the lineage at ${this.start}`);
     const gone = this.records.splice(countUpTo(this.records, to)).filter((record) => record.end <= end);
     this.end = to;
     this.flushed = Math.min(this.flushed, to);

@@ -5,8 +5,8 @@
  *
  *  Who the machine is as a member is on its disk. */
 import type { Lsn, Term } from '@lakebase/ids';
-import type { AcceptorState, Configuration, Damage, TermHistory } from '@lakebase/wal-quorum';
-import { GENESIS_LSN, SimLog } from './log.ts';
+import type { AcceptorState, Configuration, Damage, TermHistory, WalLineage } from '@lakebase/wal-quorum';
+import { GENESIS_LSN, SimLog, type SimRecord } from './log.ts';
 import type { World } from './world.ts';
 
 export interface Control {
@@ -17,6 +17,7 @@ export interface Control {
   readonly history: TermHistory;
   readonly commitLsn: number;
   readonly damage: Damage | null;
+  readonly lineages: readonly WalLineage[];
 }
 export interface DiskWrite {
   readonly done: () => void;
@@ -25,6 +26,7 @@ export interface DiskWrite {
 }
 export type Operation = Generator<DiskWrite, void, void>;
 
+export const FIRST_LINEAGE: WalLineage = { number: 0, startLsn: GENESIS_LSN as Lsn };
 export const NOBODY: Control = {
   self: null,
   configuration: { generation: 0, members: ['-'], newMembers: null },
@@ -32,6 +34,7 @@ export const NOBODY: Control = {
   history: [],
   commitLsn: GENESIS_LSN,
   damage: null,
+  lineages: [FIRST_LINEAGE],
 };
 
 export class Machine {
@@ -75,24 +78,29 @@ export class Machine {
     checker.counts.crashes++;
     this.up = false;
     this.#life++;
+    // One that becomes a member in this very moment has nothing to lose.
+    const held = this.durable.self !== null;
     if (this.#pending?.atomic === true && random.chance(0.5)) this.#pending.done();
     this.#pending = null;
     const { log } = this;
     log.truncate(log.recordEnd(random.between(log.flushed, log.end)));
     log.flushed = log.end;
     if (damage !== 'none') checker.counts.damages++;
-    if (damage === 'lost' && this.durable.self !== null) {
-      log.truncate(log.recordEnd(random.between(GENESIS_LSN, log.end)));
+    if (damage === 'lost' && held) {
+      log.truncate(log.recordEnd(random.between(log.start, log.end)));
       const { term } = this.durable;
       this.durable = { ...this.durable, damage: { kind: 'lost', term: term as Term, reason: 'simulated' } };
-    } else if (damage === 'wiped') {
-      checker.counts.wipes++;
-      log.truncate(GENESIS_LSN);
-      const { self, configuration } = this.durable;
-      this.durable = this.#world.has('lost-votes-under-old-identity') ? { ...NOBODY, self, configuration } : NOBODY;
-      this.incarnation++;
-      this.made = [];
-    }
+    } else if (damage === 'wiped') this.wipe();
+  }
+
+  /** Of a machine that is down. */
+  wipe(): void {
+    this.#world.checker.counts.wipes++;
+    this.log.restartBehind([]);
+    const { self, configuration } = this.durable;
+    this.durable = this.#world.has('lost-votes-under-old-identity') ? { ...NOBODY, self, configuration } : NOBODY;
+    this.incarnation++;
+    this.made = [];
   }
 
   /** What is in memory comes from the disk. */
@@ -149,7 +157,7 @@ export class Machine {
     yield { atomic: true, done: () => void (this.durable = next) };
     this.memory = { ...next, commitLsn: Math.max(next.commitLsn, this.memory.commitLsn) };
     if (change.configuration !== undefined) this.#world.checker.configured(change.configuration, this.id);
-    if (change.history !== undefined) this.#world.checker.describes(this.id, change.history, this.log.records);
+    if (change.history !== undefined) this.#world.checker.describes(this.id, change.history, this.log.records, this.log.inherited);
   }
 
   *truncate(to: number): Operation {
@@ -163,12 +171,12 @@ export class Machine {
     };
   }
 
-  /** The disk becomes another member, or nobody, with an empty log. */
-  *become(control: Control): Operation {
+  /** The disk becomes another member, or nobody, with an empty log; `before` is in the object store. */
+  *become(control: Control, before: readonly SimRecord[]): Operation {
     yield {
       atomic: true,
       done: () => {
-        this.log.truncate(GENESIS_LSN);
+        this.log.restartBehind(before);
         this.durable = control;
         if (control.self !== null) this.made.push(control.self);
       },

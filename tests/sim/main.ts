@@ -1,4 +1,4 @@
-/** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--membership] [--trace]`: thousands of seeds, or one with its trace; `--mutants` looks for every mistake of bugs.ts. A failure prints the seed and the commit that replay it. */
+/** `npm run sim [-- --seeds N] [--first S] [--seed S] [--bug NAME] [--membership] [--recovery] [--trace]`: thousands of seeds, or one with its trace; `--mutants` looks for every mistake of bugs.ts. A failure prints the seed and the commit that replay it. */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { errorMessage } from '@lakebase/base';
@@ -18,6 +18,7 @@ const { values } = parseArgs({
     bug: { type: 'string' },
     trace: { type: 'boolean' },
     membership: { type: 'boolean' },
+    recovery: { type: 'boolean' },
     mutants: { type: 'boolean' },
   },
 });
@@ -64,7 +65,12 @@ function main(): number {
   let failures = 0;
   let tried = 0;
   for (let seed = first; seed < first + seeds && failures < FAILURES_SHOWN; seed++) {
-    const result = run(seed, { bug: bug as Bug | null, trace: values.trace ?? false, membership: values.membership ?? false });
+    const result = run(seed, {
+      bug: bug as Bug | null,
+      trace: values.trace ?? false,
+      membership: values.membership ?? false,
+      ...(values.recovery === true ? { recovery: true } : {}),
+    });
     tried++;
     events += result.events;
     for (const [name, count] of Object.entries(result.counts)) totals[name] = (totals[name] ?? 0) + count;

@@ -8,6 +8,7 @@ import {
   type Elected,
   type MemberPosition,
   finishElected,
+  firstTermOf,
   handleConfiguration,
   handleVote,
   mayCopy,
@@ -22,9 +23,9 @@ import {
   voteOf,
   votersOf,
 } from '@lakebase/wal-quorum';
-import { type SimLog, overlapping } from './log.ts';
+import { GENESIS_LSN, type SimLog, type SimRecord, overlapping } from './log.ts';
 import { type Control, Machine, NOBODY, type Operation } from './machine.ts';
-import type { Message, NodeStatus, Process } from './messages.ts';
+import type { MakeMember, Message, NodeStatus, Process } from './messages.ts';
 import { FIRST_CONFIGURATION, type World } from './world.ts';
 
 const STALL_MS = 60;
@@ -39,6 +40,8 @@ export class Member implements Process {
   #stream: { term: number; generation: number; compute: string; session: number; progressAt: number } | null = null;
   #adoption: { request: Elected; to: number; agent: string | null; attempt: number; progressAt: number; retries: number } | null = null;
   #peers = new Map<string, MemberPosition>();
+  /** Where its WAL in the object store ends, as far as known. */
+  #offloadedLsn = 0;
 
   constructor(id: string, world: World) {
     this.id = id;
@@ -48,6 +51,7 @@ export class Member implements Process {
     if (FIRST_CONFIGURATION.members.includes(id)) {
       this.#machine.made = [id];
       this.#machine.durable = this.#machine.memory = { ...NOBODY, self: id, configuration: FIRST_CONFIGURATION };
+      this.#offloadedLsn = this.log.start;
     }
     this.#tick();
   }
@@ -69,14 +73,31 @@ export class Member implements Process {
   get state(): AcceptorState {
     return this.#machine.state;
   }
+  /** Of the WAL that it holds. */
+  get lineage(): number {
+    return this.#machine.memory.lineages.at(-1)?.number ?? 0;
+  }
   get damaged(): boolean {
     return this.#machine.durable.damage !== null;
+  }
+
+  /** Its disk, and every identity ever made on it. */
+  get incarnation(): number {
+    return this.#machine.incarnation;
+  }
+  get made(): readonly string[] {
+    return this.#machine.made;
   }
 
   // ---- life and death
 
   crash(damage: 'none' | 'lost' | 'wiped'): void {
     this.#machine.crash(damage);
+  }
+
+  /** The disk of a machine that is down is lost. */
+  wipe(): void {
+    this.#machine.wipe();
   }
 
   restart(): void {
@@ -86,7 +107,8 @@ export class Member implements Process {
     this.#stream = null;
     this.#adoption = null;
     this.#peers = new Map();
-    this.#world.checker.describes(this.id, this.#machine.memory.history, this.log.records);
+    this.#offloadedLsn = this.log.start;
+    this.#world.checker.describes(this.id, this.#machine.memory.history, this.log.records, this.log.inherited);
     this.#tick();
   }
 
@@ -97,7 +119,11 @@ export class Member implements Process {
       if (member !== null) {
         const position = positionOf(this.state);
         const nodes = new Set(votersOf(configuration).map(nodeOf));
-        for (const to of [...nodes, 'reader']) if (to !== this.id) this.#send(to, { kind: 'position', member, position, configuration });
+        const { lineage } = this;
+        this.#world.checker.told(position.flushRecordLsn);
+        const told = { kind: 'position', member, position, configuration, lineage, offloadedLsn: this.#offloadedLsn } as const;
+        for (const to of [...nodes, 'reader']) if (to !== this.id) this.#send(to, told);
+        if (this.#world.putChance > 0) this.#put();
       }
       if (this.#adoption !== null && now - this.#adoption.progressAt > STALL_MS) {
         // A copy from a peer that is gone ends; an agent asks again, with its donor.
@@ -114,6 +140,25 @@ export class Member implements Process {
     this.#world.send(this.id, to, message);
   }
 
+  // ---- the object store
+
+  /** Committed WAL only; objects end anywhere. */
+  #put(): void {
+    const { random, putChance } = this.#world;
+    const from = Math.max(this.#offloadedLsn, this.log.start);
+    const readable = readableLsn(this.state);
+    if (readable <= from || !random.chance(putChance)) return;
+    const to = random.chance(0.5) ? readable : random.between(from + 1, readable);
+    const { lineage } = this;
+    const records = overlapping(this.log.records, from, to);
+    this.#send('store', { kind: 'put', lineage, startLsn: this.log.start, from, to, records });
+  }
+
+  /** What another lineage has in the store is other WAL. */
+  #noteOffloaded(lineage: number, lsn: number): void {
+    if (lineage === this.lineage || this.#world.has('offloaded-across-lineages')) this.#offloadedLsn = Math.max(this.#offloadedLsn, lsn);
+  }
+
   // ---- membership
 
   /** A newer configuration is durable, and what belonged to the older one is over, before anything else is done by it. */
@@ -128,7 +173,7 @@ export class Member implements Process {
     this.#learnCommit();
   }
 
-  *#configure(configuration: Configuration, make: { member: string; incarnation: number } | null): Operation {
+  *#configure(configuration: Configuration, make: MakeMember | null): Operation {
     if (make !== null && this.#machine.memory.self !== make.member) {
       const { self, configuration: own } = this.#machine.memory;
       if (
@@ -139,18 +184,22 @@ export class Member implements Process {
         return;
       // A late request of an old change must not put an end to a member of a newer configuration.
       if (self !== null && (configuration.generation < own.generation || votersOf(configuration).includes(self))) return;
-      yield* this.#become({ ...NOBODY, self: make.member, configuration });
+      const { lineages, before } = make;
+      const term = this.#world.has('terms-begin-anew') ? 0 : firstTermOf(lineages);
+      const commitLsn = lineages.at(-1)?.startLsn ?? GENESIS_LSN;
+      yield* this.#become({ ...NOBODY, self: make.member, configuration, lineages, term, commitLsn }, before);
       this.#world.checker.configured(configuration, this.id);
       return;
     }
     yield* this.#follow(configuration);
   }
 
-  *#become(control: Control): Operation {
+  *#become(control: Control, before: readonly SimRecord[]): Operation {
     this.#stream = null;
     this.#adoption = null;
-    yield* this.#machine.become(control);
+    yield* this.#machine.become(control, before);
     this.#peers = new Map();
+    this.#offloadedLsn = this.log.start;
   }
 
   #nodeStatus(): NodeStatus {
@@ -158,7 +207,10 @@ export class Member implements Process {
     const { state } = this;
     const report = { ...positionOf(state), damaged: state.damage !== null };
     const common = { incarnation: this.#machine.incarnation, made: [...this.#machine.made], member };
-    return { ...common, configuration: member === null ? null : configuration, position: member === null ? null : report };
+    if (member === null) return { ...common, configuration: null, position: null, holding: null, commitLsn: 0 };
+    const { term, history, flushLsn } = state;
+    const holding = { damaged: report.damaged, term, historyEntries: history.length, startLsn: this.log.start as Lsn, flushLsn };
+    return { ...common, configuration, position: report, holding, commitLsn: readableLsn(state) };
   }
 
   // ---- election
@@ -252,6 +304,7 @@ export class Member implements Process {
   #acknowledge(lsn: number): void {
     if (this.#stream === null) return;
     const { compute, term, generation } = this.#stream;
+    this.#world.checker.told(lsn);
     this.#send(compute, { kind: 'flushed', member: this.state.self, term, generation, lsn });
   }
 
@@ -271,7 +324,7 @@ export class Member implements Process {
     if (adoption === null) return;
     adoption.progressAt = this.#world.clock.now;
     const { term, donor } = adoption.request;
-    this.#send(nodeOf(donor), { kind: 'copyRequest', term, from: this.log.end, to: adoption.to });
+    this.#send(nodeOf(donor), { kind: 'copyRequest', lineage: this.lineage, term, from: this.log.end, to: adoption.to });
   }
 
   #learnCommit(): void {
@@ -289,7 +342,8 @@ export class Member implements Process {
 
   receive(from: string, message: Message): void {
     if (!this.up) return;
-    if (message.kind === 'nodeRequest') return this.#send(from, { kind: 'nodeStatus', status: this.#nodeStatus() });
+    if (message.kind === 'nodeRequest')
+      return this.#send(from, { kind: 'nodeStatus', askedAt: message.askedAt, status: this.#nodeStatus() });
     if (message.kind === 'configure') return this.#machine.enqueue(this.#configure(message.configuration, message.make));
     const { self: member, configuration } = this.#machine.memory;
     if (member === null) return;
@@ -315,6 +369,7 @@ export class Member implements Process {
       case 'elected':
         return this.#machine.enqueue(this.#elected(from, message.attempt, message.request));
       case 'copyRequest':
+        if (message.lineage !== this.lineage) return;
         return this.#serveCopy(from, message.term, message.from, message.to);
       case 'copyChunk': {
         const allowed = (): boolean =>
@@ -338,11 +393,21 @@ export class Member implements Process {
       }
       case 'position':
         this.#peers.set(message.member, message.position);
+        this.#noteOffloaded(message.lineage, message.offloadedLsn);
         return this.#learnCommit();
+      case 'stored':
+        return this.#noteOffloaded(message.lineage, message.end);
       case 'readRequest': {
+        if (message.lineage !== this.lineage && !this.#world.has('pages-of-any-lineage')) return;
         const to = this.log.recordEnd(Math.min(readableLsn(this.state), message.from + READ_BYTES_MAX));
         if (to > message.from)
-          this.#send(from, { kind: 'readAnswer', from: message.from, to, records: overlapping(this.log.records, message.from, to) });
+          this.#send(from, {
+            kind: 'readAnswer',
+            lineage: message.lineage,
+            from: message.from,
+            to,
+            records: overlapping(this.log.records, message.from, to),
+          });
         return;
       }
     }
@@ -366,7 +431,7 @@ export class Member implements Process {
   }
 
   *#retire(member: string): Operation {
-    if (this.#machine.memory.self === member) yield* this.#become(NOBODY);
+    if (this.#machine.memory.self === member) yield* this.#become(NOBODY, []);
   }
 
   #answerTerm(to: string): void {

@@ -1,5 +1,5 @@
 /** Looks for each protocol mistake of bugs.ts: what the simulator does not find, it does not test. */
-import { type Bug, MEMBERSHIP_BUGS } from './bugs.ts';
+import { type Bug, MEMBERSHIP_BUGS, RECOVERY_BUGS } from './bugs.ts';
 import { run } from './scenario.ts';
 
 export interface Finding {
@@ -12,8 +12,9 @@ export interface Finding {
 /** The first seed that shows harm, or the first that shows anything when `anything` is enough. */
 export function findBug(bug: Bug, seedsMax: number, anything: boolean, first = 1): Finding | null {
   let stalled: Finding | null = null;
+  const about = MEMBERSHIP_BUGS.has(bug) ? { membership: true } : RECOVERY_BUGS.has(bug) ? { recovery: true } : {};
   for (let seed = first; seed < first + seedsMax; seed++) {
-    const { failure } = run(seed, { bug, membership: MEMBERSHIP_BUGS.has(bug) });
+    const { failure } = run(seed, { bug, ...about });
     if (failure === null) continue;
     const finding = { seed, failure, harm: !failure.includes('no progress') };
     if (finding.harm || anything) return finding;

@@ -1,4 +1,6 @@
 /** The Manager's row, as a process: one configuration, changed by compare-and-swap on its generation. It never fails; messages to it do. */
+import { firstTermOf } from '@lakebase/wal-quorum';
+import { FIRST_LINEAGE } from './machine.ts';
 import { FIRST_CONFIGURATION, type World } from './world.ts';
 import type { Message, Process, RegisterValue } from './messages.ts';
 
@@ -12,6 +14,9 @@ export class Register implements Process {
     this.value = {
       configuration: FIRST_CONFIGURATION,
       incarnations: Object.fromEntries(FIRST_CONFIGURATION.members.map((id) => [id, 1])),
+      lineages: [FIRST_LINEAGE],
+      before: [],
+      unasked: false,
     };
     world.add(this);
     world.checker.configured(FIRST_CONFIGURATION, this.id);
@@ -19,11 +24,13 @@ export class Register implements Process {
 
   receive(from: string, message: Message): void {
     if (message.kind === 'registerSwap' && (message.generation === this.value.configuration.generation || this.#blind(message.value))) {
-      const before = this.value.configuration;
+      const { configuration: before, lineages } = this.value;
+      if (message.value.lineages.length > lineages.length) this.#world.onRecovery(this.value, message.value);
       this.value = message.value;
       const { configuration } = message.value;
       this.#world.checker.configured(configuration, from);
-      if (before.newMembers !== null && configuration.newMembers === null) {
+      if (message.value.lineages.length > lineages.length) this.#world.note(() => `recovered: ${firstTermOf(message.value.lineages)}`);
+      else if (before.newMembers !== null && configuration.newMembers === null) {
         const aborted = configuration.members.every((id) => before.members.includes(id));
         this.#world.checker.counts[aborted ? 'aborts' : 'replacements']++;
       }

@@ -3,14 +3,16 @@
  *  The fault model: any number of crashes, restarts, partitions, competing computes, changes of membership and deaths of the two drivers that make
  *  them; of each set of members in force at most one is without its data at a time (lost durable bytes, or its whole disk). */
 import { AssertionFailed, LakebaseError } from '@lakebase/base';
-import { isQuorum, nodeOf, votersOf } from '@lakebase/wal-quorum';
+import { firstTermOf, isQuorum, majorityOf, nodeOf, votersOf } from '@lakebase/wal-quorum';
 import { Agent } from './agent.ts';
 import type { Bug } from './bugs.ts';
 import { type Checker, InvariantBroken } from './checker.ts';
 import { Member } from './member.ts';
 import { Driver } from './driver.ts';
 import { Reader } from './reader.ts';
+import type { RegisterValue } from './messages.ts';
 import { Register } from './register.ts';
+import { Store } from './store.ts';
 import { NODES, World } from './world.ts';
 
 const HEAL_MS_MAX = 6_000;
@@ -21,6 +23,8 @@ export interface RunOptions {
   readonly trace?: boolean;
   /** Changes of membership in every run, with members that nobody tells and computes that ask late. */
   readonly membership?: boolean;
+  /** Losses of all or most members, and recoveries from the object store; of every fourth seed unless it is said. */
+  readonly recovery?: boolean;
 }
 export interface RunResult {
   readonly seed: number;
@@ -34,15 +38,17 @@ export interface RunResult {
 
 export function run(seed: number, options: RunOptions = {}): RunResult {
   const world = new World(seed, options.bug ?? null, options.trace ?? false);
-  const failure = attempt(world, options.faultMs ?? 2_500, options.membership ?? false);
+  const membership = options.membership ?? false;
+  const recovery = options.recovery ?? (!membership && seed % 4 === 3);
+  const failure = attempt(world, options.faultMs ?? 2_500, recovery ? 'recovery' : membership ? 'membership' : 'any');
   const { clock, checker, digest, trace } = world;
   return { seed, failure, digest, events: clock.events, virtualMs: clock.now, counts: checker.counts, trace: trace ?? [] };
 }
 
 /** A finding is a broken invariant, or an assertion or CORRUPT error of the core itself. Anything else is a defect of the simulator. */
-function attempt(world: World, faultMs: number, membership: boolean): string | null {
+function attempt(world: World, faultMs: number, about: About): string | null {
   try {
-    new Scenario(world, membership).play(faultMs);
+    new Scenario(world, about).play(faultMs);
     return null;
   } catch (error) {
     if (error instanceof InvariantBroken || error instanceof AssertionFailed || error instanceof LakebaseError)
@@ -51,7 +57,21 @@ function attempt(world: World, faultMs: number, membership: boolean): string | n
   }
 }
 
-type Fault = 'crash' | 'isolate' | 'block' | 'flap' | 'heal' | 'stop' | 'reread' | 'campaign' | 'replace' | 'stopDriver';
+type About = 'any' | 'membership' | 'recovery';
+
+type Fault =
+  | 'crash'
+  | 'isolate'
+  | 'block'
+  | 'flap'
+  | 'heal'
+  | 'stop'
+  | 'reread'
+  | 'campaign'
+  | 'replace'
+  | 'stopDriver'
+  | 'disaster'
+  | 'accept';
 
 /** What a run is mostly about: broken members, a broken network, computes that come and go, or members that do. One entry is one share. */
 const MIXES: readonly (readonly Fault[])[] = [
@@ -60,6 +80,11 @@ const MIXES: readonly (readonly Fault[])[] = [
   ['crash', 'block', 'heal', 'stop', 'stop', 'campaign', 'campaign', 'campaign', 'campaign', 'campaign'],
   ['crash', 'crash', 'isolate', 'block', 'heal', 'heal', 'campaign', 'replace', 'replace', 'replace', 'stopDriver'],
   ['crash', 'flap', 'flap', 'isolate', 'heal', 'stop', 'campaign', 'campaign', 'replace', 'replace', 'replace', 'reread'],
+];
+
+const RECOVERY_MIXES: readonly (readonly Fault[])[] = [
+  ['crash', 'isolate', 'heal', 'stop', 'campaign', 'campaign', 'campaign', 'disaster', 'accept', 'reread'],
+  ['crash', 'flap', 'isolate', 'heal', 'heal', 'campaign', 'campaign', 'replace', 'stopDriver', 'disaster', 'accept'],
 ];
 
 class Scenario {
@@ -73,18 +98,29 @@ class Scenario {
   readonly #mix: readonly Fault[];
   readonly #damage: boolean;
   readonly #register: Register;
+  readonly #store: Store;
   readonly #drivers: readonly Driver[];
 
-  constructor(world: World, membership: boolean) {
+  constructor(world: World, about: About) {
     this.#world = world;
     const { random } = world;
+    const membership = about === 'membership';
     this.#register = new Register(world);
+    this.#store = new Store(world);
     this.#members = NODES.map((id) => new Member(id, world));
-    this.#drivers = ['driver1', 'driver2'].map((id) => new Driver(id, world));
+    this.#drivers = ['driver1', 'driver2'].map(
+      (id) =>
+        new Driver(
+          id,
+          world,
+          () => this.#reader,
+          () => this.#register.value,
+        ),
+    );
     this.#agents = ['compute1', 'compute2', 'compute3'].slice(0, random.between(1, 3)).map((id) => new Agent(id, world));
     this.#reader = new Reader(world);
     this.#pace = random.pick([20, 50, 120]);
-    this.#mix = random.pick(membership ? MIXES.slice(-2) : MIXES);
+    this.#mix = random.pick(about === 'recovery' ? RECOVERY_MIXES : membership ? MIXES.slice(-2) : MIXES);
     this.#damage = random.chance(0.4);
     const abortChance = random.pick([0, 0.02, 0.2]);
     for (const driver of this.#drivers) driver.abortChance = abortChance;
@@ -97,6 +133,9 @@ class Scenario {
     world.lossChance = random.pick([0, 0, 0.02, 0.1]);
     world.duplicateChance = random.pick([0, 0.02, 0.1]);
     world.slowChance = random.pick([0, 0.02, 0.1]);
+    if (about !== 'recovery') return;
+    world.putChance = random.pick([0.01, 0.1, 0.5]);
+    world.onRecovery = (before, after) => this.#onRecovery(before, after);
   }
 
   play(faultMs: number): void {
@@ -128,6 +167,8 @@ class Scenario {
     else if (choice === 'flap') this.#flap(this.#anyone(), random.between(2, 6));
     else if (choice === 'replace') random.pick(this.#drivers).ordered = true;
     else if (choice === 'stopDriver') this.#stopDriver(random.pick(this.#drivers));
+    else if (choice === 'disaster') this.#disaster();
+    else if (choice === 'accept') this.#accept(random.pick(this.#drivers));
     else if (choice === 'heal') this.#world.heal();
     else if (choice === 'stop') random.pick(this.#agents).stop();
     else if (choice === 'reread') this.#reader.restart();
@@ -156,6 +197,62 @@ class Scenario {
   #stopDriver(driver: Driver): void {
     driver.stop();
     this.#world.clock.after(this.#world.random.between(10, 400), () => driver.start());
+  }
+
+  /** All disks of the members are lost, or all but one, one after the other; perhaps the pageserver's as well. */
+  #disaster(): void {
+    const { clock, random, checker } = this.#world;
+    if (checker.counts.recoveries >= 4) return;
+    const { configuration } = this.#register.value;
+    const all = random.chance(0.6);
+    const spared = all ? undefined : random.pick(configuration.members);
+    this.#world.note(() => `disaster, spared: ${spared ?? 'nobody'}`);
+    for (const id of votersOf(configuration)) {
+      const member = this.#members.find((m) => m.id === nodeOf(id)) as Member;
+      if (id === spared || (!configuration.members.includes(id) && random.chance(0.5))) continue;
+      clock.after(random.between(0, 30), () => {
+        if (member.up) member.crash('wiped');
+        else member.wipe();
+        clock.after(random.between(5, 200), () => member.restart());
+      });
+    }
+    if (random.chance(0.4)) this.#reader.lose();
+    for (const driver of this.#drivers) {
+      if (random.chance(0.5)) clock.after(random.between(50, 400), () => this.#accept(driver));
+      // The drivers do not reach what is left, the others do.
+      if (spared === undefined || random.chance(0.5)) continue;
+      this.#world.block(nodeOf(spared), driver.id);
+      clock.after(random.between(100, 900), () => this.#world.heal(driver.id));
+    }
+  }
+
+  /** Members of the old set that have not lost their disks. */
+  #left({ configuration, incarnations }: RegisterValue): Member[] {
+    return configuration.members.flatMap((id) => {
+      const home = this.#members.find((m) => m.id === nodeOf(id)) as Member;
+      return home.self === id || (home.incarnation === incarnations[id] && !home.made.includes(id)) ? [home] : [];
+    });
+  }
+
+  /** A person accepts a loss only where there is one. */
+  #accept(driver: Driver): void {
+    const { value } = this.#register;
+    const { members, generation } = value.configuration;
+    if (this.#left(value).length >= majorityOf(members) || driver.lossAccepted === generation) return;
+    this.#world.checker.counts.accepted++;
+    driver.lossAccepted = generation;
+  }
+
+  #onRecovery(before: RegisterValue, after: RegisterValue): void {
+    const { checker } = this.#world;
+    const { members } = before.configuration;
+    const left = this.#left(before);
+    const holding = left.filter((m) => m.self !== null && members.includes(m.self) && m.log.flushed > m.log.start);
+    const undue = after.unasked ? holding.length > 0 : holding.length >= majorityOf(members);
+    if (undue) throw new InvariantBroken(`a recovery, and ${holding.map((m) => m.self).join(', ')} had not lost their WAL`);
+    const store = this.#store.asked(before.configuration.generation);
+    const storeNow = this.#store.wholeEnd(before.lineages);
+    checker.recovered(after.before, firstTermOf(after.lineages), { pages: this.#reader.uploaded, store, storeNow });
   }
 
   /** Without `member`'s data: would a quorum of what is in force still be sound? */
@@ -193,6 +290,7 @@ class Scenario {
     world.leaderDeathChance = 0;
     world.pollMs = 40;
     world.leavingChance = 1;
+    if (world.putChance > 0) world.putChance = 0.5;
     world.heal();
     for (const driver of this.#drivers) {
       driver.start();
@@ -206,6 +304,7 @@ class Scenario {
   /** A compute runs, wrote and acknowledged something new; no change of membership is under way and nobody is missing; all members are up, sound
    *  and streaming it; the reader has it. */
   #recovered(): boolean {
+    if (this.#world.putChance > 0) for (const driver of this.#drivers) this.#accept(driver);
     const agent = this.#agents[0];
     if (agent === undefined || !agent.running) return false;
     // A member that was damaged in this very term is repaired by the next start.

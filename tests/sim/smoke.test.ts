@@ -17,6 +17,11 @@ test(`${SEEDS} seeds keep every invariant and recover`, () => {
     crashes: 0,
     replacements: 0,
     aborts: 0,
+    puts: 0,
+    recoveries: 0,
+    accepted: 0,
+    pagesAhead: 0,
+    lost: 0,
   };
   for (let seed = 1; seed <= SEEDS; seed++) {
     const { failure, counts } = run(seed);

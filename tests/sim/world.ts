@@ -5,7 +5,7 @@ import type { Configuration, MemberPosition } from '@lakebase/wal-quorum';
 import type { Bug } from './bugs.ts';
 import { Checker } from './checker.ts';
 import { Clock } from './clock.ts';
-import type { Message, Process } from './messages.ts';
+import type { Message, Process, RegisterValue } from './messages.ts';
 import { Random } from './random.ts';
 
 /** Machines. The first three hold the first members; the others stand ready. */
@@ -34,6 +34,10 @@ export class World {
   pollMs = 40;
   /** A member that is being replaced is told, and retired, this often only: it may be out of the driver's reach. */
   leavingChance = 1;
+  /** How often a member that has committed WAL puts it into the object store. */
+  putChance = 0;
+  /** A recovery has been decided. */
+  onRecovery: (before: RegisterValue, after: RegisterValue) => void = () => {};
   onWriteCrash: (member: string) => void = () => {};
   #nextId = 1;
   /** Rolling hash of every delivery: two runs of a seed must agree on it. */

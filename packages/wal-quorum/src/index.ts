@@ -7,3 +7,4 @@ export * from './commit.ts';
 export * from './election.ts';
 export * from './control.ts';
 export * from './lineage.ts';
+export * from './recovery.ts';

@@ -35,7 +35,7 @@ export function validateLineages(lineages: readonly WalLineage[]): readonly WalL
 }
 
 /** The term that members of the newest lineage are made with: above every one of an older lineage. */
-export const firstTermOf = (lineages: readonly WalLineage[]): Term => ((lineages.length - 1) * TERMS_PER_LINEAGE) as Term;
+export const firstTermOf = (lineages: readonly Pick<WalLineage, 'number'>[]): Term => ((lineages.length - 1) * TERMS_PER_LINEAGE) as Term;
 
 export const lineagesToJson = (lineages: readonly WalLineage[]): WalLineageText[] =>
   lineages.map(({ number, startLsn }) => ({ number, startLsn: formatLsn(startLsn) }));

@@ -3,8 +3,20 @@
  *  decided is in that one transaction; where the new WAL begins is never before what the pageserver has. */
 import type { WalTimelineStatus } from '@lakebase/api';
 import { LakebaseError, type Logger, isCode } from '@lakebase/base';
-import { type Lsn, type ProjectUid, formatLsn, parseLsn } from '@lakebase/ids';
-import { type Configuration, majorityOf, memberIdOf, nodeOf, votersOf } from '@lakebase/wal-quorum';
+import { type Lsn, type ProjectUid, type Term, formatLsn, parseLsn, parseTerm } from '@lakebase/ids';
+import {
+  type Configuration,
+  type MemberState,
+  type RecoveryVerdict,
+  firstTermOf,
+  memberAhead,
+  nodeOf,
+  recoveredConfiguration,
+  recoveredMembers,
+  recoveryVerdict,
+  stateOfHolding,
+  votersOf,
+} from '@lakebase/wal-quorum';
 import { type FarEnd, type FarPageserver, ignoreNotFound } from '../far-end.ts';
 import type { Database } from '../metadata/database.ts';
 import { endpointsOfProject } from '../store/endpoints.ts';
@@ -18,10 +30,6 @@ export interface RecoveryContext {
   readonly placements: { serving(project: ProjectUid): Promise<FarPageserver> };
 }
 
-/** `there`: it answers, with its data. `empty`: it answers and has never held anything. `disk lost`: its node answers on another disk. `data lost`: the
- *  disk is there and the timeline on it is not, or cannot be read. `damaged`: it has lost part. `silent`: nobody can say. */
-export type MemberState = 'there' | 'empty' | 'disk lost' | 'data lost' | 'damaged' | 'silent';
-
 export interface MemberSight {
   readonly id: string;
   readonly state: MemberState;
@@ -32,15 +40,11 @@ export interface MemberSight {
   readonly offloads: boolean;
 }
 
-export interface RecoveryReport {
+export interface RecoveryReport extends RecoveryVerdict {
   readonly project: string;
   readonly timeline: string;
   readonly configuration: number;
   readonly members: readonly MemberSight[];
-  /** Every disk is gone for sure: it is done without being asked. */
-  readonly unasked: boolean;
-  /** Why it is not done, also when the loss is accepted; null: it may be done. */
-  readonly refusal: string | null;
   /** What is known of the end of the data; null where that could not be found out. */
   readonly pageLsn: string | null;
   readonly walEndLsn: string | null;
@@ -95,7 +99,11 @@ export class WalRecovery {
       throw new LakebaseError('CORRUPT', `the WAL in the object store ends at ${found.startLsn}: ${found.problem}; ${BY_HAND}`);
     const ahead = aheadOf(members, found.startLsn);
     if (ahead !== null) throw new LakebaseError('CONFLICT', ahead);
-    const next = this.#newMembers(configuration, members, lineage);
+    const next = recoveredMembers(
+      configuration,
+      statesOf(members),
+      this.#c.far.nodes.map((n) => n.id),
+    );
     const entry: store.LineageEntry = {
       number: lineage,
       startLsn: found.startLsn,
@@ -107,7 +115,7 @@ export class WalRecovery {
       by,
     };
     const done = await db.transaction(async (tx) => {
-      const to = { generation: lineage, members: next.map((m) => m.id), newMembers: null };
+      const to = recoveredConfiguration(configuration, next);
       if (!(await store.swapConfiguration(tx, row.timeline_id, configuration.generation, to))) return false;
       await store.beginLineage(tx, row.timeline_id, entry);
       for (const id of votersOf(configuration)) await store.dismissMember(tx, row.timeline_id, id);
@@ -127,28 +135,13 @@ export class WalRecovery {
   }
 
   /** Who is there, and whether that permits anything. */
-  async #survey(
-    row: store.ConfigurationRow,
-    configuration: Configuration,
-  ): Promise<{ members: MemberSight[]; unasked: boolean; refusal: string | null }> {
+  async #survey(row: store.ConfigurationRow, configuration: Configuration): Promise<{ members: MemberSight[] } & RecoveryVerdict> {
     const members = await Promise.all(votersOf(configuration).map((id) => this.#look(row, id)));
-    const stateOf = (id: string): MemberState => members.find((m) => m.id === id)?.state ?? 'silent';
-    const alive = configuration.members.filter((id) => stateOf(id) === 'there' || stateOf(id) === 'empty');
-    const joining = votersOf(configuration).filter((id) => !configuration.members.includes(id));
-    const unasked =
-      configuration.members.every((id) => stateOf(id) === 'disk lost') &&
-      joining.every((id) => stateOf(id) === 'disk lost' || stateOf(id) === 'empty');
-    const answering = new Set(members.filter((m) => m.state !== 'silent').map((m) => nodeOf(m.id)));
-    const refusal =
-      alive.length >= majorityOf(configuration.members)
-        ? `${alive.length} of ${configuration.members.length} members are there with their data: nothing is lost, and a lost one is replaced by itself`
-        : answering.size < majorityOf(configuration.members)
-          ? `only ${answering.size} of the safekeepers answer; ${majorityOf(configuration.members)} are needed, on empty disks if need be`
-          : null;
-    return { members, unasked, refusal };
+    return { members, ...recoveryVerdict(configuration, statesOf(members)) };
   }
 
-  async #look({ project_uid: project, timeline_id: timeline }: store.ConfigurationRow, id: string): Promise<MemberSight> {
+  async #look(row: store.ConfigurationRow, id: string): Promise<MemberSight> {
+    const { project_uid: project, timeline_id: timeline } = row;
     const nothing = { id, flushLsn: null, commitLsn: null, offloads: false };
     const client = this.#c.far.safekeeper(nodeOf(id));
     try {
@@ -157,7 +150,7 @@ export class WalRecovery {
       if (node.lost.some((l) => l.timeline === timeline)) return { ...nothing, state: 'data lost' };
       try {
         const status = await client.status(project, timeline);
-        if (status.member === id) return sightOf(id, status);
+        if (status.member === id) return sightOf(id, status, firstTermOf(store.lineagesOf(row)));
         // Another member lives there now, perhaps on the same disk.
         const { notes } = await client.configuration(project, timeline);
         return { ...nothing, state: notes?.includes(id) === false ? 'disk lost' : 'data lost' };
@@ -168,19 +161,6 @@ export class WalRecovery {
     } catch {
       return { ...nothing, state: 'silent' };
     }
-  }
-
-  /** One new member for each old one: on its node when that answers, else on one that is free; where there is none the member is lost from the start,
-   *  and replaced as any other. */
-  #newMembers(configuration: Configuration, sights: readonly MemberSight[], lineage: number): { id: string; absent: boolean }[] {
-    const silent = new Set(sights.filter((m) => m.state === 'silent').map((m) => nodeOf(m.id)));
-    const taken = new Set(configuration.members.map(nodeOf));
-    const free = this.#c.far.nodes.map((n) => n.id).filter((id) => !taken.has(id) && !silent.has(id));
-    return configuration.members.map((member) => {
-      const node = nodeOf(member);
-      const other = silent.has(node) ? free.shift() : undefined;
-      return { id: memberIdOf(other ?? node, lineage), absent: silent.has(node) && other === undefined };
-    });
   }
 
   /** What could still write. One that is starting gets no majority of the members of before. */
@@ -250,19 +230,25 @@ export class WalRecovery {
 
 export const BY_HAND = 'if nothing better can be had: lakebase storage recover-wal <project> --accept-loss';
 
-function sightOf(id: string, s: WalTimelineStatus): MemberSight {
-  const held = s.term > 0 || s.termHistory.length > 0 || parseLsn(s.flushLsn) > parseLsn(s.startLsn);
-  const state = s.damaged !== null ? 'damaged' : held ? 'there' : 'empty';
+const statesOf = (members: readonly MemberSight[]): Map<string, MemberState> => new Map(members.map(({ id, state }) => [id, state]));
+
+function sightOf(id: string, s: WalTimelineStatus, firstTerm: Term): MemberSight {
+  const holding = {
+    damaged: s.damaged !== null,
+    term: parseTerm(s.term),
+    historyEntries: s.termHistory.length,
+    startLsn: parseLsn(s.startLsn),
+    flushLsn: parseLsn(s.flushLsn),
+  };
   const commit = Math.min(parseLsn(s.commitLsn), parseLsn(s.flushRecordLsn)) as Lsn;
   const offloads = parseLsn(s.firstLsn ?? s.startLsn) <= parseLsn(s.offloadedLsn ?? s.startLsn);
-  return { id, state, flushLsn: s.flushLsn, commitLsn: formatLsn(commit), offloads };
+  return { id, state: stateOfHolding(holding, firstTerm), flushLsn: s.flushLsn, commitLsn: formatLsn(commit), offloads };
 }
 
 /** A member that is left knows of committed WAL that the store does not have yet. */
 function aheadOf(members: readonly MemberSight[], startLsn: string): string | null {
-  const ahead = members.find(
-    (m) => m.offloads && m.state !== 'empty' && m.commitLsn !== null && parseLsn(m.commitLsn) > parseLsn(startLsn),
-  );
+  const sights = members.map((m) => ({ ...m, commitLsn: m.commitLsn === null ? null : parseLsn(m.commitLsn) }));
+  const ahead = memberAhead(sights, parseLsn(startLsn));
   if (ahead === undefined) return null;
-  return `${ahead.id} holds committed WAL up to ${ahead.commitLsn as string}, which it is putting into the object store (that has it up to ${startLsn}): wait a minute and try again`;
+  return `${ahead.id} holds committed WAL up to ${formatLsn(ahead.commitLsn as Lsn)}, which it is putting into the object store (that has it up to ${startLsn}): wait a minute and try again`;
 }
