@@ -2,6 +2,8 @@
  *  Whatever the moment, the next Manager finishes the work: one timeline on every service, or nothing left. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import type { TimelineId } from '@lakebase/ids';
+import { forgetAnnounced } from './store/membership.ts';
 import type { Call, FakeServices, Moment } from './testing/fake-services.ts';
 import { KillableManager, TestBed, eventually } from './testing/test-manager.ts';
 
@@ -109,6 +111,25 @@ test('safekeepers that moved are announced to the pageserver', async () => {
   await eventually('told', () =>
     fake.calls.some((c) => c.service === 'pageserver' && c.method === 'PUT' && JSON.stringify(c.body).includes('"pgPort":2')),
   );
+});
+
+test('a change that comes while the pageserver is told is told too', async () => {
+  const config = bed.config(await bed.newDatabase());
+  const m = await bed.manager(config);
+  await m.branchReady();
+  const { db } = m.manager.context;
+  const [branch] = await db.query<{ timeline_id: TimelineId }>('SELECT timeline_id FROM branches');
+  assert.ok(branch !== undefined);
+  let told = 0;
+  fake.gate = async (call, moment) => {
+    if (call.service !== 'pageserver' || call.method !== 'PUT' || moment !== 'before') return;
+    if (++told === 1) await forgetAnnounced(db.local, branch.timeline_id);
+  };
+  await forgetAnnounced(db.local, branch.timeline_id);
+  await eventually('told again', () => told > 1);
+  await eventually('noted', async () => (await db.query('SELECT 1 FROM branches WHERE announced IS NULL')).length === 0);
+  fake.gate = () => {};
+  await m[Symbol.asyncDispose]();
 });
 
 test('a role that is created when the Manager is killed is carried out by the next one', async () => {

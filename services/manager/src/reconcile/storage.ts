@@ -184,7 +184,7 @@ export async function announceMembers(c: Pick<StorageContext, 'db' | 'far' | 'lo
         ...(lineage === undefined ? {} : { walLineageStart: lineage.startLsn }),
       };
       await (await c.placements.serving(branch.project_uid)).client.create(branch.project_uid, branch.timeline_id, body);
-      await projects.setAnnounced(c.db.local, branch.timeline_id, addresses);
+      await projects.setAnnounced(c.db.local, branch.timeline_id, addresses, branch.version);
     } catch (error) {
       c.log.warn({ timeline: branch.timeline_id, err: errorMessage(error) }, 'the pageserver does not know yet where the safekeepers are');
     }

@@ -122,18 +122,25 @@ export async function setBranchStart(q: Queryable, timeline: TimelineId, startLs
     prevRecordLsn,
   ]);
 }
-export async function setAnnounced(q: Queryable, timeline: TimelineId, addresses: string): Promise<void> {
-  await q.query('UPDATE branches SET announced = $2 WHERE timeline_id = $1', [timeline, addresses]);
+/** `version`: the row as it was read before its pageserver was told; nothing is noted when it has changed since, so that it is told again. */
+export async function setAnnounced(q: Queryable, timeline: TimelineId, addresses: string, version?: string): Promise<void> {
+  await q.query('UPDATE branches SET announced = $2 WHERE timeline_id = $1 AND ($3::text IS NULL OR xmin::text = $3)', [
+    timeline,
+    addresses,
+    version ?? null,
+  ]);
+}
+export interface UnannouncedBranch extends BranchRow {
+  readonly pg_version: number;
+  readonly system_id: string;
+  readonly wal_lineages: readonly { readonly number: number; readonly startLsn: string }[];
+  /** Of the row: another one after any change of it. */
+  readonly version: string;
 }
 /** Branches whose pageserver still follows the safekeepers at other addresses than these. */
-export const unannounced = (
-  q: Queryable,
-  addresses: string,
-): Promise<
-  (BranchRow & { pg_version: number; system_id: string; wal_lineages: readonly { readonly number: number; readonly startLsn: string }[] })[]
-> =>
+export const unannounced = (q: Queryable, addresses: string): Promise<UnannouncedBranch[]> =>
   q.query(
-    `SELECT b.*, p.project_id, p.pg_version, p.system_id FROM branches b JOIN projects p ON p.uid = b.project_uid
+    `SELECT b.*, b.xmin::text AS version, p.project_id, p.pg_version, p.system_id FROM branches b JOIN projects p ON p.uid = b.project_uid
      WHERE p.state = 'READY' AND b.start_lsn IS NOT NULL AND b.announced IS DISTINCT FROM $1::jsonb`,
     [addresses],
   );
