@@ -9,8 +9,11 @@ import { PgConnection, type ReplicationStream } from '@lakebase/pg-wire';
 import type { Timeline } from './timeline.ts';
 
 const STATUS_INTERVAL_MS = 1_000;
-/** No message at all for this long: the connection is dead. Safekeepers send keepalives far more often. */
-const SILENCE_MS = 30_000;
+/** Reports after which a safekeeper that says nothing is asked for a sign of life, and after which it is given up: another one has the same WAL, so
+ *  one that hangs, or whose machine is gone without a word, must not hold up the starts of computes. Reports are counted, not time: after
+ *  a pause of our own what has arrived is read before the next report. */
+const ASK_AFTER = 2;
+const GIVE_UP_AFTER = 5;
 /** A damaged stream may be one safekeeper's fault: this many tries at the same LSN before the timeline counts as broken. */
 const CORRUPT_TRIES = 6;
 /** Ingest counts as behind while the sender has this much more. */
@@ -24,6 +27,8 @@ export interface WalReceiverOptions {
   readonly durableLsn: () => Lsn;
   /** A promise to wait for before more is ingested: the disk is full. */
   readonly room: () => Promise<void> | undefined;
+  /** Between two reports; by default a second. */
+  readonly statusIntervalMs?: number;
 }
 
 export class WalReceiver {
@@ -124,16 +129,25 @@ export class WalReceiver {
       this.#stop.signal.throwIfAborted();
       if (lineage !== this.#lineage) throw new LakebaseError('UNAVAILABLE', `WAL of lineage ${this.#lineage} is followed now`);
     };
-    let heard = performance.now();
+    /** Reports since the last message. */
+    let silent = 0;
+    let receiving = false;
     let ticker: NodeJS.Timeout | undefined;
     let stream: ReplicationStream | undefined;
     let ingesting: Promise<void> = Promise.resolve();
-    const report = (): void => {
+    const report = (replyRequested = false): void => {
       const flush = this.#options.durableLsn();
-      stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush });
+      stream?.sendStatus({ write: t.lastRecordLsn, flush, apply: flush, replyRequested });
     };
     const decoder = t.newDecoder();
     try {
+      ticker = setInterval(() => {
+        // Silence of our own making is none.
+        if (!receiving && ++silent > GIVE_UP_AFTER) {
+          this.#log.warn({ safekeeper: peer.id }, 'the safekeeper does not answer');
+          connection.destroy();
+        } else report(silent >= ASK_AFTER);
+      }, this.#options.statusIntervalMs ?? STATUS_INTERVAL_MS);
       check();
       const start = t.lastRecordLsn;
       let expected: number = start;
@@ -141,7 +155,7 @@ export class WalReceiver {
         { startLsn: start, timeline: 1 },
         {
           onXLogData: async (message) => {
-            heard = performance.now();
+            receiving = true;
             this.senderLsn = message.walEnd;
             if (message.start !== expected)
               throw new LakebaseError(
@@ -161,9 +175,11 @@ export class WalReceiver {
             decoder.push(message.data);
             ingesting = t.ingestFrom(decoder, message.walEnd - expected > BEHIND_BYTES);
             await ingesting;
+            receiving = false;
+            silent = 0;
           },
           onKeepalive: (message) => {
-            heard = performance.now();
+            silent = 0;
             this.senderLsn = message.walEnd;
             if (message.replyRequested) report();
           },
@@ -171,12 +187,6 @@ export class WalReceiver {
       );
       this.connectedTo = peer.id;
       this.#log.info({ safekeeper: peer.id, startLsn: formatLsn(start) }, 'following WAL');
-      ticker = setInterval(() => {
-        // Silence of our own making is none.
-        if (this.#options.room() !== undefined) heard = performance.now();
-        if (performance.now() - heard > SILENCE_MS) connection.destroy();
-        else report();
-      }, STATUS_INTERVAL_MS);
       await stream.ended;
       throw new LakebaseError('UNAVAILABLE', 'the safekeeper ended the stream');
     } finally {

@@ -84,9 +84,9 @@ export async function copyFromPeer(timeline: WalTimeline, options: PeerCopyOptio
     timer = setTimeout(() => silence.abort(new LakebaseError('TIMEOUT', `${donor.id} sends no WAL`)), SILENCE_MS);
   };
   try {
+    heard();
     await checkSystem(connection, timeline, donor);
     await beginWherePossible(connection, timeline, term);
-    heard();
     await new Promise<void>((resolve, reject) => {
       const fail = (error: unknown): void => reject(error instanceof Error ? error : new LakebaseError('INTERNAL', String(error)));
       connection
