@@ -1,4 +1,5 @@
-/** A writer that inserts numbered rows through the proxy and remembers each acknowledged one, and the check that none is lost or doubled.
+/** A writer that inserts numbered rows through the proxy and remembers each acknowledged one, and the check that none is lost or doubled,
+ *  and that nobody was told that the password is wrong.
  *  A row whose answer never came may or may not be there: both are right. */
 import { sleep } from '@lakebase/base';
 import type pg from 'pg';
@@ -7,6 +8,7 @@ const STATEMENT_MS = 20_000;
 /** A cluster, or one project of it. */
 export interface Connectable {
   connect(overrides?: pg.ClientConfig): Promise<pg.Client>;
+  recentLogs?(): string;
 }
 
 export class Ledger {
@@ -47,13 +49,16 @@ export class Ledger {
     while (this.acknowledged.size < goal) {
       if (performance.now() > deadline)
         throw new Error(
-          `no progress: ${this.acknowledged.size} of ${goal} rows after ${ms} ms; errors: ${JSON.stringify([...this.errors])}`,
+          `no progress: ${this.acknowledged.size} of ${goal} rows after ${ms} ms; errors: ${JSON.stringify([...this.errors])}\n${this.#cluster.recentLogs?.() ?? ''}`,
         );
       await sleep(20);
     }
   }
 
   async verify(): Promise<void> {
+    // Whatever has died: the password is right.
+    const refused = [...this.errors.keys()].find((text) => text.includes('authentication failed'));
+    if (refused !== undefined) throw new Error(`a client was turned away: ${refused}`);
     const client = await this.#cluster.connect();
     // The writers may go on: what was acknowledged before the snapshot must be in it, and both reads use one snapshot.
     const acknowledged = [...this.acknowledged];

@@ -156,6 +156,17 @@ export class Cluster implements AsyncDisposable {
     return existsSync(path) ? readFileSync(path, 'utf8') : '';
   }
 
+  /** The last lines of every service, for the message of a test that fails. */
+  recentLogs(lines = 25): string {
+    const dir = join(this.home, 'logs');
+    if (!existsSync(dir)) return '';
+    const tail = (name: string): string => readFileSync(join(dir, name), 'utf8').trimEnd().split('\n').slice(-lines).join('\n');
+    return readdirSync(dir)
+      .filter((name) => name.endsWith('.log'))
+      .map((name) => `--- ${name}\n${tail(name)}`)
+      .join('\n');
+  }
+
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
     const child = this.#child;
     this.#child = undefined;

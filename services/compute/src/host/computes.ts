@@ -118,8 +118,11 @@ export class Computes {
     return this.#get(id).agent.request('log', { lines });
   }
 
-  role(id: string, name: string): Promise<RoleSecret> {
-    return this.#get(id).agent.request('role', { name });
+  /** NOT_FOUND means that its server knows no such role; UNAVAILABLE, that there is no server to ask. */
+  async role(id: string, name: string): Promise<RoleSecret> {
+    const compute = this.#running.get(id);
+    if (compute === undefined) throw new LakebaseError('UNAVAILABLE', `compute ${id} is not running`);
+    return compute.agent.request('role', { name });
   }
 
   async stop(id: string, mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
