@@ -1,9 +1,11 @@
 /** What one busy branch costs its neighbours, as a program: `node bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S] [--rate MB/s]`.
  *  A pageserver with N idle branches attached serves GetPages of three of them, first quiet, then while another branch takes bulk WAL as fast as it
- *  comes, or at a rate; flushes, merges and images included. Printed: GetPage p50 and p99 of the neighbours both times, event-loop delay, resident memory.
+ *  comes, or at a rate; flushes, merges and images included. In between it stays quiet while processes of a merge's priority keep every processor busy: what
+ *  any work in the background costs on this machine. Printed: GetPage p50 and p99 of the neighbours all three times, event-loop delay, resident memory.
  *  The pageserver is this process; those who ask are a thread of their own, so that their waiting is no part of the delay. */
+import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, setPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
@@ -15,6 +17,7 @@ import { readControlFile } from '@lakebase/pg-format';
 import { type PageFigures, type PageRequestAt, askPages, randomPages } from './bench-pages.ts';
 import { walChunks } from './bench-wal.ts';
 import { startPageserver } from './server.ts';
+import { NICE } from './slice.ts';
 import { TEST_PROJECT, tarOf, testConfig, testServiceKeys } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -46,6 +49,17 @@ function ask(asking: Asking): Promise<PageFigures[]> {
     worker.once('message', resolve);
     worker.once('error', reject);
   });
+}
+
+/** Runs `what` beside processes that do nothing but use a processor each, at the priority of a merge. */
+async function beside<T>(count: number, what: () => Promise<T>): Promise<T> {
+  const burners = Array.from({ length: count }, () => spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore' }));
+  for (const { pid } of burners) if (pid !== undefined) setPriority(pid, NICE);
+  try {
+    return await what();
+  } finally {
+    for (const burner of burners) burner.kill('SIGKILL');
+  }
 }
 
 async function main(): Promise<void> {
@@ -106,6 +120,7 @@ async function main(): Promise<void> {
     const asking = { port: server.pagePort, branches, pauseMs: PAUSE_MS };
     await ask(asking);
     const quiet = await measured(() => ask(asking));
+    const quietOnBusyMachine = await measured(() => beside(availableParallelism(), () => ask(asking)));
     let stop = false;
     let walBytes = 0;
     let rssMax = 0;
@@ -136,7 +151,7 @@ async function main(): Promise<void> {
     await loading;
     clearInterval(watch);
     process.stdout.write(
-      `${JSON.stringify({ idle, quiet, loaded: { ...loaded, rssMaxMb: rssMax, walMbPerSecond: round(walBytes / 1e6 / seconds), layers: busy.storage.set.layers.length, compactions: busy.storage.compactions } }, null, 2)}\n`,
+      `${JSON.stringify({ idle, quiet, quietOnBusyMachine, loaded: { ...loaded, rssMaxMb: rssMax, walMbPerSecond: round(walBytes / 1e6 / seconds), layers: busy.storage.set.layers.length, compactions: busy.storage.compactions } }, null, 2)}\n`,
     );
     await server.close();
   } finally {

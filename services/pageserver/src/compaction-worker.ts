@@ -5,9 +5,9 @@ import { LakebaseError, errorMessage } from '@lakebase/base';
 import { dropFrameContexts } from '@lakebase/bytes';
 import { type StorageJob, runJob } from './compaction-job.ts';
 import type { KeyMessage } from './compaction-keys.ts';
+import { NICE } from './slice.ts';
 
-/** Behind commits, reads and ingest wherever they want the same processor. On Linux a priority is the calling thread's own. */
-const NICE = 10;
+// On Linux a priority is the calling thread's own.
 setPriority(0, NICE);
 
 type Message = { readonly id: number; readonly job: StorageJob } | { readonly id: number; readonly keys: KeyMessage | string };

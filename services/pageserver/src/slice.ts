@@ -1,7 +1,10 @@
-/** How long this service works without a turn of the event loop: what one branch adds to the reads of every other. */
+/** What one branch may add to the reads of every other: how long this service works without a turn of the event loop, and how far behind commits, reads
+ *  and ingest its background work stands where they want the same processor. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
 export const SLICE_MS = 1;
+/** Of merges and images. */
+export const NICE = 10;
 
 /** Called between two steps of something long: lets others go on when the slice is used up. */
 export function turns(): () => Promise<void> {
