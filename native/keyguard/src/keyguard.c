@@ -25,6 +25,9 @@
 #ifndef MCL_ONFAULT
 #define MCL_ONFAULT 4 /* Linux 4.4 */
 #endif
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 #define PERTURB_BYTE 0xa5
@@ -55,14 +58,31 @@ static int can_give_back(void)
     return ok;
 }
 
-/* With a limit on locked memory, MCL_FUTURE makes allocations fail once it is reached, and V8 reserves gigabytes: all or nothing. */
+/* With a limit on locked memory, MCL_FUTURE makes allocations fail once it is reached, and V8 reserves gigabytes: all or nothing. CAP_IPC_LOCK lifts the
+ * limit, but only that of the first user namespace does: so it is tried, by locking one page more than the limit, none of them touched. */
+static int locks_without_limit(void)
+{
+    struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY}, now;
+    if (setrlimit(RLIMIT_MEMLOCK, &unlimited) == 0)
+        return 1;
+    if (getrlimit(RLIMIT_MEMLOCK, &now) != 0)
+        return 0;
+    if (now.rlim_cur == RLIM_INFINITY)
+        return 1;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), more = ((size_t)now.rlim_cur / page + 1) * page;
+    void *area = mmap(NULL, more, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (area == MAP_FAILED)
+        return 0;
+    int ok = syscall(SYS_mlock2, area, more, MLOCK_ONFAULT) == 0;
+    munmap(area, more);
+    return ok;
+}
+
 static const char *lock_memory(void)
 {
     if (!can_give_back())
         return "no:needs-Linux-5.18";
-    struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY}, now;
-    if (setrlimit(RLIMIT_MEMLOCK, &unlimited) != 0 &&
-        (getrlimit(RLIMIT_MEMLOCK, &now) != 0 || now.rlim_cur != RLIM_INFINITY))
+    if (!locks_without_limit())
         return "no:needs-CAP_IPC_LOCK-or-unlimited-memlock";
     if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0)
         return "yes";
