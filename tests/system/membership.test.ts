@@ -115,4 +115,26 @@ describe('members of the WAL quorum are replaced under load', () => {
     await without(['sk3'], () => ledger.progress(30));
     await ledger.verify();
   });
+
+  it('a role is made while a healthy member is replaced and another one hangs: neither waits for the other', async () => {
+    // The agent that makes roles also tells Postgres whom to wait for. In between the hanging member is one of the two whom commits wait for.
+    await without(['sk3'], async () => {
+      const roles = new AbortController();
+      const making = (async () => {
+        let made = 0;
+        while (!roles.signal.aborted || made === 0) await cluster.lakebase('roles', 'create', `role-${made++}`);
+        return made;
+      })();
+      making.catch(() => {}); // looked at below
+      await cluster.lakebase('storage', 'replace-safekeeper', 'sk1');
+      await eventually('sk2 has the place of sk1', async () => {
+        const { changes } = await look();
+        return changes.some((c) => /sk2_g/.test(c.configuration) && !c.configuration.includes('->')) || undefined;
+      });
+      await ledger.progress(30);
+      roles.abort();
+      assert.ok((await making) > 0);
+    });
+    await ledger.verify();
+  });
 });

@@ -201,10 +201,10 @@ export class Compute {
     });
   }
 
-  async #reload(): Promise<void> {
-    const sql = await must(this.#sql, 'connection to Postgres');
+  #reload(): void {
+    const postgres = must(this.#postgres, 'Postgres');
     writeScratchFile(this.#cipher, join(this.#pgdata, 'postgresql.conf'), this.#conf(must(this.#election, 'election')));
-    await sql.query('SELECT pg_reload_conf()');
+    postgres.reload();
   }
 
   async change(change: ComputeChange): Promise<ComputeStatus> {
@@ -214,7 +214,7 @@ export class Compute {
       if (Object.keys(change).length === 1) return this.status();
     }
     const sql = await must(this.#sql, 'connection to Postgres');
-    if (change.settings !== undefined) await this.#reload();
+    if (change.settings !== undefined) this.#reload();
     await applyCatalog(sql, this.#catalog());
     return this.status();
   }

@@ -88,6 +88,11 @@ export class PostgresProcess {
     }
   }
 
+  /** Has it read its configuration files again, soon. By signal: a connection could be waiting for the very setting that is to change. */
+  reload(): void {
+    this.#child.kill('SIGHUP');
+  }
+
   /** SIGINT is a fast shutdown (checkpoint reaches the quorum), SIGQUIT an immediate one. SIGKILL when even that does not end it. */
   async stop(mode: 'fast' | 'immediate', deadlineMs: number): Promise<boolean> {
     if (this.#gone === undefined) this.#child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');

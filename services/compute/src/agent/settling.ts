@@ -130,8 +130,11 @@ export class Settling {
   async round(): Promise<RoundResult> {
     const { worker, row, raise } = this.#o;
     const round = await this.#begin();
-    // Its own commit makes WAL go beyond it, so that it gets to storage whatever else happens.
-    const mark = await row('SELECT pg_current_wal_insert_lsn()::text AS lsn, pg_current_xact_id()::text AS xid');
+    // Its own commit makes WAL go beyond it, so that it gets to storage whatever else happens. It waits for no quorum: that is looked at below, and
+    // without one everything else that this connection is for would wait as well.
+    const mark = await row(
+      "SELECT set_config('synchronous_commit', 'local', true), pg_current_wal_insert_lsn()::text AS lsn, pg_current_xact_id()::text AS xid",
+    );
     const lsn = parseLsn(String(mark['lsn']));
     const openFrom = await this.#openTransactions(transactionId(mark));
     await this.#stored(lsn);

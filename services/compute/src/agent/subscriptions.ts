@@ -21,6 +21,8 @@ export interface SubscriptionsOptions {
   readonly onFenced: (term: number) => void;
   /** Called with every status a member answers. */
   readonly onStatus?: (member: string, status: WalTimelineStatus) => void;
+  /** Called when a member does not answer. */
+  readonly onSilent?: (member: string) => void;
 }
 
 export class Subscriptions {
@@ -71,6 +73,7 @@ export class Subscriptions {
             (status) => this.#options.onStatus?.(peer.id, status),
             () => {},
           );
+        else this.#options.onSilent?.(peer.id);
       }
       await sleep(POLL_MS, this.#abort.signal).catch(() => {});
     }

@@ -33,8 +33,9 @@ export interface WalMembersOptions {
   readonly log: Logger;
   readonly onFenced: (term: number) => void;
   readonly onStatus: (member: string, status: WalTimelineStatus) => void;
-  /** Writes the configuration file anew, by the rule and generation of now, and reloads it. */
-  readonly applySettings: () => Promise<void>;
+  /** Writes the configuration file anew, by the rule and generation of now, and has it read. Must not wait for a connection: one may be waiting for
+   *  a commit that only the new rule lets go. */
+  readonly applySettings: () => void;
 }
 
 const SETTINGS_MS = 5_000;
@@ -83,8 +84,10 @@ export class WalMembers {
     const { project, timeline, term, connection, log, onFenced } = this.#options;
     const { host, port, user } = connection;
     const onStatus = (member: string, status: WalTimelineStatus): void => this.#onStatus(members, member, status);
+    const onSilent = (member: string): void => this.#onSilent(member);
     const configuration = this.#configuration;
-    this.#subscriptions = new Subscriptions({ members, configuration, project, timeline, term, host, port, user, log, onFenced, onStatus });
+    const options = { members, configuration, project, timeline, term, host, port, user, log, onFenced, onStatus, onSilent };
+    this.#subscriptions = new Subscriptions(options);
     this.#subscriptions.start();
   }
 
@@ -97,13 +100,25 @@ export class WalMembers {
     else if (this.#configuration.newMembers !== null) this.#chooseAgain();
   }
 
+  /** A member that hangs may have its stream yet; it is not one to wait for. */
+  #onSilent(id: string): void {
+    this.#streaming.delete(id);
+    if (this.#configuration.newMembers !== null) this.#chooseAgain();
+  }
+
   /** In a change there are two rules; which one can be satisfied depends on who streams. Each is safe: no stream has to end for it. */
   #chooseAgain(): void {
     const rule = chooseRule(this.#configuration, this.#streaming);
     if (rule.count === this.#rule.count) return;
     this.#options.log.info({ count: rule.count, names: rule.names }, 'commits wait by the other rule of the change');
+    const before = this.#rule;
     this.#rule = rule;
-    this.#options.applySettings().catch((error: unknown) => this.#options.log.warn({ err: errorMessage(error) }, 'settings not reloaded'));
+    try {
+      this.#options.applySettings();
+    } catch (error) {
+      this.#rule = before; // tried again with the next status
+      this.#options.log.warn({ err: errorMessage(error) }, 'settings not reloaded');
+    }
   }
 
   #ask(member: WalMember): void {
@@ -131,7 +146,7 @@ export class WalMembers {
     const started = performance.now();
     for (let attempt = 0; !this.#abort.signal.aborted; attempt++) {
       try {
-        await this.#options.applySettings();
+        this.#options.applySettings();
         await this.#settingsInForce();
         await this.#endStreams();
         break;
