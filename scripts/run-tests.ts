@@ -1,5 +1,5 @@
 /** Runs every test file with node:test and closes with the line `N passed, N failed, N skipped`.
- *  Unit tests run two files at a time; tests with a real Postgres (`.pg.test.ts`) and system tests one at a time, since they share two cores.
+ *  Unit tests and tests with a stock Postgres (`.pg.test.ts`) run two files at a time; system tests, each of a dozen processes, one at a time: there may be two cores.
  *  Arguments are substrings of paths to select. */
 import { once } from 'node:events';
 import { globSync } from 'node:fs';
@@ -38,7 +38,7 @@ export async function runTests(root: string, filters: readonly string[]): Promis
   )
     .filter((file) => !file.includes('node_modules') && (filters.length === 0 || filters.some((f) => file.includes(f))))
     .sort();
-  const heavy = files.filter((file) => file.endsWith('.pg.test.ts') || file.startsWith('tests/'));
+  const heavy = files.filter((file) => file.startsWith('tests/'));
   const light = files.filter((file) => !heavy.includes(file));
   const totals: Totals = { passed: 0, failed: 0, skipped: 0, failures: [] };
   await runFiles(root, light, 2, totals);

@@ -84,6 +84,8 @@ bool added_grow(struct map_entry *entry, uint32_t nblocks)
     if (nblocks > entry->base_blocks && atomic_load(&entry->area) == 0 && !take_area(entry, (uint32_t)(entry - map_entries)))
         return false;
     map_make_written(entry, before, nblocks);
+    /* This compute wrote them: they belong to what the next one fetches ahead. */
+    map_touch(entry, before, nblocks);
     atomic_store(&entry->nblocks, nblocks);
     map_count(&map->blocks_adopted, nblocks - before);
     return true;

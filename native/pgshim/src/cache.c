@@ -157,10 +157,15 @@ static struct cell_run run_at(uint64_t number)
     return (struct cell_run){added_area_owner((uint32_t)((number - base) / AREA_CELLS)), at * CELL_BLOCKS, AREA_CELLS - at};
 }
 
-/* The next step of the hand. */
+static uint64_t steps_around(uint64_t cells_total)
+{
+    return (cells_total + STEP_CELLS - 1) / STEP_CELLS;
+}
+
+/* The next step of the hand; as many as steps_around() come by every cell once. */
 static uint32_t step(uint64_t cells_total)
 {
-    uint64_t cell = atomic_fetch_add_explicit(&map->clock_hand, STEP_CELLS, memory_order_relaxed) % cells_total;
+    uint64_t cell = atomic_fetch_add_explicit(&map->clock_hand, 1, memory_order_relaxed) % steps_around(cells_total) * STEP_CELLS;
     uint64_t end = cell + STEP_CELLS < cells_total ? cell + STEP_CELLS : cells_total;
     uint32_t evicted = 0;
     while (cell < end) {
@@ -187,7 +192,7 @@ uint32_t cache_evict(uint32_t wanted)
     sigset_t saved;
     signals_hold(&saved);
     /* Twice around: the first time may only take marks away. */
-    for (uint64_t looked = 0; looked < 2 * cells_total + STEP_CELLS && evicted < wanted; looked += STEP_CELLS)
+    for (uint64_t steps = 0; steps < 2 * steps_around(cells_total) && evicted < wanted; steps++)
         evicted += step(cells_total);
     if (evicted > 0) {
         map_clean_less(evicted);

@@ -60,7 +60,7 @@ struct map_header {
     _Atomic uint64_t clean_blocks;  /* RESIDENT now; an estimate while files are being dropped */
     _Atomic uint64_t clean_budget;  /* 0: no bound */
     _Atomic uint64_t blocks_evicted;
-    _Atomic uint64_t clock_hand;    /* next cell to look at, modulo their number */
+    _Atomic uint64_t clock_hand;    /* next step of the hand, modulo their number */
     _Atomic uint64_t rooms_made;    /* writes that found the disk full and went on after blocks were dropped */
     _Atomic uint64_t rooms_denied;  /* and those for which nothing could be dropped */
     _Atomic uint64_t scratch_bytes; /* by the cache worker: what lies below the data directory */

@@ -24,6 +24,7 @@ import type { Timeline } from './timeline.ts';
 const SECRET = 'cd'.repeat(32);
 const ASKED = 3;
 const PAUSE_MS = 2;
+const WARM_UP = 500;
 
 interface Asking {
   readonly port: number;
@@ -35,7 +36,7 @@ const branchId = (n: number): TimelineId => n.toString(16).padStart(32, '0') as 
 
 if (!isMainThread) {
   const { port, branches, pauseMs } = workerData as Asking;
-  Promise.all(branches.map(({ timeline, requests }) => askPages(port, SECRET, requests, 1, { timeline, pauseMs }))).then(
+  Promise.all(branches.map(({ timeline, requests }) => askPages(port, SECRET, requests, 1, { timeline, pauseMs, warmUp: WARM_UP }))).then(
     (figures) => parentPort?.postMessage(figures),
     (error: unknown) => {
       throw error;

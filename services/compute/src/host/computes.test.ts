@@ -19,7 +19,7 @@ test('a compute that has ended says nothing about roles: a client whose compute 
       spareAgents: 0,
       log: silentLogger,
     });
-    await assert.rejects(computes.role('c1', 'owner'), { code: 'UNAVAILABLE' });
+    await assert.rejects(computes.role('c1', 'owner'), { code: 'CONFLICT' });
     await computes.close();
   } finally {
     rmSync(dataDir, { recursive: true, force: true });

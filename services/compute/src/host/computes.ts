@@ -118,10 +118,10 @@ export class Computes {
     return this.#get(id).agent.request('log', { lines });
   }
 
-  /** NOT_FOUND means that its server knows no such role; UNAVAILABLE, that there is no server to ask. */
+  /** NOT_FOUND means that its server knows no such role; CONFLICT, that there is no server to ask. */
   async role(id: string, name: string): Promise<RoleSecret> {
     const compute = this.#running.get(id);
-    if (compute === undefined) throw new LakebaseError('UNAVAILABLE', `compute ${id} is not running`);
+    if (compute === undefined) throw new LakebaseError('CONFLICT', `compute ${id} is not running`);
     return compute.agent.request('role', { name });
   }
 

@@ -1,6 +1,6 @@
 /** All endpoints: their controllers, the polling of the compute host, adoption after a restart, and stray computes.
  *  Invariant: nothing is started before the compute host has said what still runs. */
-import { LakebaseError, type Logger, backoffDelay, errorMessage, sleep } from '@lakebase/base';
+import { LakebaseError, type Logger, backoffDelay, errorMessage, isCode, sleep } from '@lakebase/base';
 import type { ComputeStatus, RoleSecret } from '@lakebase/api';
 import type { ProjectUid, TimelineId } from '@lakebase/ids';
 import { type FarEnd, type PageserverAddress, ignoreNotFound, isTransient } from '../far-end.ts';
@@ -75,8 +75,14 @@ export class Endpoints {
     return n;
   }
 
-  roleOf(computeId: string, role: string): Promise<RoleSecret> {
-    return this.#o.far.computeHost.role(computeId, role);
+  /** NOT_FOUND: there is no such role. UNAVAILABLE: the compute is not there to be asked, so whoever can waits for the next one. */
+  async roleOf(computeId: string, role: string): Promise<RoleSecret> {
+    try {
+      return await this.#o.far.computeHost.role(computeId, role);
+    } catch (error) {
+      if (isCode(error, 'CONFLICT')) throw new LakebaseError('UNAVAILABLE', errorMessage(error), { cause: error });
+      throw error;
+    }
   }
 
   async controller(uid: string): Promise<EndpointController> {
