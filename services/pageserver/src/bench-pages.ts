@@ -99,7 +99,7 @@ export async function askPages(
     socket.write(encodeRequest({ type: 'getPages', id: next++, tag, block, count: 1, requestLsn: lsn, notModifiedSince: 0 as Lsn }));
   };
   let start = 0;
-  let onFrame = (_: FrameHead): void => {};
+  let onFrame: (frame: FrameHead) => void = () => {};
   const socket = connect({
     host: '127.0.0.1',
     port,
