@@ -1,6 +1,6 @@
 /** GetPage as clients see it: pages with a known number of records to apply, over the real listener, at depth 1 and 64. */
 import { connect } from 'node:net';
-import { FRAME_HEADER_BYTES, MSG, decodeFrameHeader, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
+import { type Frame, FrameReceiver, MSG, encodeHello, encodeRequest, internalToken } from '@lakebase/api';
 import { LakebaseError } from '@lakebase/base';
 import { BLCKSZ, type ForkNumber, type Lsn, MAX_LSN, type RelTag, parseProjectUid, parseTimelineId } from '@lakebase/ids';
 import { ENTRY_IMAGE, type Entry, encodeKey, relPages } from '@lakebase/layers';
@@ -51,32 +51,8 @@ export interface AskOptions {
   readonly warmUp?: number;
 }
 
-type FrameHead = ReturnType<typeof decodeFrameHeader>;
-
-/** Says which frames have come, and leaves nothing behind for a collector, whose pauses would be taken for the server's. */
-class FrameSkimmer {
-  readonly #header = Buffer.alloc(FRAME_HEADER_BYTES);
-  #have = 0;
-  #left = 0;
-
-  push(chunk: Buffer, onFrame: (header: FrameHead) => void): void {
-    for (let at = 0; at < chunk.length; ) {
-      if (this.#have < FRAME_HEADER_BYTES) {
-        const copied = chunk.copy(this.#header, this.#have, at);
-        this.#have += copied;
-        at += copied;
-        if (this.#have < FRAME_HEADER_BYTES) return;
-        this.#left = decodeFrameHeader(this.#header, 0, 1 << 24).length;
-      }
-      const skipped = Math.min(this.#left, chunk.length - at);
-      this.#left -= skipped;
-      at += skipped;
-      if (this.#left > 0) return;
-      this.#have = 0;
-      onFrame(decodeFrameHeader(this.#header, 0, 1 << 24));
-    }
-  }
-}
+/** Larger than any answer to a request for one page. */
+const ANSWER_BYTES = 1 << 16;
 
 /** Sends `requests` in order, `depth` of them at any time. */
 export async function askPages(
@@ -87,7 +63,6 @@ export async function askPages(
   options: AskOptions = {},
 ): Promise<PageFigures> {
   const { timeline = TEST_TIMELINE, pauseMs = 0, warmUp = 0 } = options;
-  const frames = new FrameSkimmer();
   const sent = new Float64Array(requests.length);
   const taken = new Float64Array(requests.length);
   let [next, answered] = [0, 0];
@@ -99,14 +74,21 @@ export async function askPages(
     socket.write(encodeRequest({ type: 'getPages', id: next++, tag, block, count: 1, requestLsn: lsn, notModifiedSince: 0 as Lsn }));
   };
   let start = 0;
-  let onFrame: (frame: FrameHead) => void = () => {};
+  let onFrame: (frame: Frame) => void = () => {};
+  // Every answer into the same memory: what a collector would have to do here would be taken for the server's.
+  const answer = Buffer.allocUnsafeSlow(ANSWER_BYTES);
+  const received = new FrameReceiver(
+    ANSWER_BYTES,
+    (frame) => onFrame(frame),
+    (bytes) => answer.subarray(0, bytes),
+  );
   const socket = connect({
     host: '127.0.0.1',
     port,
     onread: {
-      buffer: Buffer.allocUnsafe(1 << 16),
-      callback: (bytes, buffer) => {
-        frames.push((buffer as Buffer).subarray(0, bytes), onFrame);
+      buffer: () => received.space,
+      callback: (bytes) => {
+        received.filled(bytes);
         return true;
       },
     },
@@ -120,7 +102,7 @@ export async function askPages(
         for (let i = 0; i < depth; i++) send();
         return;
       }
-      if (frame.type !== MSG.PAGES || frame.length !== 2 + BLCKSZ) return reject(new LakebaseError('INTERNAL', 'a request failed'));
+      if (frame.type !== MSG.PAGES || frame.payload.length !== 2 + BLCKSZ) return reject(new LakebaseError('INTERNAL', 'a request failed'));
       taken[answered++] = performance.now() - (sent[frame.id] as number);
       if (answered === requests.length) resolve();
       else if (pauseMs > 0) setTimeout(send, pauseMs);

@@ -120,9 +120,7 @@ export class Computes {
 
   /** NOT_FOUND means that its server knows no such role; CONFLICT, that there is no server to ask. */
   async role(id: string, name: string): Promise<RoleSecret> {
-    const compute = this.#running.get(id);
-    if (compute === undefined) throw new LakebaseError('CONFLICT', `compute ${id} is not running`);
-    return compute.agent.request('role', { name });
+    return this.#get(id, 'CONFLICT').agent.request('role', { name });
   }
 
   async stop(id: string, mode: 'fast' | 'immediate'): Promise<ComputeStatus> {
@@ -145,9 +143,9 @@ export class Computes {
     rmSync(this.#options.runtimeDir, { recursive: true, force: true });
   }
 
-  #get(id: string): Compute {
+  #get(id: string, otherwise: 'NOT_FOUND' | 'CONFLICT' = 'NOT_FOUND'): Compute {
     const compute = this.#running.get(id);
-    if (compute === undefined) throw new LakebaseError('NOT_FOUND', `compute ${id} is not running`);
+    if (compute === undefined) throw new LakebaseError(otherwise, `compute ${id} is not running`);
     return compute;
   }
 
