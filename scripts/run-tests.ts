@@ -20,7 +20,7 @@ const FILE_MS_MAX = 720_000;
 
 type TestEvent =
   | { type: 'test:pass' | 'test:fail'; data: { name: string; skip?: unknown; todo?: unknown; details: { type?: string } } }
-  | { type: 'test:diagnostic'; data: { file?: string } }
+  | { type: 'test:diagnostic'; data: { file?: string; message: string } }
   | { type: 'test:summary'; data: unknown };
 
 export async function runTests(root: string, filters: readonly string[]): Promise<number> {
@@ -41,19 +41,40 @@ export async function runTests(root: string, filters: readonly string[]): Promis
   const heavy = files.filter((file) => file.startsWith('tests/'));
   const light = files.filter((file) => !heavy.includes(file));
   const totals: Totals = { passed: 0, failed: 0, skipped: 0, failures: [] };
-  await runFiles(root, light, 2, totals);
-  await runFiles(root, heavy, 1, totals);
-  for (const failure of totals.failures) process.stdout.write(`failed: ${failure}\n`);
-  process.stdout.write(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`);
-  return totals.failed === 0 && totals.passed > 0 ? 0 : 1;
+  const running = new Set<string>();
+  const close = (): number => {
+    process.off('exit', onEarlyExit);
+    for (const failure of totals.failures) process.stdout.write(`failed: ${failure}\n`);
+    process.stdout.write(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`);
+    return totals.failed === 0 && totals.passed > 0 ? 0 : 1;
+  };
+  // A process with nothing left to wait for ends without a word; so does one that is told to exit.
+  const onEarlyExit = (): void => {
+    totals.failed++;
+    totals.failures.push(`the run itself ended early, during ${[...running].join(', ') || 'no file'}`);
+    process.exitCode = close();
+  };
+  process.on('exit', onEarlyExit);
+  await runFiles(root, light, 2, totals, running);
+  await runFiles(root, heavy, 1, totals, running);
+  return close();
 }
 
-async function runFiles(root: string, files: readonly string[], concurrency: number, totals: Totals): Promise<void> {
+async function runFiles(root: string, files: readonly string[], concurrency: number, totals: Totals, running: Set<string>): Promise<void> {
   const report = new spec();
   report.on('data', (chunk) => process.stdout.write(chunk as string));
   const waiting = [...files];
   const lane = async (): Promise<void> => {
-    for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) await runFile(join(root, file), report, totals);
+    for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) {
+      running.add(file);
+      try {
+        await runFile(join(root, file), report, totals);
+      } catch (error) {
+        totals.failed++;
+        totals.failures.push(`${file}: its run failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+      }
+      running.delete(file);
+    }
   };
   await Promise.all(Array.from({ length: concurrency }, lane));
   await new Promise<void>((resolve) => report.end(resolve));
@@ -72,7 +93,11 @@ async function runFile(file: string, report: Writable, totals: Totals): Promise<
   });
   let seen = false;
   for await (const event of stream as AsyncIterable<TestEvent>) {
-    // Counts of one file, after each: ours come at the end.
+    // Counts of one file, after each: ours come at the end. Node tells of errors of this process, which it catches while tests run, in the same way.
+    if (event.type === 'test:diagnostic' && event.data.message.startsWith('Error:')) {
+      totals.failed++;
+      totals.failures.push(`${file}: ${event.data.message}`);
+    }
     if (event.type === 'test:summary' || (event.type === 'test:diagnostic' && event.data.file === undefined)) continue;
     if (!report.write(event)) await once(report, 'drain');
     if (event.type !== 'test:pass' && event.type !== 'test:fail') continue;
