@@ -17,7 +17,7 @@ import { readControlFile } from '@lakebase/pg-format';
 import { type PageFigures, type PageRequestAt, askPages, randomPages } from './bench-pages.ts';
 import { walChunks } from './bench-wal.ts';
 import { startPageserver } from './server.ts';
-import { NICE } from './slice.ts';
+import { NICE, demoteHelpers } from './slice.ts';
 import { TEST_PROJECT, tarOf, testConfig, testServiceKeys } from './testing.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -25,6 +25,7 @@ const SECRET = 'cd'.repeat(32);
 const ASKED = 3;
 const PAUSE_MS = 2;
 const WARM_UP = 500;
+const WARM_UP_BYTES = 100_000_000;
 
 interface Asking {
   readonly port: number;
@@ -81,6 +82,7 @@ async function main(): Promise<void> {
       'usage: bench-neighbours.ts --template DIR --wal DIR [--end LSN] [--idle N] [--seconds S] [--rate MB/s] [--scratch DIR]',
     );
   const directory = mkdtempSync(join(values.scratch ?? tmpdir(), 'lb-neighbours-'));
+  demoteHelpers();
   const delay = monitorEventLoopDelay({ resolution: 5 });
   try {
     const server = await startPageserver(testConfig(directory), SECRET, silentLogger, testServiceKeys);
@@ -119,37 +121,39 @@ async function main(): Promise<void> {
       };
     };
     const asking = { port: server.pagePort, branches, pauseMs: PAUSE_MS };
-    await ask(asking);
+    let stop = false;
+    const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
+    const load = async (bytesMax: number): Promise<number> => {
+      const [started, decoder] = [performance.now(), busy.newDecoder()];
+      let bytes = 0;
+      for await (const chunk of walChunks(values.wal as string, busy.lastRecordLsn, end, Buffer.allocUnsafe(131_072))) {
+        decoder.push(chunk);
+        bytes += chunk.length;
+        await busy.ingestFrom(decoder, true);
+        const early = started + bytes / 1_000 / Number(values.rate) - performance.now();
+        if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
+        if (stop || bytes >= bytesMax) break;
+      }
+      return bytes;
+    };
+    // Whatever a first second compiles.
+    await Promise.all([ask(asking), load(WARM_UP_BYTES)]);
+    await busy.checkpoint();
+    await busy.storage.settled();
     const quiet = await measured(() => ask(asking));
     const quietOnBusyMachine = await measured(() => beside(availableParallelism(), () => ask(asking)));
-    let stop = false;
-    let walBytes = 0;
     let rssMax = 0;
-    const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
     const started = performance.now();
     // Not for every chunk: asking costs more than ingesting a small one.
     const watch = setInterval(() => (rssMax = Math.max(rssMax, rss())), 100);
-    const load = async (): Promise<void> => {
-      const decoder = busy.newDecoder();
-      for (const chunk of walChunks(values.wal as string, busy.lastRecordLsn, end, Buffer.allocUnsafe(131_072))) {
-        decoder.push(chunk);
-        walBytes += chunk.length;
-        await busy.ingestFrom(decoder, true);
-        // As a socket would.
-        await new Promise((resolve) => setImmediate(resolve));
-        const early = started + walBytes / 1_000 / Number(values.rate) - performance.now();
-        if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
-        if (stop) break;
-      }
-    };
-    const loading = load();
+    const loading = load(Number.POSITIVE_INFINITY);
     const loaded = await measured(async () => {
       const figures = await ask(asking);
       stop = true;
       return figures;
     });
     const seconds = (performance.now() - started) / 1_000;
-    await loading;
+    const walBytes = await loading;
     clearInterval(watch);
     process.stdout.write(
       `${JSON.stringify({ idle, quiet, quietOnBusyMachine, loaded: { ...loaded, rssMaxMb: rssMax, walMbPerSecond: round(walBytes / 1e6 / seconds), layers: busy.storage.set.layers.length, compactions: busy.storage.compactions } }, null, 2)}\n`,

@@ -49,7 +49,7 @@ try {
   const local = await createTimeline(directory, values.template, systemId, config);
   const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
   const decoder = local.newDecoder();
-  for (const chunk of walChunks(values.wal, local.lastRecordLsn, end)) {
+  for await (const chunk of walChunks(values.wal, local.lastRecordLsn, end)) {
     decoder.push(chunk);
     await local.ingestFrom(decoder, true);
   }

@@ -103,7 +103,8 @@ try {
   await timeline.checkpoint();
   await timeline.storage.settled();
   const end = values.end === undefined ? MAX_LSN : parseLsn(values.end);
-  const chunks = [...walChunks(values.wal, timeline.lastRecordLsn, end)];
+  const chunks: Buffer[] = [];
+  for await (const chunk of walChunks(values.wal, timeline.lastRecordLsn, end)) chunks.push(chunk);
   const result: Record<string, unknown> = { walBytes: chunks.reduce((n, c) => n + c.length, 0) };
   const drain = (decoder: WalDecoder): number => {
     let n = 0;
