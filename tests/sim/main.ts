@@ -2,7 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { errorMessage } from '@lakebase/base';
-import { BUGS, type Bug } from './bugs.ts';
+import { BUGS, type Bug, STALLING_BUGS } from './bugs.ts';
 import { findBug } from './mutants.ts';
 import { run } from './scenario.ts';
 
@@ -38,15 +38,16 @@ function commitHash(): string {
   }
 }
 
-/** Every mistake must do harm that an invariant notices. */
+/** Every mistake must do harm that an invariant notices; of {@link STALLING_BUGS} a standstill is enough. */
 function mutants(): number {
   const seedsMax = number(values.seeds, MUTANT_SEEDS_DEFAULT, 'seeds');
   let missed = 0;
   for (const bug of BUGS) {
-    const found = findBug(bug, seedsMax, false);
-    if (found?.harm !== true) missed++;
+    const found = findBug(bug, seedsMax, STALLING_BUGS.has(bug));
+    const killed = found !== null && (found.harm || STALLING_BUGS.has(bug));
+    if (!killed) missed++;
     const text = found === null ? `not found in ${seedsMax} seeds` : `seed ${found.seed}: ${found.failure}`;
-    console.log(`${found?.harm === true ? 'killed' : 'MISSED'}  ${bug.padEnd(32)} ${text}`);
+    console.log(`${killed ? 'killed' : 'MISSED'}  ${bug.padEnd(32)} ${text}`);
   }
   console.log(`${BUGS.length} mutants, ${missed} missed (commit ${commitHash()})`);
   return missed === 0 ? 0 : 1;
