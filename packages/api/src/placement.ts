@@ -56,6 +56,8 @@ export interface TimelineSize {
   readonly timeline: TimelineId;
   /** Of all layers that its index names, as they are stored: compressed and sealed, history included. */
   readonly layerBytes: number;
+  /** Of all relations as Postgres sees them now: blocks of every fork. */
+  readonly logicalBytes: number;
 }
 /** The index of a timeline that was put last, under the generation that is asked about. */
 export interface PublishedVersion {

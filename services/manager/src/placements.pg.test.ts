@@ -47,7 +47,7 @@ async function tell(m: RunningManager, id: string, layerBytes: number, owner: st
   const project = await uidOf(m, id);
   const [attached] = (await placementsOf(m, owner).attach({ projects: [{ project, seen: 0 }] })).attached;
   assert.ok(attached !== undefined && attached.timelines.length === 1);
-  const sizes = attached.timelines.map(({ timeline }) => ({ timeline, layerBytes }));
+  const sizes = attached.timelines.map(({ timeline }) => ({ timeline, layerBytes, logicalBytes: 2 * layerBytes }));
   await placementsOf(m, by).validate({ projects: [{ project, generation: attached.generation, published: [], sizes }] });
 }
 
@@ -77,6 +77,20 @@ test('a new project goes where the least bytes are, however many projects that i
   for (const id of more) await create(m, id);
   assert.deepEqual(await ownedBy(m, 'second', ['one', ...more]), ['one', 'two', 'three', 'four']);
   assert.deepEqual(await ownedBy(m, 'pageserver', more), ['five']);
+});
+
+test('a project and its branches say how large they are, once that has been told', async () => {
+  await using m = await withSecond();
+  const sizes = async (): Promise<unknown[]> => {
+    const shown = ['projects/default', 'projects/default/branches/production'].map(
+      async (name) => (await m.call('GET', `postgres/${name}`)).body,
+    );
+    const [project, branch] = (await Promise.all(shown)).map((body) => body['status'] as Record<string, unknown>);
+    return [project?.['synthetic_storage_size_bytes'], branch?.['logical_size_bytes']];
+  };
+  assert.deepEqual(await sizes(), [0, 0]);
+  await tell(m, 'default', 5_000_000_000, 'pageserver');
+  assert.deepEqual(await sizes(), [5_000_000_000, 10_000_000_000]);
 });
 
 test('a larger disk takes more', async () => {

@@ -302,14 +302,16 @@ describe('life of a timeline', () => {
       const server = await start();
       await create(server);
       const { storage } = server.store.get(PROJECT, TIMELINE);
-      const told = (): number | undefined => placements.sizes.get(TIMELINE);
+      const told = (): number | undefined => placements.sizes.get(TIMELINE)?.layerBytes;
       await until(() => told() === layerBytesOf(storage.index));
       const empty = layerBytesOf(storage.index);
-      assert.ok(empty > 0);
+      const relations = placements.sizes.get(TIMELINE)?.logicalBytes ?? 0;
+      assert.ok(empty > 0 && relations > empty);
       await pagesOf(server, await write(3_000));
       await client(server).checkpoint(PROJECT, TIMELINE);
       await until(() => told() === layerBytesOf(storage.index));
       assert.ok(layerBytesOf(storage.index) > empty);
+      assert.ok((placements.sizes.get(TIMELINE)?.logicalBytes ?? 0) > relations);
       await server.store.disk.check();
       const { disk } = await client(server).health(5_000);
       assert.ok(disk !== undefined && disk.capacityBytes >= server.store.disk.free && !disk.full);

@@ -3,6 +3,7 @@ import {
   type AttachAnswer,
   type AttachRequest,
   type AttachedTimeline,
+  type TimelineSize,
   type IndexPlace,
   NO_INDEX,
   type PeerAddress,
@@ -19,7 +20,7 @@ export class FakePlacements {
   readonly projects = new Map<string, { owner: string; serving: string; generation: number; timelines: Map<string, IndexPlace> }>();
   safekeepers: readonly PeerAddress[] = [];
   /** As told last, by timeline. */
-  readonly sizes = new Map<string, number>();
+  readonly sizes = new Map<string, TimelineSize>();
   down = false;
   readonly calls = { attach: 0, validate: 0 };
 
@@ -80,7 +81,7 @@ export class FakePlacements {
     this.calls.validate++;
     const answer = { valid: [] as ProjectUid[], superseded: [] as ProjectUid[], moved: [] as ProjectUid[], unknown: [] as ProjectUid[] };
     for (const { project, generation, published, sizes = [] } of body.projects) {
-      for (const { timeline, layerBytes } of sizes) this.sizes.set(timeline, layerBytes);
+      for (const size of sizes) this.sizes.set(size.timeline, size);
       const known = this.projects.get(project);
       if (known === undefined) {
         answer.unknown.push(project);

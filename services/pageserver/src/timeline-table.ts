@@ -83,7 +83,7 @@ export class TimelineTable {
   sizes(): Map<ProjectUid, TimelineSize[]> {
     const sizes = new Map<ProjectUid, TimelineSize[]>();
     for (const { timeline } of this.attached()) {
-      const size = { timeline: timeline.id, layerBytes: layerBytesOf(timeline.storage.index) };
+      const size = { timeline: timeline.id, layerBytes: layerBytesOf(timeline.storage.index), logicalBytes: timeline.logicalBytes };
       const known = sizes.get(timeline.project);
       if (known === undefined) sizes.set(timeline.project, [size]);
       else known.push(size);

@@ -382,6 +382,11 @@ export class Timeline {
     }
   }
 
+  /** Of all relations at the head. */
+  get logicalBytes(): number {
+    return this.catalog.totalBlocks * BLCKSZ;
+  }
+
   // --- life -----------------------------------------------------------------------------------------------------------------------
 
   status(): PageTimelineStatus {
@@ -395,7 +400,7 @@ export class Timeline {
       startPrevRecordLsn: formatLsn(index.startPrevRecordLsn as Lsn),
       lastRecordLsn: formatLsn(this.#lastRecordLsn),
       diskConsistentLsn: formatLsn(this.storage.diskConsistentLsn),
-      logicalSizeBytes: this.catalog.totalBlocks * BLCKSZ,
+      logicalSizeBytes: this.logicalBytes,
       state: this.#broken === undefined ? 'ACTIVE' : 'BROKEN',
       error: this.#broken?.message ?? null,
       layers: this.storage.set.layers.length,

@@ -94,7 +94,7 @@ describe('what is copied', () => {
       [uid],
     );
     const before = store.calls.put;
-    await c.db.query('UPDATE branches SET layer_bytes = 1');
+    await c.db.query('UPDATE branches SET layer_bytes = 1, logical_bytes = 1');
     assert.equal(store.calls.put - before, 0);
     await c.db.query(`UPDATE branches SET layer_bytes = 2, branch_id = 'c'`);
     assert.equal(store.calls.put - before, 1);

@@ -15,7 +15,8 @@ const BODY_BYTES_MAX = 4 << 20;
 const uid = Type.String({ pattern: '^[0-9a-f]{32}$' });
 const generation = Type.Integer({ minimum: 0, maximum: 0xffff_ffff });
 const attachBody = Type.Object({ projects: Type.Array(Type.Object({ project: uid, seen: generation }), { maxItems: PROJECTS_MAX }) });
-const size = Type.Object({ timeline: uid, layerBytes: Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }) });
+const bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const size = Type.Object({ timeline: uid, layerBytes: bytes, logicalBytes: bytes });
 const publishedVersion = Type.Object({ timeline: uid, version: Type.Integer({ minimum: 0 }) });
 const validateBody = Type.Object({
   projects: Type.Array(

@@ -45,7 +45,7 @@ export function projectView(p: ProjectRow, defaultBranch: string, encryption: Js
       default_endpoint_settings: endpointDefaultsView(p.default_endpoint_settings),
       enable_pg_native_login: true,
       branch_logical_size_limit_bytes: LOGICAL_SIZE_LIMIT_BYTES,
-      synthetic_storage_size_bytes: 0,
+      synthetic_storage_size_bytes: p.stored_bytes,
       encryption,
       ...(p.error === null ? {} : { error: p.error }),
     },
@@ -81,7 +81,7 @@ export function branchView(b: BranchRow): Json {
       state_change_time: rfc3339(b.state_change_time),
       default: b.is_default,
       is_protected: b.is_protected,
-      logical_size_bytes: 0,
+      logical_size_bytes: b.logical_bytes ?? 0,
     },
   };
 }

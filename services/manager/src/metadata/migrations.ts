@@ -353,4 +353,13 @@ ALTER TABLE branches ADD COLUMN published_version bigint NOT NULL DEFAULT 0;
 CREATE OR REPLACE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON branches
   FOR EACH ROW EXECUTE FUNCTION catalog_changed('{timeline_id}', '{layer_bytes,published_version}');`,
   },
+  {
+    number: 10,
+    name: 'logical sizes of branches',
+    sql: `
+-- Of its relations, told together with layer_bytes.
+ALTER TABLE branches ADD COLUMN logical_bytes bigint;
+CREATE OR REPLACE TRIGGER catalog_changed AFTER INSERT OR UPDATE OR DELETE ON branches
+  FOR EACH ROW EXECUTE FUNCTION catalog_changed('{timeline_id}', '{layer_bytes,logical_bytes,published_version}');`,
+  },
 ];

@@ -52,9 +52,11 @@ const loads = (q: Queryable): Promise<NodeLoad[]> =>
 /** What the owner of these timelines says; whoever was the owner before is not asked. */
 export async function setSizes(q: Queryable, pageserver: string, sizes: readonly TimelineSize[]): Promise<void> {
   await q.query(
-    `UPDATE branches b SET layer_bytes = s.bytes FROM unnest($1::text[], $2::bigint[]) AS s (timeline_id, bytes), placements p
-     WHERE b.timeline_id = s.timeline_id AND p.project_uid = b.project_uid AND p.owner = $3 AND b.layer_bytes IS DISTINCT FROM s.bytes`,
-    [sizes.map((s) => s.timeline), sizes.map((s) => s.layerBytes), pageserver],
+    `UPDATE branches b SET layer_bytes = s.layers, logical_bytes = s.logical
+     FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS s (timeline_id, layers, logical), placements p
+     WHERE b.timeline_id = s.timeline_id AND p.project_uid = b.project_uid AND p.owner = $4
+       AND (b.layer_bytes, b.logical_bytes) IS DISTINCT FROM (s.layers, s.logical)`,
+    [sizes.map((s) => s.timeline), sizes.map((s) => s.layerBytes), sizes.map((s) => s.logicalBytes), pageserver],
   );
 }
 

@@ -23,6 +23,8 @@ export interface ProjectRow {
   readonly error: string | null;
   /** Customer-managed key of the project; null: the installation root key. */
   readonly managed_key_id: string | null;
+  /** Bytes of the layers of its branches; what has not been told yet counts as none. */
+  readonly stored_bytes: number;
   readonly create_time: Date;
   readonly update_time: Date;
 }
@@ -38,6 +40,8 @@ export interface BranchRow {
   readonly state_change_time: Date;
   readonly start_lsn: string | null;
   readonly prev_record_lsn: string | null;
+  /** Null until its pageserver has told it. */
+  readonly logical_bytes: number | null;
   readonly create_time: Date;
   readonly update_time: Date;
 }
@@ -52,9 +56,14 @@ export interface WalMemberRow {
   readonly evict: boolean;
 }
 
+const PROJECT =
+  'SELECT p.*, (SELECT coalesce(sum(layer_bytes), 0)::bigint FROM branches WHERE project_uid = p.uid) AS stored_bytes FROM projects p';
 const BRANCH = 'SELECT b.*, p.project_id FROM branches b JOIN projects p ON p.uid = b.project_uid';
 
-export async function insertProject(q: Queryable, p: Omit<ProjectRow, 'state' | 'error' | 'create_time' | 'update_time'>): Promise<void> {
+export async function insertProject(
+  q: Queryable,
+  p: Omit<ProjectRow, 'state' | 'error' | 'stored_bytes' | 'create_time' | 'update_time'>,
+): Promise<void> {
   await q.query(
     `INSERT INTO projects (uid, workspace_id, project_id, display_name, owner, pg_version, system_id, retention_seconds, default_endpoint_settings, managed_key_id, state)
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'CREATING')`,
@@ -98,11 +107,11 @@ export async function insertWalMembers(
 }
 
 export const listProjects = (q: Queryable, workspace: string): Promise<ProjectRow[]> =>
-  q.query<ProjectRow>('SELECT * FROM projects WHERE workspace_id = $1 ORDER BY create_time, project_id', [workspace]);
+  q.query<ProjectRow>(`${PROJECT} WHERE p.workspace_id = $1 ORDER BY p.create_time, p.project_id`, [workspace]);
 export const projectById = async (q: Queryable, workspace: string, id: string): Promise<ProjectRow | undefined> =>
-  (await q.query<ProjectRow>('SELECT * FROM projects WHERE workspace_id = $1 AND project_id = $2', [workspace, id]))[0];
+  (await q.query<ProjectRow>(`${PROJECT} WHERE p.workspace_id = $1 AND p.project_id = $2`, [workspace, id]))[0];
 export const projectByUid = async (q: Queryable, uid: string): Promise<ProjectRow | undefined> =>
-  (await q.query<ProjectRow>('SELECT * FROM projects WHERE uid = $1', [uid]))[0];
+  (await q.query<ProjectRow>(`${PROJECT} WHERE p.uid = $1`, [uid]))[0];
 export const unfinishedProjects = (q: Queryable): Promise<{ uid: ProjectUid }[]> =>
   q.query(`SELECT uid FROM projects WHERE state <> 'READY'`);
 
