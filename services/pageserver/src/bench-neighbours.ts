@@ -136,7 +136,7 @@ async function main(): Promise<void> {
       }
       return bytes;
     };
-    // Whatever a first second compiles.
+    // What a first second compiles is in place before anything is measured.
     await Promise.all([ask(asking), load(WARM_UP_BYTES)]);
     await busy.checkpoint();
     await busy.storage.settled();
