@@ -61,23 +61,26 @@ export async function runTests(root: string, filters: readonly string[]): Promis
 }
 
 async function runFiles(root: string, files: readonly string[], concurrency: number, totals: Totals, running: Set<string>): Promise<void> {
-  const report = new spec();
-  report.on('data', (chunk) => process.stdout.write(chunk as string));
   const waiting = [...files];
   const lane = async (): Promise<void> => {
     for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) {
       running.add(file);
+      // One for each file: it keeps a stack of the tests it is in. What runs beside others is printed when its file has ended, so that reports do not mix.
+      const report = new spec();
+      const lines: string[] = [];
+      report.on('data', (chunk: string) => (concurrency === 1 ? process.stdout.write(chunk) : lines.push(chunk)));
       try {
         await runFile(join(root, file), report, totals);
+        await new Promise<void>((resolve) => report.end(resolve));
       } catch (error) {
         totals.failed++;
         totals.failures.push(`${file}: its run failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
       }
+      process.stdout.write(lines.join(''));
       running.delete(file);
     }
   };
   await Promise.all(Array.from({ length: concurrency }, lane));
-  await new Promise<void>((resolve) => report.end(resolve));
 }
 
 /** A test that hangs ends at {@link TEST_MS_MAX}; a file that leaves something open ends with its last test; one that neither sees ends, killed, at
