@@ -43,8 +43,9 @@ function mutants(): number {
   const seedsMax = number(values.seeds, MUTANT_SEEDS_DEFAULT, 'seeds');
   let missed = 0;
   for (const bug of BUGS) {
-    const found = findBug(bug, seedsMax, STALLING_BUGS.has(bug));
-    const killed = found !== null && (found.harm || STALLING_BUGS.has(bug));
+    const stalls = STALLING_BUGS.has(bug);
+    const found = findBug(bug, seedsMax, stalls);
+    const killed = found !== null && (found.harm || stalls);
     if (!killed) missed++;
     const text = found === null ? `not found in ${seedsMax} seeds` : `seed ${found.seed}: ${found.failure}`;
     console.log(`${killed ? 'killed' : 'MISSED'}  ${bug.padEnd(32)} ${text}`);

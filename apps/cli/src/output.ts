@@ -27,4 +27,6 @@ const CONTROL = /[\u0000-\u001f\u007f]/g;
 const cell = (value: unknown): string =>
   (value === undefined || value === null ? '-' : typeof value === 'string' ? value : JSON.stringify(value)).replace(CONTROL, '?');
 
+export const mebibytes = (bytes: number): string => `${Math.round(bytes / (1 << 20))} MiB`;
+
 export const statusOf = (item: Json): Json => (item.status ?? {}) as Json;

@@ -1,11 +1,10 @@
 /** `lakebase projects|branches|endpoints|roles|databases …`: thin wrappers over the API. */
 import type { Command } from 'commander';
 import type { Json } from '../api-client.ts';
-import { statusOf } from '../output.ts';
+import { mebibytes, statusOf } from '../output.ts';
 import { type BranchOptions, type Context, branchPath, show, showList, withBranch, withJson, withProject } from './context.ts';
 
 const enc = encodeURIComponent;
-const mebibytes = (bytes: unknown): string => `${Math.round(Number(bytes ?? 0) / (1 << 20))} MiB`;
 
 export function addResourceCommands(program: Command, c: Context): void {
   projects(program, c);
@@ -22,7 +21,7 @@ function projects(program: Command, c: Context): void {
       ['PROJECT', (p) => p.project_id],
       ['NAME', (p) => statusOf(p).display_name],
       ['POSTGRES', (p) => statusOf(p).pg_version],
-      ['STORED', (p) => mebibytes(statusOf(p).synthetic_storage_size_bytes)],
+      ['STORED', (p) => mebibytes(Number(statusOf(p).synthetic_storage_size_bytes))],
       ['CREATED', (p) => p.create_time],
     ]);
   });
@@ -73,7 +72,7 @@ function branches(program: Command, c: Context): void {
         ['BRANCH', (b) => b.branch_id],
         ['STATE', (b) => statusOf(b).current_state],
         ['DEFAULT', (b) => statusOf(b).default],
-        ['SIZE', (b) => mebibytes(statusOf(b).logical_size_bytes)],
+        ['SIZE', (b) => mebibytes(Number(statusOf(b).logical_size_bytes))],
         ['UID', (b) => b.uid],
       ]);
     },

@@ -4,7 +4,7 @@ import type { ScrubFinding, ScrubStatus, ScrubSummary } from '@lakebase/api';
 import { LakebaseError, sleep } from '@lakebase/base';
 import type { Command } from 'commander';
 import type { Json } from '../api-client.ts';
-import { printTable } from '../output.ts';
+import { mebibytes, printTable } from '../output.ts';
 import type { Context } from './context.ts';
 
 const LOOK_MS = 500;
@@ -66,7 +66,7 @@ async function scrub(c: Context, o: Options): Promise<ScrubSummary> {
 }
 
 const progress = (s: ScrubStatus): string =>
-  `${s.service} ${s.timelines.done}/${s.timelines.total} timelines, ${s.objects} objects, ${Math.round(s.bytes / MIB)} MiB`;
+  `${s.service} ${s.timelines.done}/${s.timelines.total} timelines, ${s.objects} objects, ${mebibytes(s.bytes)}`;
 
 const isClean = (s: ScrubSummary): boolean => s.state === 'DONE' && s.services.every((x) => x.left === 0 && x.skipped.length === 0);
 
@@ -93,6 +93,6 @@ function print(c: Context, { services }: ScrubSummary): void {
   const left = sum((s) => s.left);
   const total = findings.length + sum((s) => s.findingsOmitted);
   c.out(
-    `${sum((s) => s.objects)} objects and files, ${Math.round(sum((s) => s.bytes) / MIB)} MiB read; ${total} findings, ${total - left} put right, ${left} left`,
+    `${sum((s) => s.objects)} objects and files, ${mebibytes(sum((s) => s.bytes))} read; ${total} findings, ${total - left} put right, ${left} left`,
   );
 }
