@@ -1,14 +1,12 @@
 /** Worker thread: runs the jobs it is sent, one at a time, and answers each with its result. A job that needs more keys asks for them. */
-import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 import { LakebaseError, errorMessage } from '@lakebase/base';
 import { dropFrameContexts } from '@lakebase/bytes';
 import { type StorageJob, runJob } from './compaction-job.ts';
 import type { KeyMessage } from './compaction-keys.ts';
-import { NICE } from './slice.ts';
+import { standBehind } from './slice.ts';
 
-// On Linux a priority is the calling thread's own.
-setPriority(0, NICE);
+standBehind();
 
 type Message = { readonly id: number; readonly job: StorageJob } | { readonly id: number; readonly keys: KeyMessage | string };
 const asking = new Map<number, { resolve(keys: KeyMessage): void; reject(error: Error): void }>();
