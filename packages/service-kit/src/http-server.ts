@@ -5,7 +5,8 @@ import { type TokenScope, verifyToken } from '@lakebase/api';
 import { addFailpointRoutes } from './failpoints.ts';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { guardMissing } from './memory.ts';
-import { Registry, collectDefaultMetrics } from 'prom-client';
+import { createMetricsRegistry } from './metrics.ts';
+import type { Registry } from 'prom-client';
 import { registerObjectStoreMetrics } from './object-store.ts';
 
 declare module 'fastify' {
@@ -38,8 +39,7 @@ export function createHttpServer(options: HttpServerOptions): HttpServer {
         .code(error.statusCode ?? 400)
         .send({ error_code: 'INVALID_ARGUMENT', message: `the path of the request is malformed: ${error.code}` }),
   });
-  const metrics = new Registry();
-  collectDefaultMetrics({ register: metrics });
+  const metrics = createMetricsRegistry();
   registerObjectStoreMetrics(metrics);
   const unguarded = guardMissing();
   if (unguarded !== undefined) options.log.warn({}, unguarded);

@@ -1,6 +1,5 @@
 /** Prometheus series of the pageserver. Names say unit and meaning; labels never grow with data (no relation, no page). */
-import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { readGauge } from '@lakebase/service-kit';
+import { eventLoopDelay, readGauge } from '@lakebase/service-kit';
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import { registerCacheMetrics } from './local-cache.ts';
 import type { PageListener, PageMetrics } from './page-listener.ts';
@@ -71,13 +70,7 @@ export function registerMetrics(registry: Registry, store: TimelineStore, listen
     gauge('lakebase_upload_failures', 'Uploads that failed and were tried again', () => counters.failures);
   }
   registerCacheMetrics(registry, store.caches.layers);
-  const delay = monitorEventLoopDelay({ resolution: 10 });
-  delay.enable();
-  gauge('lakebase_event_loop_delay_p99_seconds', '99th percentile of event loop delay since the last scrape', () => {
-    const value = delay.percentile(99) / 1e9;
-    delay.reset();
-    return value;
-  });
+  gauge('lakebase_event_loop_delay_p99_seconds', '99th percentile of event loop delay since the last scrape', eventLoopDelay());
   return {
     observe: (type, s, n) => {
       seconds.observe({ type }, s);
