@@ -7,15 +7,13 @@ import type { Plan } from './cases.ts';
 import { parsePgbench, pgbench } from './pgbench.ts';
 import { type Report, percentile } from './report.ts';
 
-interface Run {
-  /** Work per second, or per run where the work is fixed. */
-  readonly rate: number;
-  /** Processor seconds for one unit of work. */
-  readonly cpu: number;
-}
-interface Case {
+/** Work whose cost is asked for. */
+export interface Work {
   readonly id: string;
-  readonly run: (arm: LakebaseArm) => Promise<Run>;
+  /** What comes before it and is not measured. */
+  readonly prepare?: (arm: LakebaseArm) => Promise<void>;
+  /** Returns work per second, or runs per second where the work is fixed. */
+  readonly run: (arm: LakebaseArm) => Promise<number>;
 }
 
 const CLIENTS = ['-n', '-M', 'prepared', '-c', '8', '-j', '2'];
@@ -25,75 +23,81 @@ const READS = 2_500;
 /** Of runs of a case on either side. */
 const PAIRS = 12;
 
+export function encryptionWork(binary: string, plan: Plan): readonly Work[] {
+  const bench = async (arm: LakebaseArm, ...args: string[]): Promise<number> =>
+    parsePgbench(await pgbench(binary, await arm.connection(), [...CLIENTS, ...args])).tps;
+  const statement =
+    (sql: string): Work['run'] =>
+    async (arm) => {
+      const client = await connect(arm);
+      try {
+        const began = performance.now();
+        await client.query(sql);
+        return 1_000 / (performance.now() - began);
+      } finally {
+        await client.end();
+      }
+    };
+  const scan = statement('SELECT count(*), max(length(filler)) FROM pgbench_accounts');
+  const load = statement(
+    `CREATE TABLE bulk AS SELECT i, md5(i::text) AS a, md5((i * 7)::text) AS b FROM generate_series(1, ${plan.copyRows}) i`,
+  );
+  return [
+    {
+      // As many transactions on either side, from a checkpoint on (the first change of a page after one is logged whole), until storage has done all they
+      // gave it to do: what one side leaves undone would be counted as the other's, whose turn is next.
+      id: 'TPC-B c=8, until storage has done its part',
+      prepare: (arm) => arm.settle(),
+      run: async (arm) => {
+        const tps = await bench(arm, '-t', String(plan.seconds * WRITES));
+        await arm.settle();
+        return tps;
+      },
+    },
+    {
+      id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers`,
+      run: (arm) => bench(arm, '-S', '-t', String(plan.seconds * READS)),
+    },
+    { id: 'scan of pgbench_accounts from scratch', run: scan },
+    {
+      id: 'scan of pgbench_accounts, cold compute',
+      prepare: async (arm) => {
+        await arm.settle();
+        await arm.cold();
+      },
+      run: scan,
+    },
+    {
+      id: `COPY-like load of ${plan.copyRows} rows, until it is in layers`,
+      prepare: (arm) => query(arm, 'DROP TABLE IF EXISTS bulk'),
+      run: async (arm) => {
+        const rate = await load(arm);
+        await arm.settle();
+        return rate;
+      },
+    },
+  ];
+}
+
 export async function encryptionCases(binary: string, plan: Plan, report: Report): Promise<void> {
   await using encrypted = await Arms.start();
   await using plain = await Arms.plain();
   const arms = [encrypted, plain] as const;
   for (const arm of arms) await pgbench(binary, await arm.connection(), ['-i', '-q', '-s', String(plan.scale)]);
   for (const arm of arms) await arm.settle();
-
-  const reads: Case['run'] = async (arm) => {
+  const measured = async ({ prepare, run }: Work, arm: LakebaseArm): Promise<{ rate: number; cpu: number }> => {
+    await prepare?.(arm);
     const before = arm.cpuSeconds();
-    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...CLIENTS, '-S', '-t', String(plan.seconds * READS)]));
-    return { rate: tps, cpu: arm.cpuSeconds() - before };
+    const rate = await run(arm);
+    return { rate, cpu: arm.cpuSeconds() - before };
   };
-  // As many transactions on either side, from a checkpoint on (the first change of a page after one is logged whole), until storage has done all they gave it
-  // to do: what one side leaves undone would be counted as the other's, whose turn is next.
-  const writes: Case['run'] = async (arm) => {
-    await arm.settle();
-    const before = arm.cpuSeconds();
-    const { tps } = parsePgbench(await pgbench(binary, await arm.connection(), [...CLIENTS, '-t', String(plan.seconds * WRITES)]));
-    await arm.settle();
-    return { rate: tps, cpu: arm.cpuSeconds() - before };
-  };
-  const statement =
-    (sql: string): Case['run'] =>
-    async (arm) => {
-      const client = await connect(arm);
-      try {
-        const before = arm.cpuSeconds();
-        const began = performance.now();
-        await client.query(sql);
-        const seconds = (performance.now() - began) / 1_000;
-        return { rate: 1 / seconds, cpu: arm.cpuSeconds() - before };
-      } finally {
-        await client.end();
-      }
-    };
-  const scan = statement('SELECT count(*), max(length(filler)) FROM pgbench_accounts');
-  const cases: readonly Case[] = [
-    { id: 'TPC-B c=8', run: writes },
-    { id: `select-only, ${plan.scale * 15} MB over 128 MB of buffers`, run: reads },
-    { id: 'scan of pgbench_accounts from scratch', run: scan },
-    {
-      id: 'scan of pgbench_accounts, cold compute',
-      run: async (arm) => {
-        await arm.settle();
-        await arm.cold();
-        return scan(arm);
-      },
-    },
-    {
-      id: `COPY-like load of ${plan.copyRows} rows, until it is in layers`,
-      run: async (arm) => {
-        await query(arm, 'DROP TABLE IF EXISTS bulk');
-        const before = arm.cpuSeconds();
-        const began = performance.now();
-        await query(
-          arm,
-          `CREATE TABLE bulk AS SELECT i, md5(i::text) AS a, md5((i * 7)::text) AS b FROM generate_series(1, ${plan.copyRows}) i`,
-        );
-        const rate = 1_000 / (performance.now() - began);
-        await arm.settle();
-        return { rate, cpu: arm.cpuSeconds() - before };
-      },
-    },
-  ];
+  const cases = encryptionWork(binary, plan);
   const ratios = new Map<string, { rate: number[]; cpu: number[] }>(cases.map((c) => [c.id, { rate: [], cpu: [] }]));
   for (let pair = -1; pair < PAIRS; pair++)
-    for (const { id, run } of cases) {
+    for (const work of cases) {
+      const { id } = work;
       const [first, second] = pair % 2 === 0 ? arms : [plain, encrypted];
-      const [a, b] = [await run(first), await run(second)];
+      const [a, b] = [await measured(work, first), await measured(work, second)];
       const [ours, theirs] = first === encrypted ? [a, b] : [b, a];
       if (pair < 0) continue;
       const list = ratios.get(id) as { rate: number[]; cpu: number[] };

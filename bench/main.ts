@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { LakebaseArm, stockArm, syncArm } from './arms.ts';
 import { type Plan, bulk, coldScan, hotSelect, resume, throughProxy, throughput } from './cases.ts';
+import { cipherShare } from './cipher-share.ts';
 import { encryptionCases } from './encryption.ts';
 import { findPgbench } from './pgbench.ts';
 import { Report } from './report.ts';
@@ -13,10 +14,18 @@ import { storageCases } from './storage.ts';
 import { warmResume } from './warm-resume.ts';
 
 const { values } = parseArgs({
-  options: { quick: { type: 'boolean' }, only: { type: 'string' }, encryption: { type: 'boolean' }, help: { type: 'boolean' } },
+  options: {
+    quick: { type: 'boolean' },
+    only: { type: 'string' },
+    encryption: { type: 'boolean' },
+    'cipher-share': { type: 'boolean' },
+    help: { type: 'boolean' },
+  },
 });
 if (values.help === true) {
-  process.stdout.write('usage: npm run bench [-- --quick] [--encryption] [--only hot,throughput,proxy,bulk,cold,resume,warm,storage]\n');
+  process.stdout.write(
+    'usage: npm run bench [-- --quick] [--encryption] [--cipher-share] [--only hot,throughput,proxy,bulk,cold,resume,warm,storage]\n',
+  );
   process.exit(0);
 }
 const plan: Plan =
@@ -24,7 +33,8 @@ const plan: Plan =
     ? { seconds: 5, rounds: 1, scale: 20, hotScale: 5, copyRows: 500_000, resumes: 8 }
     : { seconds: 10, rounds: 3, scale: 70, hotScale: 5, copyRows: 2_000_000, resumes: 40 };
 const only = values.only?.split(',');
-const wanted = (name: string): boolean => values.encryption !== true && (only === undefined || only.includes(name));
+const ofItsOwn = values.encryption === true || values['cipher-share'] === true;
+const wanted = (name: string): boolean => !ofItsOwn && (only === undefined || only.includes(name));
 
 const binary = findPgbench();
 if (binary === undefined) {
@@ -35,6 +45,7 @@ if (binary === undefined) {
 }
 const report = new Report();
 if (values.encryption === true) await encryptionCases(binary, plan, report);
+if (values['cipher-share'] === true) await cipherShare(binary, plan, report);
 if (['hot', 'throughput', 'proxy', 'bulk', 'cold', 'resume'].some(wanted)) {
   await using ours = await LakebaseArm.start();
   await using stock = await stockArm();
