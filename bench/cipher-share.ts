@@ -4,7 +4,7 @@
  *  the shim's XTS and the locks it needs, everything of the key manager. Compiled JavaScript is named by V8's jitdump, which knows when which code was where
  *  (the simpler perf map does not: it counted redo and copies as ciphers, up to a tenth of the time, 2026-11). What it cannot see: our own lines that V8 compiled
  *  into their callers (the calls they make are seen), and garbage. Hashes of objects are not encryption and do not count. */
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -76,11 +76,13 @@ export async function cipherShare(binary: string, plan: Plan, report: Report): P
         }
         const recording = join(directory, 'perf.data');
         const pids = new Set(processes(arm.cluster));
-        const perf = await record(recording);
-        await work.run(arm);
+        const stop = await record(recording);
+        try {
+          await work.run(arm);
+        } finally {
+          await stop();
+        }
         for (const pid of processes(arm.cluster)) pids.add(pid);
-        perf.kill('SIGINT');
-        await once(perf, 'exit');
         const { share, most } = await shareOf(recording, pids, new Set(arm.cluster.pids('keymanager')));
         process.stdout.write(`  ${work.id}: ${percent(share)} % (${most})\n`);
         shares.set(work.id, [...(shares.get(work.id) ?? []), share]);
@@ -95,10 +97,16 @@ export async function cipherShare(binary: string, plan: Plan, report: Report): P
 
 const percent = (share: number): string => (share * 100).toFixed(1);
 
-async function record(path: string): Promise<ChildProcess> {
+/** Records every processor until the returned function is called. */
+async function record(path: string): Promise<() => Promise<void>> {
   const perf = spawn('perf', ['record', '-k', 'mono', '-F', String(SAMPLES_PER_SECOND), '-g', '-a', '-o', path], { stdio: 'ignore' });
+  const exited = once(perf, 'exit');
   await sleep(PERF_STARTS_MS);
-  return perf;
+  return async () => {
+    if (!perf.kill('SIGINT'))
+      throw new LakebaseError('CONFIG', `perf record ended by itself, with ${perf.exitCode}: may this user sample all processors?`);
+    await exited;
+  };
 }
 
 async function shareOf(
