@@ -7,13 +7,13 @@ import { LakebaseError, errorMessage } from '@lakebase/base';
 import { TAG_BYTES, bindFrame, frameNonce } from '@lakebase/envelope';
 import {
   FOOTER_BYTES,
-  FRAME_BYTES_MAX,
-  FRAME_INDEX_ENTRY_BYTES,
+  FrameIndex,
   HEADER_BYTES_MAX,
   KEY_BYTES,
   type LayerFooter,
   type LayerHeader,
   type ObjectKeys,
+  type Pack,
   decodeFooter,
   decodeHeader,
   layerBinding,
@@ -27,17 +27,6 @@ export interface LayerShape {
   readonly headerBytes: number;
   readonly footer: LayerFooter;
   readonly footerBytes: Buffer;
-}
-
-/** A row of the frame index. */
-export interface FrameEntry {
-  readonly firstKey: Buffer;
-  readonly firstLsn: number;
-  readonly offset: number;
-  /** Without the tag. */
-  readonly storedBytes: number;
-  /** 0: not compressed. */
-  readonly plainBytes: number;
 }
 
 /** A project's keys, and the reference beside the object when there is a newer one than in its header. */
@@ -55,15 +44,15 @@ export async function readLayerShape(source: ByteSource): Promise<LayerShape> {
   return { header, headerBytes, footer, footerBytes };
 }
 
-type OpenFrame = (stored: Buffer, n: number, tag: Buffer, more?: Buffer) => Buffer;
+type Open = (stored: Buffer, number: number, tag: Buffer, what: string, more?: Buffer) => Buffer;
 
-/** Opens frames of one layer. */
+/** Opens frames of one layer, a pack at a time. */
 export class LayerFrames {
   readonly #source: ByteSource;
-  readonly #open: OpenFrame;
-  readonly index: readonly FrameEntry[];
+  readonly #open: Open;
+  readonly index: FrameIndex;
 
-  private constructor(source: ByteSource, open: OpenFrame, index: readonly FrameEntry[]) {
+  private constructor(source: ByteSource, open: Open, index: FrameIndex) {
     this.#source = source;
     this.#open = open;
     this.index = index;
@@ -75,60 +64,51 @@ export class LayerFrames {
     if (used.length > 0) await keys.load([used]);
     const cipher = keys.restore(header.algorithm, used).frames(header.objectId);
     const binding = layerBinding(header, source.name);
-    const open: OpenFrame = (stored, n, tag, more) => {
-      bindFrame(binding, n);
+    const open: Open = (stored, number, tag, what, more) => {
+      bindFrame(binding, number);
       try {
-        return cipher.open(stored, frameNonce(n), tag, more === undefined ? binding : Buffer.concat([binding, more]));
+        return cipher.open(stored, frameNonce(number), tag, more === undefined ? binding : Buffer.concat([binding, more]));
       } catch (error) {
         if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
-        throw new LakebaseError('CORRUPT', `layer ${source.name}, frame ${n}: ${errorMessage(error)}`, { cause: error });
+        throw new LakebaseError('CORRUPT', `layer ${source.name}, ${what}: ${errorMessage(error)}`, { cause: error });
       }
     };
     const sealed = await source.read(footer.indexOffset, footer.indexBytes);
-    const plain = open(sealed.subarray(0, -TAG_BYTES), footer.frames, sealed.subarray(-TAG_BYTES), footerBytes);
-    return new LayerFrames(source, open, frameIndex(source, plain, headerBytes, footer));
+    const rows = open(sealed.subarray(0, -TAG_BYTES), footer.frames, sealed.subarray(-TAG_BYTES), 'frame index', footerBytes);
+    return new LayerFrames(source, open, new FrameIndex(rows, headerBytes, footer, source.name));
   }
 
-  /** Plain content of frame `n`, whose stored bytes and tag are `sealed`. */
-  open(n: number, sealed: Buffer): Buffer {
-    const entry = this.index[n] as FrameEntry;
-    const stored = this.#open(sealed.subarray(0, -TAG_BYTES), n, sealed.subarray(-TAG_BYTES));
-    if (entry.plainBytes === 0) return stored;
+  /** Plain content of the frames of `pack`, whose bytes and tag are `sealed`, one after another. */
+  *open(pack: Pack, sealed: Buffer): Generator<[frame: number, plain: Buffer]> {
+    const what = pack.end - pack.first === 1 ? `frame ${pack.first}` : `frames ${pack.first} to ${pack.end - 1}`;
+    const opened = this.#open(sealed.subarray(0, -TAG_BYTES), pack.number, sealed.subarray(-TAG_BYTES), what);
+    for (let n = pack.first; n < pack.end; n++) {
+      const at = this.index.offset(n) - pack.offset;
+      yield [n, this.#plain(n, opened.subarray(at, at + this.index.storedBytes(n)))];
+    }
+  }
+
+  #plain(n: number, stored: Buffer): Buffer {
+    const plainBytes = this.index.plainBytes(n);
+    if (plainBytes === 0) return stored;
     let bytes: Buffer;
     try {
-      bytes = zstdDecompressSync(stored, { maxOutputLength: entry.plainBytes });
+      bytes = zstdDecompressSync(stored, { maxOutputLength: plainBytes });
     } catch (cause) {
       throw new LakebaseError('CORRUPT', `layer ${this.#source.name}, frame ${n} does not decompress: ${errorMessage(cause)}`, { cause });
     }
-    if (bytes.length !== entry.plainBytes) throw damaged(this.#source, `has frame ${n} of another length than its index says`);
+    if (bytes.length !== plainBytes) throw damaged(this.#source, `has frame ${n} of another length than its index says`);
     return bytes;
   }
 
   async read(n: number): Promise<Buffer> {
-    const entry = this.index[n];
-    if (entry === undefined)
-      throw new LakebaseError('INVALID_ARGUMENT', `the layer has ${this.index.length} frames; there is no frame ${n}`);
-    return this.open(n, await this.#source.read(entry.offset, entry.storedBytes + TAG_BYTES));
+    const { frames } = this.index;
+    if (n >= frames) throw new LakebaseError('INVALID_ARGUMENT', `the layer has ${frames} frames; there is no frame ${n}`);
+    const pack = this.index.packOf(n);
+    for (const [frame, plain] of this.open(pack, await this.#source.read(pack.offset, pack.bytes + TAG_BYTES)))
+      if (frame === n) return plain;
+    throw new LakebaseError('INTERNAL', `frame ${n} is not in its pack`);
   }
-}
-
-function frameIndex(source: ByteSource, plain: Buffer, headerBytes: number, footer: LayerFooter): FrameEntry[] {
-  const rows: FrameEntry[] = [];
-  let at = headerBytes;
-  for (let p = 0; p < plain.length; p += FRAME_INDEX_ENTRY_BYTES) {
-    const row = {
-      firstKey: plain.subarray(p, p + KEY_BYTES),
-      firstLsn: u64(plain, p + KEY_BYTES),
-      offset: u64(plain, p + KEY_BYTES + 8),
-      storedBytes: plain.readUInt32BE(p + KEY_BYTES + 16),
-      plainBytes: plain.readUInt32BE(p + KEY_BYTES + 20),
-    };
-    if (row.offset !== at || row.plainBytes > FRAME_BYTES_MAX) throw damaged(source, `has an index whose row ${rows.length} does not fit`);
-    at += row.storedBytes + TAG_BYTES;
-    rows.push(row);
-  }
-  if (at !== footer.indexOffset) throw damaged(source, 'has an index that does not fit its frames');
-  return rows;
 }
 
 export interface LayerCheck {
@@ -150,12 +130,13 @@ export async function checkLayer(
   const frames = openWith === undefined ? undefined : await LayerFrames.load(source, shape, openWith);
   const hash = createHash('sha256');
   let entries = 0;
-  let next = 0;
-  /** Read and not opened yet: less than a frame. */
+  let opened = 0;
+  let nextPack = 0;
+  const packs = frames?.index.packs ?? 0;
+  /** Read and not opened yet: less than a pack. */
   let rest = Buffer.alloc(0);
   for (let at = 0; at < source.size; ) {
-    const wanted = frames?.index[next];
-    const missing = wanted === undefined ? 0 : wanted.storedBytes + TAG_BYTES - rest.length;
+    const missing = frames === undefined || nextPack >= packs ? 0 : frames.index.pack(nextPack).bytes + TAG_BYTES - rest.length;
     const length = Math.min(source.size - at, Math.max(PIECE_BYTES, missing));
     const piece = await source.read(at, length);
     hash.update(piece);
@@ -163,26 +144,28 @@ export async function checkLayer(
       const begin = Math.max(0, shape.headerBytes - at);
       rest = begin >= length ? rest : Buffer.concat([rest, piece.subarray(begin)]);
       let used = 0;
-      for (let entry = frames.index[next]; entry !== undefined; entry = frames.index[next]) {
-        const bytes = entry.storedBytes + TAG_BYTES;
+      for (; nextPack < packs; nextPack++) {
+        const pack = frames.index.pack(nextPack);
+        const bytes = pack.bytes + TAG_BYTES;
         if (used + bytes > rest.length) break;
-        entries += countEntries(source, next, frames.open(next, rest.subarray(used, used + bytes)));
+        for (const [n, plain] of frames.open(pack, rest.subarray(used, used + bytes))) {
+          entries += countEntries(source, n, plain);
+          // A frame is tens of microseconds to a millisecond of work: let others run in between.
+          if ((++opened & 7) === 0) await new Promise<void>((resolve) => void setImmediate(resolve));
+        }
         used += bytes;
-        next++;
-        // A frame is tens of microseconds to a millisecond of work: let others run in between.
-        if ((next & 7) === 0) await new Promise<void>((resolve) => void setImmediate(resolve));
       }
-      rest = next < frames.index.length ? Buffer.from(rest.subarray(used)) : Buffer.alloc(0);
+      rest = nextPack < packs ? Buffer.from(rest.subarray(used)) : Buffer.alloc(0);
     }
     at += length;
     await spent(length);
   }
-  if (frames !== undefined && (next !== shape.footer.frames || entries !== shape.footer.entries))
+  if (frames !== undefined && (opened !== shape.footer.frames || entries !== shape.footer.entries))
     throw damaged(
       source,
-      `has ${next} frames with ${entries} entries, its footer says ${shape.footer.frames} with ${shape.footer.entries}`,
+      `has ${opened} frames with ${entries} entries, its footer says ${shape.footer.frames} with ${shape.footer.entries}`,
     );
-  return { shape, sha256: hash.digest('hex'), frames: next, entries };
+  return { shape, sha256: hash.digest('hex'), frames: opened, entries };
 }
 
 const GROUP_BYTES = KEY_BYTES + 8;
@@ -207,7 +190,5 @@ function countEntries(source: ByteSource, n: number, plain: Buffer): number {
   });
   return sum;
 }
-
-const u64 = (b: Buffer, at: number): number => b.readUInt32BE(at) * 0x1_0000_0000 + b.readUInt32BE(at + 4);
 
 const damaged = (source: ByteSource, what: string): LakebaseError => new LakebaseError('CORRUPT', `layer ${source.name} ${what}`);

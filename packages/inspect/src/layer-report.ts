@@ -1,6 +1,6 @@
 /** A layer file for a person: header and footer; with keys its frames, and the entries of one. */
 import type { InspectReport } from '@lakebase/api';
-import { type Lsn, formatLsn } from '@lakebase/ids';
+import { formatLsn } from '@lakebase/ids';
 import {
   ARG_BLOCK_ID,
   ARG_STOP,
@@ -71,17 +71,14 @@ export async function reportLayer(source: ByteSource, o: LayerReportOptions = {}
 }
 
 function frameTable(report: ReportBuilder, frames: LayerFrames): void {
-  const rows = frames.index
-    .slice(0, report.rowLimit)
-    .map((f, n) => [
-      n,
-      f.offset,
-      f.storedBytes,
-      f.plainBytes === 0 ? 'as it is' : f.plainBytes,
-      formatLsn(f.firstLsn as Lsn),
-      describeKey(f.firstKey),
-    ]);
-  report.table('frames', ['frame', 'offset', 'stored', 'plain', 'first LSN', 'first key'], rows, frames.index.length - rows.length);
+  const { index } = frames;
+  const rows = Array.from({ length: Math.min(index.frames, report.rowLimit) }, (_, n) => {
+    const plain = index.plainBytes(n);
+    const at = [n, index.packOf(n).number, index.offset(n), index.storedBytes(n), plain === 0 ? 'as it is' : plain];
+    return [...at, formatLsn(index.firstLsn(n)), describeKey(index.firstKey(n))];
+  });
+  const columns = ['frame', 'pack', 'offset', 'stored', 'plain', 'first LSN', 'first key'];
+  report.table('frames', columns, rows, index.frames - rows.length);
 }
 
 async function entryTable(report: ReportBuilder, source: ByteSource, frames: LayerFrames, n: number): Promise<void> {

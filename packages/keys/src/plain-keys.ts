@@ -10,6 +10,7 @@ const plainKeysOf = (project: string): ProjectKeys => ({
   project,
   usable: true,
   locked: undefined,
+  locks: 0,
   kekVersion: 0,
   create: () => plainProvider.create(),
   restore: (algorithm, reference) => plainProvider.restore(algorithm, reference),

@@ -19,6 +19,8 @@ export interface ProjectKeys extends CipherProvider {
   readonly usable: boolean;
   /** Why it is not usable: the error to answer with. */
   readonly locked: LakebaseError | undefined;
+  /** How often it was locked. What was opened before the last time is of no use, also when the project is usable again. */
+  readonly locks: number;
   readonly kekVersion: number;
   /** Waits until the project is known, usable and has fresh keys at hand; KEY_REVOKED at once when it is locked, UNAVAILABLE after a deadline. */
   ready(timeoutMs?: number): Promise<void>;
@@ -61,6 +63,7 @@ export class ProjectKeyStore implements ProjectKeys {
   readonly project: string;
   readonly #o: ProjectKeyStoreOptions;
   #locked: LakebaseError | undefined;
+  #locks = 0;
   #kekVersion = 0;
   /** Grows with every lock: what was asked for before one is not kept. */
   #epoch = 0;
@@ -89,6 +92,9 @@ export class ProjectKeyStore implements ProjectKeys {
   }
   get locked(): LakebaseError | undefined {
     return this.#locked;
+  }
+  get locks(): number {
+    return this.#locks;
   }
   get kekVersion(): number {
     return this.#kekVersion;
@@ -222,6 +228,7 @@ export class ProjectKeyStore implements ProjectKeys {
 
   lock(error: LakebaseError): void {
     this.#epoch++;
+    this.#locks++;
     if (this.#locked === undefined) this.#unlocked = Promise.withResolvers<void>();
     this.#locked = error;
     this.#dropPool();

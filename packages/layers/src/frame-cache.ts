@@ -3,6 +3,10 @@
  *  that are used again, enough for neighbours and scans, so that reads neither push out everything else nor make garbage of several times their size.
  *  Invariant: while passing, a frame stays as it is until the next page is begun; nobody who passes keeps a view beyond that. */
 import { FrameWindow } from './frame-window.ts';
+import { OpenPacks } from './open-packs.ts';
+
+/** What scans of a few layers at a time need. */
+const PACKS = 8;
 
 export interface CachedFrame {
   readonly bytes: Buffer;
@@ -18,6 +22,8 @@ export class FrameCache {
   misses = 0;
   readonly #window = new FrameWindow();
   #passing = false;
+  /** Keyed as frames are, by the pack's number. */
+  readonly packs: OpenPacks = new OpenPacks(PACKS);
   static #nextLayer = 0;
 
   constructor(limitBytes: number) {
@@ -83,6 +89,7 @@ export class FrameCache {
       if (wipe) frame.bytes.fill(0);
     }
     this.#window.forget(from, to);
+    this.packs.forget(from, to);
   }
 
   get bytes(): number {

@@ -25,10 +25,9 @@ export * from './object-keys.ts';
 export * from './sealed-object.ts';
 export * from './timeline-index.ts';
 /** The bytes of a layer file, for those who check or show one without searching it. */
+export { FrameIndex, type Pack } from './frame-index.ts';
 export {
   FOOTER_BYTES,
-  FRAME_BYTES_MAX,
-  FRAME_INDEX_ENTRY_BYTES,
   HEADER_BYTES_MAX,
   LAYER_MAGIC,
   type LayerFooter,

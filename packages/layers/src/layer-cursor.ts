@@ -4,9 +4,11 @@ import type { Entry } from './entry.ts';
 import type { CachedFrame } from './frame-cache.ts';
 import { KEY_BYTES } from './key.ts';
 import { type LayerReader, forEachEntry } from './layer-reader.ts';
+import { OpenPacks } from './open-packs.ts';
 
 export class LayerCursor {
   readonly #layer: LayerReader;
+  readonly #packs = new OpenPacks(1);
   #frameNumber: number;
   #frame: CachedFrame | undefined;
   #group = -1;
@@ -28,9 +30,10 @@ export class LayerCursor {
       if (this.#frameNumber >= this.#layer.frames) {
         this.key = undefined;
         this.#frame = undefined;
+        this.#packs.forget();
         return;
       }
-      this.#frame = this.#layer.loadFrame(this.#frameNumber);
+      this.#frame = this.#layer.loadFrame(this.#frameNumber, this.#packs);
       this.#group = 0;
     }
     const at = this.#frame.groups[this.#group] as number;

@@ -13,6 +13,7 @@ test('every flipped bit of a header is damage that names the file, also where it
     endLsn: 200 as Lsn,
     objectId: Buffer.alloc(16, 3),
     algorithm: 1,
+    version: 3,
     keyReference: Buffer.alloc(20, 4),
   };
   const good = encodeHeader(header);

@@ -1,6 +1,6 @@
 /** Byte format of layer files, without I/O: header, frames, footer (docs/formats/layer.md).
- *  A file is `header · data frames · index frame · footer`. Data frames and the index frame are sealed by the object's {@link FrameCipher}
- *  (nonce: the frame's number; associated data: the object's identity, name and header), so a flipped byte or a frame from another place never
+ *  A file is `header · packs of data frames · index frame · footer`. Packs and the index frame are sealed by the object's {@link FrameCipher}
+ *  (nonce: the pack's number; associated data: the object's identity, name and header), so a flipped byte or a pack from another place never
  *  opens. The footer is bound to the index frame. */
 import { randomBytes } from 'node:crypto';
 import { LakebaseError, isCode } from '@lakebase/base';
@@ -11,8 +11,13 @@ import { KEY_BYTES } from './key.ts';
 
 export const LAYER_MAGIC = 0x4c424c59;
 export const FOOTER_MAGIC = 0x4c424c46;
-export const LAYER_VERSION = 2;
+/** Written. Version 2 is read as well: there each frame is a pack of its own. */
+export const LAYER_VERSION = 3;
+const OLDEST_VERSION = 2;
 export const FRAME_TARGET_BYTES = 33_792;
+/** Of stored frames sealed together: more would help runs of reads little, and a random read opens all of them. */
+export const PACK_FRAMES = 4;
+export const PACK_TARGET_BYTES: number = FRAME_TARGET_BYTES;
 /** A frame grows past the target only for one large value. */
 export const FRAME_BYTES_MAX = 1 << 30;
 export const FOOTER_BYTES = 72;
@@ -26,6 +31,7 @@ export const ENTRY_HEADER_BYTES = 14;
 export type LayerKind = 'delta' | 'image';
 
 export interface LayerHeader {
+  readonly version: number;
   readonly kind: LayerKind;
   readonly project: string;
   readonly timeline: string;
@@ -39,7 +45,7 @@ export interface LayerHeader {
 export function encodeHeader(h: LayerHeader): Buffer {
   const w = new ByteWriter(256)
     .u32be(LAYER_MAGIC)
-    .u16be(LAYER_VERSION)
+    .u16be(h.version)
     .u8(h.kind === 'delta' ? 1 : 2)
     .u8(h.algorithm)
     .bytes(Buffer.from(h.project, 'latin1'))
@@ -60,8 +66,11 @@ export function decodeHeader(bytes: Buffer, file: string): { header: LayerHeader
   try {
     if (r.u32be() !== LAYER_MAGIC) throw corrupt(file, 'is not a layer file');
     const version = r.u16be();
-    if (version !== LAYER_VERSION)
-      throw new LakebaseError('UNSUPPORTED', `layer ${file} has format version ${version}; this version reads ${LAYER_VERSION}`);
+    if (version < OLDEST_VERSION || version > LAYER_VERSION)
+      throw new LakebaseError(
+        'UNSUPPORTED',
+        `layer ${file} has format version ${version}; this version reads ${OLDEST_VERSION} to ${LAYER_VERSION}`,
+      );
     const kind = r.u8();
     const algorithm = r.u8();
     const project = r.bytes(32).toString('latin1');
@@ -76,7 +85,7 @@ export function decodeHeader(bytes: Buffer, file: string): { header: LayerHeader
     if (r.u32be() !== crc32c(bytes.subarray(0, end))) throw corrupt(file, 'has a damaged header');
     if (kind !== 1 && kind !== 2) throw corrupt(file, 'has an unknown kind');
     return {
-      header: { kind: kind === 1 ? 'delta' : 'image', project, timeline, startLsn, endLsn, objectId, algorithm, keyReference },
+      header: { version, kind: kind === 1 ? 'delta' : 'image', project, timeline, startLsn, endLsn, objectId, algorithm, keyReference },
       headerBytes: r.offset,
     };
   } catch (error) {
@@ -128,7 +137,7 @@ export function decodeFooter(bytes: Buffer, fileBytes: number, file: string): La
   return footer;
 }
 
-/** What every frame of the layer file `name` is bound to; the number goes into its end (`bindFrame`). */
+/** What every pack of the layer file `name` is bound to; the number goes into its end (`bindFrame`). */
 export const layerBinding = (header: LayerHeader, name: string): Buffer =>
   objectBinding(header.project, header.timeline, name, encodeHeader(header));
 

@@ -1,4 +1,4 @@
-/** Reads one layer file. Frames are read with synchronous preads: a frame is at most 33 KiB on a local disk, mostly in the operating system's cache, and a
+/** Reads one layer file. Frames are read with synchronous preads of their pack: at most 33 KiB on a local disk, mostly in the operating system's cache, and a
  *  read path without awaits sees one consistent set of layers by construction. The frame index is loaded at the first use.
  *  Every check failure is CORRUPT and names the file; bytes that are not local, or were damaged and can be fetched anew, are a {@link RemoteMiss}. */
 import { basename } from 'node:path';
@@ -8,6 +8,7 @@ import { type CipherProvider, type FrameCipher, TAG_BYTES, bindFrame, frameNonce
 import type { Lsn } from '@lakebase/ids';
 import { ARG_STOP, type Entry, type LayerView } from './entry.ts';
 import { type CachedFrame, FrameCache } from './frame-cache.ts';
+import { FrameIndex, type Pack } from './frame-index.ts';
 import { KEY_BYTES } from './key.ts';
 import { type LayerBytes, WholeFile } from './layer-bytes.ts';
 import {
@@ -15,24 +16,25 @@ import {
   FOOTER_BYTES,
   FRAME_BYTES_MAX,
   FRAME_INDEX_ENTRY_BYTES,
-  FRAME_TARGET_BYTES,
   GROUP_HEADER_BYTES,
   HEADER_BYTES_MAX,
   type LayerFooter,
   type LayerHeader,
   type LayerKind,
+  PACK_TARGET_BYTES,
   asCorrupt,
   corrupt,
   decodeFooter,
   decodeHeader,
   layerBinding,
 } from './layer-format.ts';
+import type { OpenPacks } from './open-packs.ts';
 import { RemoteMiss, bothMisses } from './remote-miss.ts';
 
 /** Of one key, in one layer, that are fetched at once. */
 const LOOK_AHEAD_FRAMES = 16;
-/** A compressed frame as it is stored, until it is opened and decompressed. */
-const STORED = Buffer.allocUnsafeSlow(FRAME_TARGET_BYTES);
+/** A pack as it is stored, until it is opened. */
+const STORED = Buffer.allocUnsafeSlow(PACK_TARGET_BYTES + TAG_BYTES);
 
 export class LayerReader implements LayerView {
   readonly path: string;
@@ -47,7 +49,7 @@ export class LayerReader implements LayerView {
   readonly #headerBytes: number;
   readonly #bytes: LayerBytes;
   #closed = false;
-  #index: Buffer | undefined;
+  #index: FrameIndex | undefined;
 
   /** `reference`: the key reference to use instead of the header's. Its key was loaded before. `frames`: how many data frames it has, when known:
    *  then what an object's first read needs is fetched at once. */
@@ -97,7 +99,7 @@ export class LayerReader implements LayerView {
     if (!this.#closed) this.#bytes.close();
     this.#closed = true;
     this.#cache.forget(this.#cacheBase, this.#cacheBase + this.footer.frames, wipe);
-    if (wipe) this.#index?.fill(0);
+    if (wipe) this.#index?.wipe();
     this.#index = undefined;
   }
 
@@ -107,9 +109,8 @@ export class LayerReader implements LayerView {
 
   collect(key: Buffer, upTo: Lsn, floor: Lsn, out: Entry[]): boolean {
     if (!this.covers(key)) return false;
-    let n = this.#frameBefore(key, upTo);
     const index = this.#frameIndex();
-    for (; n >= 0; n--) {
+    for (let n = index.lastAtOrBefore(key, upTo); n >= 0; n--) {
       const frame = this.frame(n);
       const group = findGroup(frame, key);
       if (group >= 0) {
@@ -131,7 +132,7 @@ export class LayerReader implements LayerView {
         if (stop >= 0) return true;
         if (belowFloor) return false;
       }
-      if (index.compare(key, 0, KEY_BYTES, n * FRAME_INDEX_ENTRY_BYTES, n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES) !== 0) break;
+      if (!index.beginsWith(n, key)) break;
     }
     return false;
   }
@@ -139,111 +140,109 @@ export class LayerReader implements LayerView {
   /** What {@link collect} would miss: of a key that fills many frames, the newest of them. */
   missing(key: Buffer, upTo: Lsn): RemoteMiss | undefined {
     if (!this.covers(key)) return undefined;
-    const last = this.#frameBefore(key, upTo);
-    if (last < 0) return undefined;
     const index = this.#frameIndex();
-    const begins = (n: number): number =>
-      index.compare(key, 0, KEY_BYTES, n * FRAME_INDEX_ENTRY_BYTES, n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES);
+    const last = index.lastAtOrBefore(key, upTo);
+    if (last < 0) return undefined;
     let first = last;
-    while (first > 0 && last - first < LOOK_AHEAD_FRAMES && begins(first) === 0) first--;
+    while (first > 0 && last - first < LOOK_AHEAD_FRAMES && index.beginsWith(first, key)) first--;
     return this.missingFrames(first, last);
   }
 
   /** What reads of all keys in [from, to] would miss. */
   missingRange(from: Buffer, to: Buffer): RemoteMiss | undefined {
     if (from.compare(this.footer.keyMax) > 0 || to.compare(this.footer.keyMin) < 0) return undefined;
-    return this.missingFrames(this.frameAtOrBefore(from), Math.max(0, this.#frameBefore(to, Number.MAX_SAFE_INTEGER as Lsn)));
+    return this.missingFrames(
+      this.frameAtOrBefore(from),
+      Math.max(0, this.#frameIndex().lastAtOrBefore(to, Number.MAX_SAFE_INTEGER as Lsn)),
+    );
   }
 
   /** What reads of the frames [first, last] would miss. */
   missingFrames(first: number, last: number): RemoteMiss | undefined {
-    const from = this.#place(first).offset;
-    const to = this.#place(last);
-    return this.#bytes.missing(from, to.offset + to.length + TAG_BYTES - from);
+    const index = this.#frameIndex();
+    const from = index.packOf(first).offset;
+    const to = index.packOf(last);
+    return this.#bytes.missing(from, to.offset + to.bytes + TAG_BYTES - from);
   }
 
   /** Opened and checked frame `n`. */
   frame(n: number): CachedFrame {
     const cached = this.#cache.get(this.#cacheBase + n);
     if (cached !== undefined) return cached;
-    const plainBytes = this.#plainBytes(n);
+    const plainBytes = this.#frameIndex().plainBytes(n);
     const room = plainBytes === 0 ? undefined : this.#cache.roomToPass(plainBytes);
-    const frame = this.loadFrame(n, room);
+    const frame = this.loadFrame(n, this.#cache.packs, room);
     if (room === undefined) this.#cache.set(this.#cacheBase + n, frame);
     else this.#cache.passed(this.#cacheBase + n, frame);
     return frame;
   }
 
-  /** {@link frame} without the cache: for scans. A compressed one is put into `room` when there is one. */
-  loadFrame(n: number, room?: Buffer): CachedFrame {
-    const { offset, length } = this.#place(n);
-    const plainBytes = this.#plainBytes(n);
-    const stored = this.#open(offset, length, n, undefined, plainBytes > 0);
-    const bytes = plainBytes === 0 ? stored : this.#decompress(stored, plainBytes, n, room);
+  /** {@link frame} without the cache: for scans. `packs`: where a pack stays until its other frames are read. A compressed frame is put into `room` when
+   *  there is one. */
+  loadFrame(n: number, packs: OpenPacks, room?: Buffer): CachedFrame {
+    const bytes = this.#plainFrame(n, packs, room);
     return { bytes, groups: groupOffsets(bytes, this.path) };
   }
 
-  /** A frame opened but not decompressed. */
-  rawFrame(n: number): { firstKey: Buffer; firstLsn: Lsn; stored: Buffer; plainBytes: number } {
+  #plainFrame(n: number, packs: OpenPacks, room: Buffer | undefined): Buffer {
     const index = this.#frameIndex();
-    const at = n * FRAME_INDEX_ENTRY_BYTES;
-    const { offset, length } = this.#place(n);
+    const plainBytes = index.plainBytes(n);
+    const pack = index.packOf(n);
+    if (pack.end - pack.first > 1) {
+      const stored = this.#storedFrame(n, pack, packs);
+      return plainBytes === 0 ? ownCopy(stored) : this.#decompress(stored, plainBytes, n, room);
+    }
+    const stored = this.#openPack(pack, n);
+    if (plainBytes === 0) return stored;
+    const plain = this.#decompress(stored, plainBytes, n, room);
+    wipeAndGiveBack(stored);
+    return plain;
+  }
+
+  /** A frame opened but not decompressed; `stored` is a view of what `packs` holds. */
+  rawFrame(n: number, packs: OpenPacks): { firstKey: Buffer; firstLsn: Lsn; stored: Buffer; plainBytes: number } {
+    const index = this.#frameIndex();
     return {
-      firstKey: index.subarray(at, at + KEY_BYTES),
-      firstLsn: readLsn(index, at + KEY_BYTES),
-      stored: this.#open(offset, length, n),
-      plainBytes: this.#plainBytes(n),
+      firstKey: index.firstKey(n),
+      firstLsn: index.firstLsn(n),
+      stored: this.#storedFrame(n, index.packOf(n), packs),
+      plainBytes: index.plainBytes(n),
     };
   }
 
-  /** 0: not compressed. */
-  #plainBytes(n: number): number {
-    return this.#frameIndex().readUInt32BE(n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8 + 12);
+  #storedFrame(n: number, pack: Pack, packs: OpenPacks): Buffer {
+    const key = this.#cacheBase + pack.number;
+    let bytes = packs.get(key);
+    if (bytes === undefined) packs.set(key, (bytes = this.#openPack(pack, n)));
+    const index = this.#frameIndex();
+    const at = index.offset(n) - pack.offset;
+    return bytes.subarray(at, at + index.storedBytes(n));
   }
 
-  #place(n: number): { offset: number; length: number } {
-    const index = this.#frameIndex();
-    const p = n * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
-    return { offset: index.readUInt32BE(p) * 0x1_0000_0000 + index.readUInt32BE(p + 4), length: index.readUInt32BE(p + 8) };
+  /** All of a pack, in memory of its own. `n`: the frame it is opened for. */
+  #openPack({ offset, bytes, number }: Pack, n: number): Buffer {
+    return this.#open(offset, bytes, number, `frame ${n}`);
   }
 
   #decompress(stored: Buffer, plainBytes: number, n: number, room: Buffer | undefined): Buffer {
-    if (plainBytes > FRAME_BYTES_MAX) throw corrupt(this.path, `has frame ${n} of an impossible size`);
     try {
-      const plain = decompressFrame(stored, plainBytes, room);
-      wipeAndGiveBack(stored);
-      return plain;
+      return decompressFrame(stored, plainBytes, room);
     } catch (cause) {
       throw new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n} does not decompress: ${(cause as Error).message}`, { cause });
     }
   }
 
-  /** Number of the last frame whose first (key, lsn) is at or before the given; -1 when none is. */
-  #frameBefore(key: Buffer, lsn: Lsn): number {
-    const index = this.#frameIndex();
-    let low = 0,
-      high = this.footer.frames;
-    while (low < high) {
-      const mid = (low + high) >>> 1;
-      const at = mid * FRAME_INDEX_ENTRY_BYTES;
-      const order = index.compare(key, 0, KEY_BYTES, at, at + KEY_BYTES);
-      const after = order > 0 || (order === 0 && readLsn(index, at + KEY_BYTES) > lsn);
-      if (after) high = mid;
-      else low = mid + 1;
-    }
-    return low - 1;
-  }
-
   /** First frame that may hold keys >= key. */
   frameAtOrBefore(key: Buffer): number {
-    return Math.max(0, this.#frameBefore(key, 0 as Lsn));
+    return Math.max(0, this.#frameIndex().lastAtOrBefore(key, 0 as Lsn));
   }
 
-  #frameIndex(): Buffer {
+  #frameIndex(): FrameIndex {
     if (this.#index === undefined) {
       const { indexOffset, indexBytes, frames } = this.footer;
       try {
-        this.#index = this.#open(indexOffset, indexBytes - TAG_BYTES, frames, this.#footerBytes);
+        const rows = this.#open(indexOffset, indexBytes - TAG_BYTES, frames, 'frame index', this.#footerBytes);
+        this.#index = new FrameIndex(rows, this.#headerBytes, this.footer, this.path);
       } catch (error) {
         // Header and footer are only proven with it: any of the three may be the damaged one. A reader with a wrong header must not stay.
         if (isCode(error, 'CORRUPT')) throw rejectEnds(this.#bytes, indexBytes) ?? error;
@@ -257,25 +256,21 @@ export class LayerReader implements LayerView {
     this.#frameIndex();
   }
 
-  /** `more`: what the frame is bound to besides its place. `passing`: the caller is done with the result before anything else is opened. */
-  #open(offset: number, length: number, n: number, more?: Buffer, passing = false): Buffer {
-    if (
-      length > FRAME_BYTES_MAX ||
-      offset < this.#headerBytes ||
-      offset + length + TAG_BYTES > this.footer.indexOffset + this.footer.indexBytes
-    )
-      throw corrupt(this.path, `has frame ${n} outside the file`);
-    const stored = this.#read(offset, length + TAG_BYTES, passing ? STORED : undefined);
-    const binding = bindFrame(this.#binding, n);
+  /** `what`, for messages; `more`: what it is bound to besides its place. The result is the caller's own. */
+  #open(offset: number, length: number, number: number, what: string, more?: Buffer): Buffer {
+    if (length > FRAME_BYTES_MAX) throw corrupt(this.path, `has a ${what} of an impossible size`);
+    const stored = this.#read(offset, length + TAG_BYTES, STORED);
+    const binding = bindFrame(this.#binding, number);
     const associatedData = more === undefined ? binding : Buffer.concat([binding, more]);
     try {
-      const plain = this.#cipher.open(stored.subarray(0, length), frameNonce(n), stored.subarray(length), associatedData);
-      if (!passing && plain.buffer !== stored.buffer) giveBack(stored); // the plain cipher's is a view of it
+      const plain = this.#cipher.open(stored.subarray(0, length), frameNonce(number), stored.subarray(length), associatedData);
+      if (plain.buffer === stored.buffer) return ownCopy(plain); // the plain cipher's
+      if (stored.buffer !== STORED.buffer) giveBack(stored);
       return plain;
     } catch (error) {
       if (error instanceof LakebaseError && error.code !== 'CORRUPT') throw error;
       const again = more === undefined ? this.#bytes.reject(offset, length + TAG_BYTES) : undefined;
-      throw again ?? new LakebaseError('CORRUPT', `layer ${this.path}, frame ${n}: ${(error as Error).message}`, { cause: error });
+      throw again ?? new LakebaseError('CORRUPT', `layer ${this.path}, ${what}: ${(error as Error).message}`, { cause: error });
     }
   }
 
@@ -291,6 +286,12 @@ function rejectEnds(bytes: LayerBytes, indexBytes = 0): RemoteMiss | undefined {
   const head = bytes.reject(0, Math.min(bytes.size, HEADER_BYTES_MAX));
   // Of a small file both are one chunk, which was rejected just now.
   return head === undefined ? undefined : bothMisses(head, bytes.missing(bytes.size - tail, tail) ?? bytes.reject(bytes.size - tail, tail));
+}
+
+function ownCopy(bytes: Buffer): Buffer {
+  const copy = Buffer.allocUnsafeSlow(bytes.length);
+  bytes.copy(copy);
+  return copy;
 }
 
 const readLsn = (b: Buffer, at: number): Lsn => (b.readUInt32BE(at) * 0x1_0000_0000 + b.readUInt32BE(at + 4)) as Lsn;

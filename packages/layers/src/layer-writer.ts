@@ -11,13 +11,17 @@ import { type Lsn, lsnHigh, lsnLow } from '@lakebase/ids';
 import { abandonFile, commitFile, createTemp, writeAllFully } from './durable.ts';
 import { KEY_BYTES } from './key.ts';
 import type { LayerReader } from './layer-reader.ts';
+import { OpenPacks } from './open-packs.ts';
 import {
   ENTRY_HEADER_BYTES,
   FRAME_INDEX_ENTRY_BYTES,
   FRAME_TARGET_BYTES,
   GROUP_HEADER_BYTES,
+  LAYER_VERSION,
   type LayerHeader,
   type LayerKind,
+  PACK_FRAMES,
+  PACK_TARGET_BYTES,
   encodeFooter,
   encodeHeader,
   layerBinding,
@@ -87,6 +91,11 @@ export class LayerWriter {
   #frame: Buffer = Buffer.allocUnsafeSlow(FRAME_TARGET_BYTES * 2);
   #frameUsed = 0;
   #frames = 0;
+  /** Stored frames that will be sealed together. */
+  readonly #pack: Buffer = Buffer.allocUnsafeSlow(PACK_TARGET_BYTES);
+  #packUsed = 0;
+  #packFrames = 0;
+  #packs = 0;
   #entries = 0;
   #frameIndex: Buffer = Buffer.alloc(FRAME_INDEX_ENTRY_BYTES * 1024);
   readonly #keyMin: Buffer = Buffer.alloc(KEY_BYTES, 0xff);
@@ -112,6 +121,7 @@ export class LayerWriter {
     this.#handle = handle;
     const header: LayerHeader = {
       ...identity,
+      version: LAYER_VERSION,
       objectId: newObjectId(),
       algorithm: key.algorithm,
       keyReference: key.keyReference,
@@ -123,7 +133,7 @@ export class LayerWriter {
   }
 
   get bytesWritten(): number {
-    return this.#offset + this.#frameUsed;
+    return this.#offset + this.#packUsed + this.#frameUsed;
   }
   /** Bytes waiting for {@link drain}. */
   get pendingBytes(): number {
@@ -190,6 +200,7 @@ export class LayerWriter {
   async finish(): Promise<LayerDescriptor> {
     assert(this.#entries > 0, 'a layer has at least one entry');
     if (this.#frameUsed > 0) this.#closeFrame();
+    this.#sealPack();
     const indexOffset = this.#offset;
     const index = Buffer.from(this.#frameIndex.subarray(0, this.#frames * FRAME_INDEX_ENTRY_BYTES));
     const footer = encodeFooter({
@@ -247,35 +258,54 @@ export class LayerWriter {
     this.#closeGroup();
     const plain = this.#frame.subarray(0, this.#frameUsed);
     const small = this.#identity.compress === true ? compressFrame(plain) : undefined;
-    if (small !== undefined && small.length < plain.length * 0.9) this.#sealFrame(small, plain.length);
-    else this.#sealFrame(plain, 0);
+    if (small !== undefined && small.length < plain.length * 0.9) this.#fileFrame(small, plain.length);
+    else this.#fileFrame(plain, 0);
     if (small !== undefined) wipeAndGiveBack(small);
     this.#frameUsed = 0;
   }
 
-  #sealFrame(stored: Buffer, plainBytes: number): void {
-    const at = this.#frames * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
-    this.#frameIndex.writeUInt32BE(Math.floor(this.#offset / 0x1_0000_0000), at);
-    this.#frameIndex.writeUInt32BE(this.#offset % 0x1_0000_0000, at + 4);
+  /** A large one is a pack of its own, and not copied. */
+  #fileFrame(stored: Buffer, plainBytes: number): void {
+    const alone = stored.length > PACK_TARGET_BYTES / 2;
+    if (alone || this.#packUsed + stored.length > PACK_TARGET_BYTES) this.#sealPack();
+    const at = this.#frames++ * FRAME_INDEX_ENTRY_BYTES + KEY_BYTES + 8;
+    const offset = this.#offset + this.#packUsed;
+    this.#frameIndex.writeUInt32BE(Math.floor(offset / 0x1_0000_0000), at);
+    this.#frameIndex.writeUInt32BE(offset % 0x1_0000_0000, at + 4);
     this.#frameIndex.writeUInt32BE(stored.length, at + 8);
     this.#frameIndex.writeUInt32BE(plainBytes, at + 12);
-    const sealed = this.#cipher.seal(stored, frameNonce(this.#frames), bindFrame(this.#binding, this.#frames));
-    // Sealed frames wait for the disk: they must not be views of the frame that is filled next (the plain cipher's are).
-    this.#emit(sealed.bytes === stored ? Buffer.from(stored) : sealed.bytes);
+    if (alone) return this.#seal(stored);
+    stored.copy(this.#pack, this.#packUsed);
+    this.#packUsed += stored.length;
+    if (++this.#packFrames === PACK_FRAMES) this.#sealPack();
+  }
+
+  #sealPack(): void {
+    if (this.#packUsed === 0) return;
+    this.#seal(this.#pack.subarray(0, this.#packUsed));
+    this.#packUsed = 0;
+    this.#packFrames = 0;
+  }
+
+  #seal(pack: Buffer): void {
+    const sealed = this.#cipher.seal(pack, frameNonce(this.#packs), bindFrame(this.#binding, this.#packs));
+    // What is sealed waits for the disk: it must not be a view of memory that is filled again (the plain cipher's is).
+    this.#emit(sealed.bytes === pack ? Buffer.from(pack) : sealed.bytes);
     this.#emit(sealed.tag);
-    this.#frames++;
+    this.#packs++;
   }
 
   /** Takes over all frames of another layer as they are, sealed anew: a copy under this identity. */
   async copyFrom(source: LayerReader): Promise<void> {
     assert(this.#entries === 0, 'a copy begins empty');
+    const packs = new OpenPacks(1);
     for (let n = 0; n < source.frames; n++) {
-      const frame = source.rawFrame(n);
+      const frame = source.rawFrame(n, packs);
       this.#openFrame(frame.firstKey, frame.firstLsn);
-      this.#sealFrame(frame.stored, frame.plainBytes);
-      wipeAndGiveBack(frame.stored);
+      this.#fileFrame(frame.stored, frame.plainBytes);
       if (this.#pendingBytes >= COPY_DRAIN_BYTES) await this.drain();
     }
+    packs.forget();
     source.footer.keyMin.copy(this.#keyMin);
     source.footer.keyMax.copy(this.#keyLast);
     this.#entries = source.footer.entries;

@@ -172,6 +172,7 @@ export class TimelineTable {
     const files = this.files(project, id);
     const { keys } = files;
     if (keys.locked !== undefined) return void this.#timelines.set(name, { locked: keys.locked });
+    const { locks } = keys;
     try {
       const attached = await attachLocal(this.context, files);
       if (attached === undefined) {
@@ -180,10 +181,12 @@ export class TimelineTable {
         await rm(files.directory, { recursive: true, force: true });
         return;
       }
-      // The key may have gone since it opened the last file.
-      if (keys.locked !== undefined) {
-        this.#timelines.set(name, { locked: keys.locked });
-        return await this.end(attached, keys.locked);
+      // The key may have gone since the first file was opened, and be back: what was opened before is of no use.
+      if (keys.locks !== locks) {
+        const error = keys.locked ?? new LakebaseError('UNAVAILABLE', 'the key was away for a moment; the timeline is attached again');
+        this.#timelines.set(name, { locked: error });
+        await this.end(attached, error);
+        return await this.attachLocal(project, id);
       }
       if (attached.uploader !== undefined) {
         attached.uploader.onStale = () => {

@@ -132,6 +132,24 @@ test('a member that starts while the key is away lists the timeline as locked an
   assert.equal(parseLsn((await q.status(2)).flushLsn), WAL.end);
 });
 
+test('a key that goes and is back while its timeline is opened: what was opened before is not used', async () => {
+  await using q = await quorum();
+  let end = upTo(100_000);
+  for (const i of [0, 1, 2]) append(q, i, end);
+  const m = q.member(1);
+  for (let turns = 0; turns < 6; turns++) {
+    for (const more of [turns, 0]) {
+      m.keys.revoke(q.project);
+      m.keys.restore(q.project);
+      for (let i = 0; i < more; i++) await new Promise((resolve) => setImmediate(resolve));
+    }
+    await until('it is open', () => lockedCount(q, 1) === 0);
+    const read = readAll(timelineOf(q, 1));
+    assert.ok(read.length > 0 && read.equals(WAL.bytes.subarray(0, read.length)));
+    append(q, 1, (end = upTo(100_000 + (turns + 1) * 5_000)));
+  }
+});
+
 test('rotation: references are wrapped anew, no segment is written, the old KEK is not needed; a kill in between changes nothing', async () => {
   await using q = await quorum();
   for (const i of [0, 1, 2]) append(q, i, WAL.end);

@@ -199,19 +199,21 @@ export class Timelines {
       if (!existsSync(join(dir, 'wal'))) return rmSync(dir, { recursive: true, force: true });
     }
     const options = this.#timelineOptions(project);
-    if (options.keys.locked !== undefined) return void this.#locked.set(key, options.keys.locked);
+    const { keys } = options;
+    if (keys.locked !== undefined) return void this.#locked.set(key, keys.locked);
+    const { locks } = keys;
     try {
       const opened = await WalTimeline.open(dir, options);
       this.#locked.delete(key);
       this.#add(opened);
-      // The key may have gone meanwhile.
-      const { locked } = this.#options.keys.source.project(project);
-      if (locked !== undefined) return this.#keys.lock(project, locked.message);
-      this.#keys.check(project);
+      if (keys.locks === locks) return this.#keys.check(project);
+      // The key has gone meanwhile, and may be back: what was opened before is of no use.
+      this.#keys.lock(project, 'the key went while the timeline was opened');
+      if (keys.usable) this.#keys.unlock(project);
     } catch (error) {
       if (isWithoutKey(error)) {
         this.#locked.set(key, error as LakebaseError);
-        if (options.keys.usable) setTimeout(() => this.#keys.unlock(project), OPEN_AGAIN_MS).unref();
+        if (keys.usable) setTimeout(() => this.#keys.unlock(project), OPEN_AGAIN_MS).unref();
         return this.#options.log.warn({ timeline, err: errorMessage(error) }, 'the timeline cannot be opened without its keys');
       }
       this.#locked.delete(key);
